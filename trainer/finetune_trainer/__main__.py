@@ -1,0 +1,134 @@
+"""`python -m finetune_trainer <stage> --run run.json`: run file → stage → answer → exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_trainer.errors import StageError
+from finetune_trainer.progress import Progress
+from finetune_trainer.spec import ExitCode, LocalRunSpec, RunSpec, Stage, StageResult
+from finetune_trainer.storage import JobStorage, Manifest, copy_published, inputs_digest
+
+log = logging.getLogger("finetune_trainer")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a stage is given beside its run: the job's storage, its own empty folder, and where to report progress."""
+
+    storage: JobStorage
+    folder: Path
+    progress: Progress
+
+
+StageFunction = Callable[[RunSpec, Workspace], StageResult]
+
+# Modules are named, not imported: prepare and evaluate must not pay for torch.
+STAGES: dict[Stage, str] = {
+    Stage.PREPARE: "finetune_trainer.data.prepare",
+    Stage.TRAIN: "finetune_trainer.train",
+    Stage.PACKAGE: "finetune_trainer.package.stage",
+    Stage.EVALUATE: "finetune_trainer.evaluate.stage",
+}
+
+
+def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress) -> StageResult:
+    """The stage's answer: of its own earlier run, of the older job it resumes from, or of working now.
+
+    Running a stage twice is free; its manifest is written last and exists only for a finished stage.
+    """
+    storage = JobStorage(run.storage, writer)
+    upstream = _upstream(stage, storage)
+    wanted = inputs_digest(run, stage, upstream)
+    if storage.manifest(stage) is not None:
+        done, _ = storage.finished(stage)
+        if done.inputs_digest != wanted:
+            raise StageError(
+                "StorageConflict",
+                f"the storage holds stage {stage} of other content; use another prefix",
+                ExitCode.INVALID_INPUT,
+            )
+        log.info("stage %s was finished before; nothing to do", stage)
+        return done.result
+    folder = storage.new_folder(stage)
+    result = _take_over(stage, run, wanted, folder)
+    if result is None:
+        stage_function: StageFunction = import_module(STAGES[stage]).run
+        result = stage_function(run, Workspace(storage, folder, progress))
+    return storage.publish(stage, folder, wanted, result).result
+
+
+def _upstream(stage: Stage, storage: JobStorage) -> Manifest | None:
+    stages = list(Stage)
+    position = stages.index(stage)
+    return storage.manifest(stages[position - 1]) if position else None
+
+
+def _take_over(stage: Stage, run: RunSpec, wanted: str, folder: Path) -> StageResult | None:
+    if run.resume_from is None:
+        return None
+    older = JobStorage(run.resume_from, "reader")
+    manifest = older.manifest(stage)
+    if manifest is None or manifest.inputs_digest != wanted:
+        return None
+    copy_published(older, manifest, folder)
+    log.info("stage %s taken over from %s", stage, run.resume_from.prefix)
+    return manifest.result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune_trainer", description="Runs one stage of a fine-tuning run."
+    )
+    parser.add_argument("stage", choices=[stage.value for stage in Stage])
+    parser.add_argument(
+        "--run", default=os.environ.get("FINETUNE_RUN_FILE", "run.json"), help="run file (JSON). Default: %(default)s"
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    stage = Stage(options.stage)
+    try:
+        run = LocalRunSpec.model_validate_json(Path(options.run).read_bytes())
+    except (OSError, ValidationError) as error:
+        return _end(
+            StageResult(stage=stage, reason="InvalidRunFile", message=str(error)[:1000]), ExitCode.INVALID_RUN_FILE
+        )
+    progress = Progress.from_environment(os.environ)
+    try:
+        result = run_stage(stage, run, os.environ.get("POD_UID") or uuid.uuid4().hex, progress)
+    except StageError as error:
+        answer = (error.result or StageResult(stage=stage)).model_copy(
+            update={"reason": error.reason, "message": error.message}
+        )
+        return _end(answer, error.exit_code)
+    except OSError as error:
+        return _end(
+            StageResult(stage=stage, reason="StorageError", message=f"{error.strerror or type(error).__name__}"),
+            ExitCode.STORAGE,
+        )
+    finally:
+        progress.close()
+    return _end(result, ExitCode.OK)
+
+
+def _end(result: StageResult, code: ExitCode) -> int:
+    message = result.termination_message()
+    print(message, flush=True)
+    log_path = os.environ.get("FINETUNE_TERMINATION_LOG", "/dev/termination-log")
+    if os.path.isfile(log_path):
+        Path(log_path).write_text(message)
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""How a stage says that it cannot go on."""
+
+from finetune_trainer.spec import ExitCode, StageResult
+
+
+class StageError(Exception):
+    """A stage ends with a reason (PascalCase), a sentence for the user (what was expected, what to do) and an exit code.
+
+    The sentence never quotes the data's text: rows, lines, columns, positions and counts only. `result` carries evidence that
+    was gathered before the end (a failed gate's evaluation, the last good checkpoint).
+    """
+
+    def __init__(
+        self, reason: str, message: str, exit_code: ExitCode = ExitCode.INVALID_INPUT, result: StageResult | None = None
+    ) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.message = message
+        self.exit_code = exit_code
+        self.result = result

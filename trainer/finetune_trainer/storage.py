@@ -1,0 +1,286 @@
+"""Where a job's files lie, and how a stage publishes: aside, hashed, the manifest last.
+
+    <root>/<prefix>/
+        prepare/ train/ package/ evaluate/
+            manifest.json            exists only once the stage has finished; names the folder that counts
+            <writer>/…               one folder per pod start; a writer that comes back late publishes nothing
+    <root>/cache/…                   shared by the jobs on one storage, content-addressed (base models, base GGUFs)
+
+See docs/decisions/0003-storage-layout-and-atomic-publish.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_trainer.errors import StageError
+from finetune_trainer.spec import Answer, ExitCode, RunSpec, Stage, StageResult, StorageLocation, digest_of
+
+_CHUNK_BYTES = 1 << 20
+
+
+class FileRecord(Answer):
+    path: str
+    sha256: str
+    bytes: int
+
+
+class Manifest(Answer):
+    """What a finished stage left behind. `directory` is relative to the stage's folder, file paths are relative to `directory`."""
+
+    stage: Stage
+    inputs_digest: str
+    directory: str
+    files: list[FileRecord]
+    result: StageResult
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the contents: paths and hashes, whoever wrote them and wherever they lie."""
+        return digest_of([[file.path, file.sha256] for file in sorted(self.files, key=lambda file: file.path)])
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in chunks of 1 MiB."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> list[FileRecord]:
+    """A record of every regular file below `folder`, sorted by path.
+
+    Errors: StageError(UnsafeFile) for a link, which could lead out of the storage.
+    """
+    records = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise StageError(
+                "UnsafeFile", f"{path.relative_to(folder)} is a link; published folders hold regular files only"
+            )
+        if path.is_file():
+            records.append(
+                FileRecord(path=path.relative_to(folder).as_posix(), sha256=hash_file(path), bytes=path.stat().st_size)
+            )
+    return records
+
+
+def folder_digest(records: list[FileRecord]) -> str:
+    """SHA-256 of the lines `<sha256>  <path>`, sorted by path: what `sha256sum` prints for the folder."""
+    lines = "".join(f"{record.sha256}  {record.path}\n" for record in sorted(records, key=lambda record: record.path))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def verify_files(folder: Path, records: list[FileRecord]) -> str | None:
+    """The first file that is missing, cut short or changed, in words; None where all are as recorded."""
+    for record in records:
+        path = resolve_inside(folder, record.path)
+        if not path.is_file():
+            return f"{record.path} is missing"
+        if path.stat().st_size != record.bytes:
+            return f"{record.path} has {path.stat().st_size} bytes, recorded were {record.bytes}"
+        if hash_file(path) != record.sha256:
+            return f"{record.path} does not match its SHA-256"
+    return None
+
+
+def resolve_inside(root: Path, relative: str) -> Path:
+    """`root/relative`, links resolved. Errors: StageError(UnsafePath) where that leaves `root`."""
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise StageError("UnsafePath", f"a path leads out of {root.name}; name one inside it")
+    return path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Readers see the old bytes or the new ones, never a mix, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames and new names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class JobStorage:
+    """A job's folder. `writer` names this pod start (its uid): two starts never write to one folder."""
+
+    def __init__(self, location: StorageLocation, writer: str) -> None:
+        self.root = Path(location.root)
+        self.location = location
+        self.writer = writer
+        self.folder = self.root / location.prefix
+
+    def stage_folder(self, stage: Stage) -> Path:
+        return self.folder / stage.value
+
+    def cache_folder(self, kind: str, digest: str) -> Path:
+        """A content-addressed folder shared by the jobs on this storage; whoever fills it writes aside and renames."""
+        return self.root / "cache" / kind / digest
+
+    def uri(self, path: Path) -> str:
+        """The URI by which others find a path on this storage: `<storage uri>/<path below root>`."""
+        return (
+            f"{self.location.uri.rstrip('/')}/{path.relative_to(self.root).as_posix()}"
+            if self.location.uri != "file://"
+            else f"file://{path}"
+        )
+
+    def new_folder(self, stage: Stage) -> Path:
+        """An empty folder of this writer. What an earlier process of the same pod left half done is removed."""
+        folder = self.stage_folder(stage) / self.writer
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        return folder
+
+    def manifest(self, stage: Stage) -> Manifest | None:
+        """The stage's manifest, unverified; None where it has not finished."""
+        path = self.stage_folder(stage) / "manifest.json"
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise StageError(
+                "CorruptManifest",
+                f"{self.uri(path)} is not a manifest; delete it to run the stage again",
+                ExitCode.STORAGE,
+            ) from error
+
+    def content(self, manifest: Manifest) -> Path:
+        """The folder that a manifest names."""
+        return resolve_inside(self.stage_folder(manifest.stage), manifest.directory)
+
+    def finished(self, stage: Stage) -> tuple[Manifest, Path]:
+        """A finished stage's manifest and folder, every file verified.
+
+        Errors: StageError(StageMissing) where it has not finished, StageError(CorruptArtifact) where a file is not as recorded.
+        """
+        manifest = self.manifest(stage)
+        if manifest is None:
+            raise StageError(
+                "StageMissing", f"stage {stage} has not finished on this storage; run it first", ExitCode.STORAGE
+            )
+        content = self.content(manifest)
+        problem = verify_files(content, manifest.files)
+        if problem:
+            raise StageError(
+                "CorruptArtifact",
+                f"stage {stage}: {problem}; delete {self.uri(content)} and its manifest to run it again",
+                ExitCode.STORAGE,
+            )
+        return manifest, content
+
+    def publish(self, stage: Stage, content: Path, inputs_digest: str, result: StageResult) -> Manifest:
+        """Makes `content` the stage's one result. Where another writer was first, that one's manifest is returned and counts."""
+        records = hash_folder(content)
+        for record in records:
+            with (content / record.path).open("rb") as file:
+                os.fsync(file.fileno())
+        manifest = Manifest(
+            stage=stage,
+            inputs_digest=inputs_digest,
+            directory=content.relative_to(self.stage_folder(stage)).as_posix(),
+            files=records,
+            result=result,
+        )
+        manifest = manifest.model_copy(
+            update={"result": result.model_copy(update={"manifest_digest": manifest.digest})}
+        )
+        path = self.stage_folder(stage) / "manifest.json"
+        aside = path.with_name(f".manifest.{self.writer}.json")
+        write_atomically(aside, manifest.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode())
+        try:
+            os.link(aside, path)  # refuses where the name is taken: the first writer wins
+        except FileExistsError:
+            winner = self.manifest(stage)
+            assert winner is not None
+            return winner
+        finally:
+            aside.unlink()
+        sync_directory(path.parent)
+        return manifest
+
+
+def local_path(uri: str, run: RunSpec) -> Path:
+    """The path in this pod of a `pvc://claim/path`, `file://` or plain local source.
+
+    Errors: StageError(ClaimNotMounted) for a claim this pod does not hold; StageError(SourceNotFound) where nothing is there.
+    """
+    if uri.startswith("pvc://"):
+        claim, _, relative = uri.removeprefix("pvc://").partition("/")
+        if claim not in run.claims:
+            raise StageError("ClaimNotMounted", f"claim {claim} is not mounted in this pod", ExitCode.INVALID_RUN_FILE)
+        path = resolve_inside(Path(run.claims[claim]), relative)
+    else:
+        path = Path(uri.removeprefix("file://"))
+    if not path.exists():
+        raise StageError("SourceNotFound", f"nothing is at {uri}; check the path")
+    return path
+
+
+def inputs_digest(run: RunSpec, stage: Stage, upstream: Manifest | None) -> str:
+    """Names what a stage's result follows from: its own settings and the contents of the stage before it."""
+    secrets = {"token_secret_ref"}
+    sections: dict[Stage, dict[str, Any]] = {
+        Stage.PREPARE: {
+            "model": run.model.model_dump(mode="json", exclude=secrets | {"dtype", "attention_implementation"}),
+            "datasets": [dataset.model_dump(mode="json", exclude=secrets) for dataset in run.datasets],
+            "preparation": run.preparation.wire(),
+            "method": run.method.wire(),
+            "maxLength": run.training.max_length,
+            "gguf": bool(run.export.gguf),
+            "chatTemplate": run.chat_template_text,
+        },
+        Stage.TRAIN: {
+            "model": run.model.model_dump(mode="json", include={"dtype", "attention_implementation"}),
+            "method": run.method.wire(),
+            "adapter": run.adapter.wire(),
+            "quantization": run.quantization.wire(),
+            "training": run.training.wire(),
+        },
+        Stage.PACKAGE: {"export": run.export.wire()},
+        Stage.EVALUATE: {
+            "evaluation": run.evaluation.wire(),
+            "production": run.production.wire() if run.production else None,
+        },
+    }
+    return digest_of(
+        {"stage": stage.value, "settings": sections[stage], "upstream": upstream.digest if upstream else None}
+    )
+
+
+def copy_published(source: JobStorage, manifest: Manifest, target: Path) -> None:
+    """Copies a finished stage's files to `target`, verified after the copy. Errors: StageError(CorruptArtifact)."""
+    content = source.content(manifest)
+    for record in manifest.files:
+        destination = target / record.path
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(content / record.path, destination)
+    problem = verify_files(target, manifest.files)
+    if problem:
+        raise StageError(
+            "CorruptArtifact", f"older job's stage {manifest.stage}: {problem}; remove resumeFrom", ExitCode.STORAGE
+        )
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
