@@ -87,29 +87,21 @@ def _take_over(stage: Stage, run: RunSpec, wanted: str, folder: Path) -> StageRe
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m finetune_trainer", description="Runs one stage of a fine-tuning run."
-    )
+    parser = argparse.ArgumentParser(prog="python -m finetune_trainer", description="Runs one stage of a fine-tuning run.")
     parser.add_argument("stage", choices=[stage.value for stage in Stage])
-    parser.add_argument(
-        "--run", default=os.environ.get("FINETUNE_RUN_FILE", "run.json"), help="run file (JSON). Default: %(default)s"
-    )
+    parser.add_argument("--run", default=os.environ.get("FINETUNE_RUN_FILE", "run.json"), help="run file (JSON). Default: %(default)s")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     stage = Stage(options.stage)
     try:
         run = LocalRunSpec.model_validate_json(Path(options.run).read_bytes())
     except (OSError, ValidationError) as error:
-        return _end(
-            StageResult(stage=stage, reason="InvalidRunFile", message=str(error)[:1000]), ExitCode.INVALID_RUN_FILE
-        )
+        return _end(StageResult(stage=stage, reason="InvalidRunFile", message=str(error)[:1000]), ExitCode.INVALID_RUN_FILE)
     progress = Progress.from_environment(os.environ)
     try:
         result = run_stage(stage, run, os.environ.get("POD_UID") or uuid.uuid4().hex, progress)
     except StageError as error:
-        answer = (error.result or StageResult(stage=stage)).model_copy(
-            update={"reason": error.reason, "message": error.message}
-        )
+        answer = (error.result or StageResult(stage=stage)).model_copy(update={"reason": error.reason, "message": error.message})
         return _end(answer, error.exit_code)
     except OSError as error:
         return _end(

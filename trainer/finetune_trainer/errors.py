@@ -10,9 +10,7 @@ class StageError(Exception):
     was gathered before the end (a failed gate's evaluation, the last good checkpoint).
     """
 
-    def __init__(
-        self, reason: str, message: str, exit_code: ExitCode = ExitCode.INVALID_INPUT, result: StageResult | None = None
-    ) -> None:
+    def __init__(self, reason: str, message: str, exit_code: ExitCode = ExitCode.INVALID_INPUT, result: StageResult | None = None) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
         self.message = message

@@ -20,9 +20,7 @@ from pydantic.alias_generators import to_camel
 class Section(BaseModel):
     """A section of the API: camelCase on the wire, unknown members refused, immutable once read."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, protected_namespaces=())
 
     def wire(self) -> dict[str, Any]:
         """The section as plain JSON data with the API's own names, absent members left out."""
@@ -94,9 +92,7 @@ class ChatTemplate(Section):
         default=ChatTemplateType.MODEL,
         description="Where the chat template comes from: the model's own files (Model), a well-known one (Named) or a ConfigMap. Default: Model.",
     )
-    named: Literal["ChatML"] | None = Field(
-        default=None, description="The well-known template; only with type Named. No default."
-    )
+    named: Literal["ChatML"] | None = Field(default=None, description="The well-known template; only with type Named. No default.")
     config_map: ConfigMapKeyRef | None = Field(
         default=None,
         description="The ConfigMap key that holds the Jinja template; only with type ConfigMap. No default.",
@@ -144,9 +140,7 @@ class Model(Section):
         default=None,
         description="Commit, tag or branch of an hf:// model; resolved to a commit once, at prepare. Default: main.",
     )
-    token_secret_ref: SecretKeyRef | None = Field(
-        default=None, description="Access token for a gated hf:// model. No default."
-    )
+    token_secret_ref: SecretKeyRef | None = Field(default=None, description="Access token for a gated hf:// model. No default.")
     dtype: Dtype = Field(
         default=Dtype.AUTO,
         description="Type of frozen weights in memory while training. Auto: bf16 with an adapter where the device has it, fp32 masters for full weights. Default: Auto.",
@@ -175,25 +169,15 @@ class DatasetFormat(StrEnum):
 class Columns(Section):
     """Names of the columns in the source; each default is the name the format itself uses."""
 
-    messages: Column | None = Field(
-        default=None, description="Column of the message list (Messages). Default: messages."
-    )
-    conversations: Column | None = Field(
-        default=None, description="Column of the turn list (ShareGPT). Default: conversations."
-    )
-    instruction: Column | None = Field(
-        default=None, description="Column of the instruction (Alpaca). Default: instruction."
-    )
+    messages: Column | None = Field(default=None, description="Column of the message list (Messages). Default: messages.")
+    conversations: Column | None = Field(default=None, description="Column of the turn list (ShareGPT). Default: conversations.")
+    instruction: Column | None = Field(default=None, description="Column of the instruction (Alpaca). Default: instruction.")
     input: Column | None = Field(default=None, description="Column of the optional input (Alpaca). Default: input.")
     output: Column | None = Field(default=None, description="Column of the answer (Alpaca). Default: output.")
     prompt: Column | None = Field(default=None, description="Column of the prompt (PromptCompletion). Default: prompt.")
-    completion: Column | None = Field(
-        default=None, description="Column of the completion (PromptCompletion). Default: completion."
-    )
+    completion: Column | None = Field(default=None, description="Column of the completion (PromptCompletion). Default: completion.")
     text: Column | None = Field(default=None, description="Column of the text (Text). Default: text.")
-    system: Column | None = Field(
-        default=None, description="Column of a system message for each row. Default: system, where there is one."
-    )
+    system: Column | None = Field(default=None, description="Column of a system message for each row. Default: system, where there is one.")
 
 
 class Dataset(Section):
@@ -206,9 +190,7 @@ class Dataset(Section):
         )
     )
 
-    name: Name = Field(
-        description="Name of the data set, unique in the job; its own test rows are scored under it. Required."
-    )
+    name: Name = Field(description="Name of the data set, unique in the job; its own test rows are scored under it. Required.")
     source: str = Field(
         pattern=_DATA_SOURCE,
         max_length=512,
@@ -217,9 +199,7 @@ class Dataset(Section):
     revision: Annotated[str, Field(max_length=128, pattern=r"^[-A-Za-z0-9._/]+$")] | None = Field(
         default=None, description="Commit, tag or branch of an hf:// data set. Default: main."
     )
-    token_secret_ref: SecretKeyRef | None = Field(
-        default=None, description="Access token for a gated hf:// data set. No default."
-    )
+    token_secret_ref: SecretKeyRef | None = Field(default=None, description="Access token for a gated hf:// data set. No default.")
     split: Annotated[str, Field(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.]*$", max_length=64)] = Field(
         default="train", description="Split that is trained on. Default: train."
     )
@@ -230,9 +210,7 @@ class Dataset(Section):
     format: DatasetFormat = Field(
         default=DatasetFormat.AUTO, description="Shape of a row. Auto: told from the column names. Default: Auto."
     )
-    columns: Columns = Field(
-        default=Columns(), description="Column names that differ from the format's own. Default: the format's names."
-    )
+    columns: Columns = Field(default=Columns(), description="Column names that differ from the format's own. Default: the format's names.")
     system_message: Annotated[str, Field(max_length=8192)] | None = Field(
         default=None, description="System message put before conversations that have none. No default."
     )
@@ -245,9 +223,7 @@ class Dataset(Section):
 
 
 class Deduplicate(Section):
-    exact: bool = Field(
-        default=True, description="Drop rows whose content was seen before, over all data sets. Default: true."
-    )
+    exact: bool = Field(default=True, description="Drop rows whose content was seen before, over all data sets. Default: true.")
 
 
 class Split(Section):
@@ -261,9 +237,7 @@ class Split(Section):
     )
 
     train: float = Field(default=0.8, gt=0, le=1, description="Share of groups trained on. Default: 0.8.")
-    validation: float = Field(
-        default=0.1, ge=0, le=0.5, description="Share of groups held out for the loss during training. Default: 0.1."
-    )
+    validation: float = Field(default=0.1, ge=0, le=0.5, description="Share of groups held out for the loss during training. Default: 0.1.")
     test: float = Field(default=0.1, ge=0, le=0.5, description="Share of groups held out for evaluation. Default: 0.1.")
     seed: int = Field(default=42, ge=0, le=2**31 - 1, description="Seed of the draw. Default: 42.")
     group_by: Column | None = Field(
@@ -321,13 +295,9 @@ class TargetModules(Section):
 
 class LoRA(Section):
     rank: int = Field(default=16, ge=1, le=1024, description="Rank r of the update. Default: 16.")
-    alpha: float = Field(
-        default=32, gt=0, le=4096, description="Scale: the update is multiplied by alpha / rank. Default: 32."
-    )
+    alpha: float = Field(default=32, gt=0, le=4096, description="Scale: the update is multiplied by alpha / rank. Default: 32.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the update. Default: 0.")
-    target_modules: TargetModules = Field(
-        default=TargetModules(), description="Layers that get an update. Default: all linear ones."
-    )
+    target_modules: TargetModules = Field(default=TargetModules(), description="Layers that get an update. Default: all linear ones.")
     modules_to_save: Annotated[list[Annotated[str, Field(max_length=128)]], Field(max_length=16)] = Field(
         default=[],
         description="Modules trained in full and saved with the adapter, such as embed_tokens and lm_head. Default: none.",
@@ -342,12 +312,8 @@ class AdapterType(StrEnum):
 class Adapter(Section):
     model_config = ConfigDict(json_schema_extra=union_rules(LoRA="lora"))
 
-    type: AdapterType = Field(
-        default=AdapterType.LORA, description="LoRA, or None for training all weights. Default: LoRA."
-    )
-    lora: LoRA | None = Field(
-        default=None, description="Settings of LoRA. Default: rank 16, alpha 32, all linear layers."
-    )
+    type: AdapterType = Field(default=AdapterType.LORA, description="LoRA, or None for training all weights. Default: LoRA.")
+    lora: LoRA | None = Field(default=None, description="Settings of LoRA. Default: rank 16, alpha 32, all linear layers.")
 
     @property
     def effective_lora(self) -> LoRA:
@@ -381,9 +347,7 @@ class Scheduler(StrEnum):
 
 
 class Warmup(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(("!(has(self.steps) && has(self.ratio))", "set steps or ratio, not both"))
-    )
+    model_config = ConfigDict(json_schema_extra=rules(("!(has(self.steps) && has(self.ratio))", "set steps or ratio, not both")))
 
     steps: int | None = Field(default=None, ge=0, le=10_000_000, description="Warm-up in optimizer steps. No default.")
     ratio: float | None = Field(
@@ -438,9 +402,7 @@ class Training(Section):
     epochs: float | None = Field(
         default=None, gt=0, le=1000, description="Passes over the training rows. Default: 3 where maxSteps is not set."
     )
-    max_steps: int | None = Field(
-        default=None, ge=1, le=100_000_000, description="Optimizer steps instead of epochs. No default."
-    )
+    max_steps: int | None = Field(default=None, ge=1, le=100_000_000, description="Optimizer steps instead of epochs. No default.")
     learning_rate: float | None = Field(
         default=None,
         gt=0,
@@ -473,12 +435,8 @@ class Training(Section):
     )
     optimizer: Optimizer = Field(default=Optimizer.ADAMW, description="Optimizer. Default: AdamW.")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Weight decay. Default: 0.")
-    max_grad_norm: float = Field(
-        default=1.0, gt=0, le=1000, description="Gradient norm that larger ones are clipped to. Default: 1."
-    )
-    neftune_noise_alpha: float | None = Field(
-        default=None, gt=0, le=100, description="NEFTune noise on the embeddings. No default (off)."
-    )
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1000, description="Gradient norm that larger ones are clipped to. Default: 1.")
+    neftune_noise_alpha: float | None = Field(default=None, gt=0, le=100, description="NEFTune noise on the embeddings. No default (off).")
     precision: Precision = Field(
         default=Precision.AUTO, description="Autocast precision. Auto: bf16, else fp16; fp32 on CPU. Default: Auto."
     )
@@ -519,9 +477,7 @@ class Checkpoints(Section):
         description="Optimizer steps between checkpoints; only with type Steps. No default.",
     )
     keep: int = Field(default=2, ge=1, le=100, description="Newest verified checkpoints that are kept. Default: 2.")
-    on_preemption: Literal["Save", "Skip"] = Field(
-        default="Save", description="What SIGTERM does before the pod stops. Default: Save."
-    )
+    on_preemption: Literal["Save", "Skip"] = Field(default="Save", description="What SIGTERM does before the pod stops. Default: Save.")
 
 
 METRICS: dict[str, Literal["Higher", "Lower"]] = {
@@ -551,19 +507,13 @@ class Gate(Section):
     metric: Annotated[
         str,
         Field(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?/)?(AnswerChoice|ExactMatch|Perplexity|StopRate)$", max_length=80),
-    ] = Field(
-        description="Metric on the held-out test rows, or <data set>/<metric> on the test split a data set brings along. Required."
-    )
+    ] = Field(description="Metric on the held-out test rows, or <data set>/<metric> on the test split a data set brings along. Required.")
     against: Literal["Base", "Production"] | None = Field(
         default=None,
         description="What the tuned model is compared with; for minImprovement and maxRegression. No default.",
     )
-    min: float | None = Field(
-        default=None, description="The 95 % lower bound must reach this, in the metric's unit. No default."
-    )
-    max: float | None = Field(
-        default=None, description="The 95 % upper bound must not exceed this, in the metric's unit. No default."
-    )
+    min: float | None = Field(default=None, description="The 95 % lower bound must reach this, in the metric's unit. No default.")
+    max: float | None = Field(default=None, description="The 95 % upper bound must not exceed this, in the metric's unit. No default.")
     min_improvement: float | None = Field(
         default=None,
         description="Lower bound of the improvement over the baseline must exceed this, in the metric's unit. No default.",
@@ -575,12 +525,8 @@ class Gate(Section):
 
 
 class Evaluation(Section):
-    min_samples: int = Field(
-        default=30, ge=1, le=100_000, description="Fewer samples than this leave a gate Inconclusive. Default: 30."
-    )
-    max_samples: int = Field(
-        default=2000, ge=1, le=1_000_000, description="Rows scored at most per metric, drawn by seed. Default: 2000."
-    )
+    min_samples: int = Field(default=30, ge=1, le=100_000, description="Fewer samples than this leave a gate Inconclusive. Default: 30.")
+    max_samples: int = Field(default=2000, ge=1, le=1_000_000, description="Rows scored at most per metric, drawn by seed. Default: 2000.")
     max_new_tokens: int = Field(
         default=64,
         ge=1,
@@ -701,9 +647,7 @@ class ExitCode(IntEnum):
     """Stopped by SIGTERM with the work saved; not a failure of the job."""
 
 
-RETRYABLE = frozenset(
-    {ExitCode.CRASH, ExitCode.OUT_OF_MEMORY, ExitCode.GPU_NOT_VISIBLE, ExitCode.STORAGE, ExitCode.TERMINATED}
-)
+RETRYABLE = frozenset({ExitCode.CRASH, ExitCode.OUT_OF_MEMORY, ExitCode.GPU_NOT_VISIBLE, ExitCode.STORAGE, ExitCode.TERMINATED})
 
 
 class JobIdentity(Section):
@@ -748,17 +692,11 @@ class RunSpec(Section):
     checkpoints: Checkpoints = Checkpoints()
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
-    chat_template_text: str | None = Field(
-        default=None, description="The template of a ConfigMap, read by the operator."
-    )
+    chat_template_text: str | None = Field(default=None, description="The template of a ConfigMap, read by the operator.")
     gpus_per_node: int = Field(default=0, description="GPUs this pod was given; 0 allows CPU.")
     image: str = ""
-    production: Baseline | None = Field(
-        default=None, description="The Production version's served artifact, where there is one."
-    )
-    resume_from: StorageLocation | None = Field(
-        default=None, description="Storage of the older job whose equal stages are taken over."
-    )
+    production: Baseline | None = Field(default=None, description="The Production version's served artifact, where there is one.")
+    resume_from: StorageLocation | None = Field(default=None, description="Storage of the older job whose equal stages are taken over.")
 
 
 class LocalModel(Model):
@@ -801,17 +739,11 @@ class Artifact(Answer):
 class DatasetReport(Answer):
     digest: str
     rows_in: int
-    rows_out: dict[str, int] = Field(
-        default={}, description="Rows per split: train, validation, test, <data set>/test."
-    )
+    rows_out: dict[str, int] = Field(default={}, description="Rows per split: train, validation, test, <data set>/test.")
     dropped: dict[str, int] = Field(default={}, description="Dropped rows by reason.")
-    token_length: dict[str, int] = Field(
-        default={}, description="Percentiles p50, p90, p99, max of training rows, in tokens."
-    )
+    token_length: dict[str, int] = Field(default={}, description="Percentiles p50, p90, p99, max of training rows, in tokens.")
     truncated: int = 0
-    leaked: int = Field(
-        default=0, description="Groups found in more than one split; always 0 by construction, and checked."
-    )
+    leaked: int = Field(default=0, description="Groups found in more than one split; always 0 by construction, and checked.")
     train_tokens: int = 0
     report: str = Field(default="", description="URI of the full report beside the data.")
 
@@ -880,9 +812,7 @@ class ParityReport(Answer):
     format: str
     mean_kl: float = Field(alias="meanKL")
     top1: float
-    kept_of_tune: float | None = Field(
-        default=None, description="Lower bound of KL(tuned‖base) − KL(tuned‖export), in nats."
-    )
+    kept_of_tune: float | None = Field(default=None, description="Lower bound of KL(tuned‖base) − KL(tuned‖export), in nats.")
     fallback_tensors: int = 0
     verdict: Literal["Passed", "Failed", "Reported"]
 
@@ -963,6 +893,4 @@ class ProgressReport(BaseModel):
 
 def digest_of(value: Any) -> str:
     """SHA-256 (hex) of JSON data in one canonical form: sorted keys, no spaces, UTF-8."""
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    ).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()

@@ -61,13 +61,9 @@ def hash_folder(folder: Path) -> list[FileRecord]:
     records = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            raise StageError(
-                "UnsafeFile", f"{path.relative_to(folder)} is a link; published folders hold regular files only"
-            )
+            raise StageError("UnsafeFile", f"{path.relative_to(folder)} is a link; published folders hold regular files only")
         if path.is_file():
-            records.append(
-                FileRecord(path=path.relative_to(folder).as_posix(), sha256=hash_file(path), bytes=path.stat().st_size)
-            )
+            records.append(FileRecord(path=path.relative_to(folder).as_posix(), sha256=hash_file(path), bytes=path.stat().st_size))
     return records
 
 
@@ -176,9 +172,7 @@ class JobStorage:
         """
         manifest = self.manifest(stage)
         if manifest is None:
-            raise StageError(
-                "StageMissing", f"stage {stage} has not finished on this storage; run it first", ExitCode.STORAGE
-            )
+            raise StageError("StageMissing", f"stage {stage} has not finished on this storage; run it first", ExitCode.STORAGE)
         content = self.content(manifest)
         problem = verify_files(content, manifest.files)
         if problem:
@@ -202,9 +196,7 @@ class JobStorage:
             files=records,
             result=result,
         )
-        manifest = manifest.model_copy(
-            update={"result": result.model_copy(update={"manifest_digest": manifest.digest})}
-        )
+        manifest = manifest.model_copy(update={"result": result.model_copy(update={"manifest_digest": manifest.digest})})
         path = self.stage_folder(stage) / "manifest.json"
         aside = path.with_name(f".manifest.{self.writer}.json")
         write_atomically(aside, manifest.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode())
@@ -263,9 +255,7 @@ def inputs_digest(run: RunSpec, stage: Stage, upstream: Manifest | None) -> str:
             "production": run.production.wire() if run.production else None,
         },
     }
-    return digest_of(
-        {"stage": stage.value, "settings": sections[stage], "upstream": upstream.digest if upstream else None}
-    )
+    return digest_of({"stage": stage.value, "settings": sections[stage], "upstream": upstream.digest if upstream else None})
 
 
 def copy_published(source: JobStorage, manifest: Manifest, target: Path) -> None:
@@ -277,9 +267,7 @@ def copy_published(source: JobStorage, manifest: Manifest, target: Path) -> None
         shutil.copyfile(content / record.path, destination)
     problem = verify_files(target, manifest.files)
     if problem:
-        raise StageError(
-            "CorruptArtifact", f"older job's stage {manifest.stage}: {problem}; remove resumeFrom", ExitCode.STORAGE
-        )
+        raise StageError("CorruptArtifact", f"older job's stage {manifest.stage}: {problem}; remove resumeFrom", ExitCode.STORAGE)
 
 
 def read_json(path: Path) -> Any:
