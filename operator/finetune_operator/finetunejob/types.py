@@ -256,3 +256,129 @@ class ConditionType(StrEnum):
     RESOURCES_APPLIED = "ResourcesApplied"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
+
+
+# -------------------------------------------------------------------------------------------------------------------- status
+
+
+class Loose(Section):
+    """A part of status: written by us alone, read leniently so that an older operator understands a newer one's status."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+Short = Annotated[str, Field(max_length=256)]
+Long = Annotated[str, Field(max_length=1024)]
+
+
+class ConditionStatus(Loose):
+    type: Short
+    status: Literal["True", "False", "Unknown"]
+    reason: Short
+    message: Long = ""
+    observed_generation: int = 0
+    last_transition_time: Short
+
+
+class Images(Loose):
+    """Images fixed at start: an upgrade of the chart changes only what starts later."""
+
+    trainer: Annotated[str, Field(max_length=512)]
+    server: Annotated[str, Field(max_length=512)]
+
+
+class CurrentAttempt(Loose):
+    """The attempt that is under way; written before its Job exists."""
+
+    stage: Short
+    number: int
+    job_uid: Short | None = None
+    report: bool = False
+    """A CPU pod that only re-emits the answer of a finished stage whose pod vanished before it was read."""
+
+
+class AttemptRecord(Loose):
+    stage: Short
+    number: int
+    reason: Short
+    counted: bool = True
+    start: Short | None = None
+    end: Short | None = None
+    node: Short | None = None
+    exit_code: int | None = None
+    resumed_from_step: int | None = None
+    message: Long = ""
+
+
+class ProgressStatus(Loose):
+    stage: Short = ""
+    percent: int | None = None
+    eta_seconds: int | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    gpu_memory_bytes: int | None = None
+    last_update_time: Short | None = None
+
+
+class Display(Loose):
+    """Strings for the columns, which cannot format; no code reads them."""
+
+    progress: Short = ""
+    eta: Short = ""
+    loss: Short = ""
+
+
+class VersionRef(Loose):
+    name: Short
+    version: int
+
+
+Free = Annotated[dict[str, JsonValue], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+
+
+class FineTuneJobStatus(Loose):
+    phase: Phase = Phase.PENDING
+    conditions: Annotated[list[ConditionStatus], Field(max_length=32)] = []
+    observed_generation: int = 0
+    start_time: Short | None = None
+    completion_time: Short | None = None
+    active_seconds: int = 0
+    active_since: Short | None = None
+    run_digest: Short | None = None
+    images: Images | None = None
+    attempt: CurrentAttempt | None = None
+    attempt_count: int = 0
+    attempts: Annotated[list[AttemptRecord], Field(max_length=20)] = []
+    progress: ProgressStatus | None = None
+    display: Display = Display()
+    plan: Free | None = None
+    dataset: Free | None = None
+    base_model: Long | None = None
+    base_revision: Long | None = None
+    checkpoint: Free | None = None
+    evaluation: Free | None = None
+    parity: Annotated[list[Free], Field(max_length=16)] = []
+    quantization_gap: float | None = None
+    artifacts: Annotated[list[Free], Field(max_length=16)] = []
+    model_version_ref: VersionRef | None = None
+
+
+COLUMNS: list[tuple[str, str, str, int]] = [
+    ("Phase", "string", ".status.phase", 0),
+    ("Progress", "string", ".status.display.progress", 0),
+    ("ETA", "string", ".status.display.eta", 0),
+    ("Loss", "string", ".status.display.loss", 0),
+    ("Method", "string", ".spec.method.type", 0),
+    ("Model", "string", ".spec.publish.model", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Attempt", "integer", ".status.attemptCount", 1),
+    ("Nodes", "integer", ".spec.resources.nodes", 1),
+    ("Version", "string", ".status.modelVersionRef.name", 1),
+    ("Reason", "string", '.status.conditions[?(@.type=="Succeeded")].reason', 1),
+]
+"""Printer columns: (name, type, JSON path, priority; 1 is shown with -o wide)."""

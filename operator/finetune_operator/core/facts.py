@@ -1,0 +1,21 @@
+"""Facts of the world that both kinds look at. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_operator.core.names import Object
+
+
+@dataclass(frozen=True)
+class ClaimFact:
+    """A PersistentVolumeClaim as it was last seen."""
+
+    name: str
+    uid: str
+    resource_version: str
+    owners: tuple[Object, ...] = ()
+    labels: dict[str, str] | None = None
+    phase: str = "Pending"
+    access_modes: tuple[str, ...] = ()
+    deleting: bool = False
