@@ -120,9 +120,11 @@ class Lineage(Section):
     base_revision: Text = Field(default="", description="Commit of the base model, or the digest of its files.")
     dataset_digest: Text = Field(default="", description="Digest of the prepared data.")
     run_digest: Sha256 = Field(description="Digest of the job's content; a job with the same one is not run again.")
+    config_digest: Text = Field(default="", description="Digest of the training arguments.")
     image: Annotated[str, Field(max_length=512)] = Field(default="", description="Trainer image.")
     job_ref: Text = Field(default="", description="Name of the FineTuneJob; informs only.")
     job_uid: Text = Field(default="", description="Uid of the FineTuneJob; informs only.")
+    score_metric: Annotated[str, Field(max_length=80)] = Field(default="", description="Metric shown as SCORE: the first gate's.")
     metrics: Annotated[dict[Annotated[str, Field(max_length=80)], float], Field(max_length=32)] = Field(
         default={}, description="Metrics of the served artifact, by name."
     )

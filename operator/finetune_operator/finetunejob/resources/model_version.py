@@ -1,0 +1,50 @@
+"""The ModelVersion that a proven run becomes. Pure."""
+
+from __future__ import annotations
+
+from finetune_trainer.spec import digest_of
+
+from finetune_operator.core import names
+from finetune_operator.core.names import Object
+from finetune_operator.finetunejob.types import FineTuneJobSpec
+
+
+def make_model_version(spec: FineTuneJobSpec, job: Object) -> Object:
+    """Owned by nobody: the job's deletion never takes production down. `job` has the evidence in its status."""
+    assert spec.publish is not None
+    status, metadata = job["status"], job["metadata"]
+    reference = status["modelVersionRef"]
+    serving = spec.publish.serving.model_copy(
+        update={
+            "artifact": spec.publish.serving.artifact or spec.export.gguf[0],
+            "image": spec.publish.serving.image or status["images"]["server"],
+        }
+    )
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.MODELVERSION,
+        "metadata": {
+            "name": reference["name"],
+            "namespace": metadata["namespace"],
+            "labels": names.labels(**{names.MODEL_LABEL: spec.publish.model, names.JOB_LABEL: metadata["name"]}),
+        },
+        "spec": {
+            "model": spec.publish.model,
+            "version": reference["version"],
+            "artifacts": status["artifacts"],
+            "lineage": {
+                "baseModel": status.get("baseModel", spec.model.source),
+                "baseRevision": status.get("baseRevision", ""),
+                "datasetDigest": status.get("dataset", {}).get("digest", ""),
+                "runDigest": status["runDigest"],
+                "configDigest": digest_of(spec.training.wire()),
+                "image": status["images"]["trainer"],
+                "jobRef": metadata["name"],
+                "jobUid": metadata["uid"],
+                **({"scoreMetric": spec.evaluation.gates[0].metric} if spec.evaluation.gates else {}),
+                "metrics": {metric["name"]: metric["tuned"]["value"] for metric in status.get("evaluation", {}).get("metrics", [])},
+            },
+            "serving": serving.wire(),
+            "rollout": spec.publish.rollout.wire(),
+        },
+    }

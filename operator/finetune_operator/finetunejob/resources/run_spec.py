@@ -1,0 +1,92 @@
+"""The run that a stage's pod is told. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_trainer.spec import Baseline, JobIdentity, RunSpec, Stage, StorageLocation
+
+from finetune_operator.core.names import Object, claim_name, storage_prefix
+from finetune_operator.finetunejob.observed import Observed, VersionFact
+from finetune_operator.finetunejob.types import FineTuneJobSpec
+
+STORAGE_ROOT = "/storage"
+RESUME_ROOT = "/resume"
+
+
+def storage_claim(spec: FineTuneJobSpec, job: Object) -> str:
+    """Name of the claim that holds the job's files: the one named, or the one that is made."""
+    claim = spec.storage.persistent_volume_claim
+    assert claim is not None  # CEL and checks.py
+    return claim.claim_name or claim_name(job["metadata"]["name"], job["metadata"]["uid"])
+
+
+def claim_of(uri: str) -> str | None:
+    """The claim that a `pvc://claim/path` URI names; None for another scheme."""
+    return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else None
+
+
+def source_claims(spec: FineTuneJobSpec) -> list[str]:
+    """Claims that model and data are read from, without repetition, in order."""
+    return list(dict.fromkeys(claim for claim in map(claim_of, _sources(spec)) if claim))
+
+
+def _sources(spec: FineTuneJobSpec) -> Iterator[str]:
+    yield spec.model.source
+    for dataset in spec.datasets:
+        yield dataset.source
+
+
+def mount_path(claim: str, storage: str) -> str:
+    return STORAGE_ROOT if claim == storage else f"/claims/{claim}"
+
+
+def production_version(observed: Observed) -> VersionFact | None:
+    return next((version for version in observed.versions if version.stage == "Production" and version.served_uri), None)
+
+
+def stage_claims(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Observed) -> dict[str, str]:
+    """Mount path of each claim that the stage reads or writes, the storage's own first."""
+    storage = storage_claim(spec, job)
+    claims = [storage, *source_claims(spec)]
+    production = production_version(observed)
+    if stage is Stage.EVALUATE and production and (claim := claim_of(production.served_uri)):
+        claims.append(claim)
+    return {claim: mount_path(claim, storage) for claim in dict.fromkeys(claims)}
+
+
+def make_run_spec(spec: FineTuneJobSpec, job: Object, stage: Stage, attempt: int, observed: Observed) -> RunSpec:
+    storage = storage_claim(spec, job)
+    template = spec.model.chat_template.config_map
+    production = production_version(observed) if stage is Stage.EVALUATE else None
+    return RunSpec(
+        job=JobIdentity(namespace=job["metadata"]["namespace"], name=job["metadata"]["name"], uid=job["metadata"]["uid"]),
+        attempt=attempt,
+        storage=StorageLocation(root=STORAGE_ROOT, prefix=storage_prefix(job["metadata"]["uid"]), uri=f"pvc://{storage}"),
+        claims=stage_claims(spec, job, stage, observed),
+        model=spec.model,
+        datasets=spec.datasets,
+        preparation=spec.preparation,
+        method=spec.method,
+        adapter=spec.adapter,
+        quantization=spec.quantization,
+        training=spec.training,
+        checkpoints=spec.checkpoints,
+        retention=spec.retention.checkpoints,
+        evaluation=spec.evaluation,
+        export=spec.export,
+        served_artifact=spec.publish.serving.artifact if spec.publish else None,
+        chat_template_text=(observed.config_maps.get(template.name) or {}).get(template.key) if template else None,
+        gpus_per_node=spec.resources.gpus_per_node if stage is Stage.TRAIN else 0,
+        image=job["status"]["images"]["trainer"],
+        production=Baseline(name=production.name, uri=production.served_uri, sha256=production.served_sha256) if production else None,
+        resume_from=_resume_location(spec, job, observed),
+    )
+
+
+def _resume_location(spec: FineTuneJobSpec, job: Object, observed: Observed) -> StorageLocation | None:
+    older = observed.older_job
+    if spec.resume_from is None or older is None or older.claim is None:
+        return None
+    root = STORAGE_ROOT if older.claim == storage_claim(spec, job) else RESUME_ROOT
+    return StorageLocation(root=root, prefix=storage_prefix(older.uid), uri=f"pvc://{older.claim}")

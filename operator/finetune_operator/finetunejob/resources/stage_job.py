@@ -1,0 +1,264 @@
+"""The batch Job of a stage: one pod, restricted, told its run by an annotation. Pure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from finetune_trainer.spec import ExitCode, Stage
+
+from finetune_operator.core import names
+from finetune_operator.core.names import Object
+from finetune_operator.core.settings import Settings
+from finetune_operator.finetunejob.observed import Observed
+from finetune_operator.finetunejob.resources.run_spec import RESUME_ROOT, make_run_spec, mount_path, stage_claims, storage_claim
+from finetune_operator.finetunejob.types import FineTuneJobSpec
+
+USER_ID = 65532
+STATUS_CA_ANNOTATION = f"{names.GROUP}/status-ca"
+CONTAINER = "trainer"
+
+_FINAL = sorted(
+    code
+    for code in ExitCode
+    if code
+    in (
+        ExitCode.INVALID_RUN_FILE,
+        ExitCode.INVALID_INPUT,
+        ExitCode.GATE_FAILED,
+        ExitCode.DIVERGED,
+        ExitCode.PARITY_FAILED,
+    )
+)
+_LOST_NODE_TOLERATION_S = 30
+_OTHER_STAGES = {"cpu": "1", "memory": "4Gi"}
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage's attempt that is to be started. `report`: only re-emit the answer of a finished stage, without a GPU."""
+
+    stage: Stage
+    attempt: int
+    report: bool = False
+
+
+def make_stage_job(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> Object:
+    """Indexed, never retried by the Job controller itself: attempts are ours to count."""
+    labels = _labels(job, request)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": names.stage_job_name(job["metadata"]["name"], request.stage, request.attempt),
+            "namespace": job["metadata"]["namespace"],
+            "labels": labels,
+            "ownerReferences": [names.owner_reference(job)],
+        },
+        "spec": {
+            "completions": 1,
+            "parallelism": 1,
+            "completionMode": "Indexed",
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [int(c) for c in _FINAL]}}
+                ]
+            },
+            "template": _pod_template(spec, job, request, observed, settings),
+        },
+    }
+
+
+def make_dry_run_pod(stage_job: Object) -> Object:
+    """The pod that the Job controller would create, for a dry-run create: admission answers before a Job exists."""
+    template = stage_job["spec"]["template"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            **template["metadata"],
+            "generateName": stage_job["metadata"]["name"] + "-",
+            "namespace": stage_job["metadata"]["namespace"],
+        },
+        "spec": template["spec"],
+    }
+
+
+def _labels(job: Object, request: StageRequest) -> dict[str, str]:
+    return names.labels(
+        **{
+            names.JOB_LABEL: job["metadata"]["name"],
+            names.JOB_UID_LABEL: job["metadata"]["uid"],
+            names.STAGE_LABEL: request.stage.value,
+            names.ATTEMPT_LABEL: str(request.attempt),
+        }
+    )
+
+
+def _pod_template(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> Object:
+    run = make_run_spec(spec, job, request.stage, request.attempt, observed)
+    annotations = {**spec.pod_metadata.annotations, names.RUN_ANNOTATION: json.dumps(run.wire(), separators=(",", ":"), ensure_ascii=False)}
+    if observed.status_ca:
+        annotations[STATUS_CA_ANNOTATION] = observed.status_ca
+    on_gpu_node = request.stage is Stage.TRAIN and not request.report
+    return {
+        "metadata": {"labels": {**spec.pod_metadata.labels, **_labels(job, request)}, "annotations": annotations},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": settings.termination_grace_s,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER_ID,
+                "runAsGroup": USER_ID,
+                "fsGroup": USER_ID,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "tolerations": _tolerations(spec, on_gpu_node),
+            **_placement(spec, on_gpu_node),
+            **({"imagePullSecrets": [secret.wire() for secret in spec.image_pull_secrets]} if spec.image_pull_secrets else {}),
+            "volumes": _volumes(spec, job, request.stage, observed, settings),
+            "containers": [_container(spec, job, request, observed, settings)],
+        },
+    }
+
+
+def _tolerations(spec: FineTuneJobSpec, on_gpu_node: bool) -> list[Object]:
+    lost = [
+        {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _LOST_NODE_TOLERATION_S}
+        for state in ("not-ready", "unreachable")
+    ]
+    return lost + ([dict(toleration) for toleration in spec.scheduling.tolerations] if on_gpu_node else [])
+
+
+def _placement(spec: FineTuneJobSpec, on_gpu_node: bool) -> Object:
+    scheduling = spec.scheduling
+    placement: Object = {}
+    if scheduling.priority_class_name:
+        placement["priorityClassName"] = scheduling.priority_class_name
+    if not on_gpu_node:
+        return placement
+    if scheduling.node_selector:
+        placement["nodeSelector"] = dict(scheduling.node_selector)
+    if scheduling.affinity:
+        placement["affinity"] = scheduling.affinity
+    if scheduling.runtime_class_name:
+        placement["runtimeClassName"] = scheduling.runtime_class_name
+    return placement
+
+
+def _volumes(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Observed, settings: Settings) -> list[Object]:
+    storage = storage_claim(spec, job)
+    claims = [
+        {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}}
+        for number, claim in enumerate(stage_claims(spec, job, stage, observed))
+    ]
+    files = [_annotation_file("run.json", names.RUN_ANNOTATION)]
+    if observed.status_ca:
+        files.append(_annotation_file("ca.crt", STATUS_CA_ANNOTATION))
+    volumes: list[Object] = [
+        *claims,
+        {"name": "run", "downwardAPI": {"items": files}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.resources.shared_memory}},
+    ]
+    older = observed.older_job
+    if spec.resume_from and older and older.claim and older.claim != storage:
+        volumes.append({"name": "resume", "persistentVolumeClaim": {"claimName": older.claim}})
+    if settings.status_url:
+        audience = progress_audience(settings, job)
+        source = {"serviceAccountToken": {"audience": audience, "expirationSeconds": 3600, "path": "token"}}
+        volumes.append({"name": "token", "projected": {"sources": [source]}})
+    return volumes
+
+
+def progress_audience(settings: Settings, job: Object) -> str:
+    """Audience of a pod's token: names the one job whose progress it may write."""
+    return f"{settings.status_audience}/{job['metadata']['namespace']}/{job['metadata']['name']}"
+
+
+def _annotation_file(path: str, annotation: str) -> Object:
+    return {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
+
+
+def _container(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> Object:
+    storage = storage_claim(spec, job)
+    claims = stage_claims(spec, job, request.stage, observed)
+    mounts: list[Object] = [
+        {"name": f"claim-{number}", "mountPath": path, **({} if claim == storage else {"readOnly": True})}
+        for number, (claim, path) in enumerate(claims.items())
+    ]
+    mounts += [
+        {"name": "run", "mountPath": "/etc/finetune", "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
+    older = observed.older_job
+    if spec.resume_from and older and older.claim and mount_path(older.claim, storage) != mount_path(storage, storage):
+        mounts.append({"name": "resume", "mountPath": RESUME_ROOT, "readOnly": True})
+    if settings.status_url:
+        mounts.append({"name": "token", "mountPath": "/var/run/finetune", "readOnly": True})
+    return {
+        "name": CONTAINER,
+        "image": job["status"]["images"]["trainer"],
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": _command(spec, request),
+        "env": _environment(spec, job, request, observed, settings),
+        "resources": _resources(spec, request),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": mounts,
+    }
+
+
+def _command(spec: FineTuneJobSpec, request: StageRequest) -> list[str]:
+    module = ["-m", "finetune_trainer", request.stage.value]
+    if request.report:
+        return ["python", *module, "--report"]
+    if request.stage is Stage.TRAIN and spec.resources.gpus_per_node > 1:
+        # `trl` and `accelerate launch` ignore the rendezvous environment and run alone: torchrun it is
+        return ["torchrun", "--standalone", f"--nproc-per-node={spec.resources.gpus_per_node}", *module]
+    return ["python", *module]
+
+
+def _environment(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> list[Object]:
+    environment: list[Object] = [
+        {"name": "FINETUNE_RUN_FILE", "value": "/etc/finetune/run.json"},
+        {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+    ]
+    if settings.status_url:
+        namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+        environment += [
+            {"name": "KUBEFLOW_TRAINER_SERVER_URL", "value": f"{settings.status_url}/v1/namespaces/{namespace}/finetunejobs/{name}/status"},
+            {"name": "KUBEFLOW_TRAINER_SERVER_CA_CERT", "value": "/etc/finetune/ca.crt" if observed.status_ca else ""},
+            {"name": "KUBEFLOW_TRAINER_SERVER_TOKEN", "value": "/var/run/finetune/token"},
+        ]
+    if request.stage is not Stage.PREPARE:
+        return [*environment, {"name": "HF_HUB_OFFLINE", "value": "1"}]
+    return environment + _hub_tokens(spec)
+
+
+def _hub_tokens(spec: FineTuneJobSpec) -> list[Object]:
+    """Only prepare, on CPU, ever holds a token."""
+    references = {"FINETUNE_MODEL_TOKEN": spec.model.token_secret_ref}
+    for dataset in spec.datasets:
+        references[f"FINETUNE_DATASET_TOKEN_{dataset.name.upper().replace('-', '_')}"] = dataset.token_secret_ref
+    return [{"name": name, "valueFrom": {"secretKeyRef": reference.wire()}} for name, reference in references.items() if reference]
+
+
+def _resources(spec: FineTuneJobSpec, request: StageRequest) -> Object:
+    if request.stage is Stage.TRAIN and not request.report:
+        resources = spec.resources
+        gpus = {resources.gpu_resource_name: str(resources.gpus_per_node)} if resources.gpus_per_node else {}
+        return {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": {"memory": resources.memory, **gpus}}
+    own = getattr(spec.stages, request.stage.value, None)
+    cpu = own.cpu if own and own.cpu else _OTHER_STAGES["cpu"]
+    memory = own.memory if own and own.memory else _OTHER_STAGES["memory"]
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
