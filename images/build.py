@@ -1,0 +1,340 @@
+#!/usr/bin/env python3
+"""Builds the project's images, each once per content: `python3 images/build.py --help`.
+
+An image is tagged with a digest of everything that goes into it, so a changed one is a new name for nodes that pull
+`IfNotPresent`, and an unchanged one is not built again. The same Dockerfiles serve machines without an image registry:
+there they start from the base image that `python3 -m tests.cluster base` makes. Standard library only.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REGISTRY_BASE = "debian:bookworm-slim"
+OWN_BASE = "finetune-base:bookworm"
+LIFE_SIGN_S = 20
+TAIL_LINES = 40
+
+
+@dataclass(frozen=True)
+class Image:
+    """What an image is made of: files and folders of the repository, and perhaps the llama image."""
+
+    name: str
+    sources: tuple[str, ...]
+    uses_llama: bool = False
+    is_ours: bool = True  # its version is the project's
+
+    @property
+    def dockerfile(self) -> str:
+        return f"images/{self.name}/Dockerfile"
+
+
+# images/steps is no part of an image: it says how packages are reached and installed, not which.
+LOCKED = ("images/lock", "pyproject.toml", "uv.lock")
+IMAGES = {
+    image.name: image
+    for image in (
+        Image("llama", ("images/llama",), is_ours=False),
+        Image("trainer", ("images/trainer", *LOCKED, "trainer/finetune_trainer"), uses_llama=True),
+        Image(
+            "operator",
+            (
+                "images/operator",
+                *LOCKED,
+                "operator/finetune_operator",
+                "trainer/finetune_trainer/__init__.py",
+                "trainer/finetune_trainer/spec.py",
+            ),
+        ),
+        Image("server", ("images/server",), uses_llama=True),
+    )
+}
+
+
+class BuildFailed(Exception):
+    """A program failed; the text holds the end of what it wrote."""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def files_of(source: Path) -> Iterator[Path]:
+    """The files that a COPY of `source` takes, in a fixed order; bytecode is left out, as in .dockerignore."""
+    if source.is_file():
+        yield source
+        return
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            yield path
+
+
+def content_key(image: Image, repository: Path = REPOSITORY) -> str:
+    """Twelve hexadecimal digits that change with anything the image is made of, but for the base image."""
+    digest = hashlib.sha256()
+    if image.is_ours:
+        digest.update(project_version(repository).encode())
+    if image.uses_llama:
+        digest.update(content_key(IMAGES["llama"], repository).encode())
+    for source in sorted(image.sources):
+        for path in files_of(repository / source):
+            executable = bool(path.stat().st_mode & 0o100)
+            digest.update(f"\0{path.relative_to(repository)}\0{executable}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def reference(image: Image, repository: Path = REPOSITORY) -> str:
+    return f"finetune-operator/{image.name}:{content_key(image, repository)}"
+
+
+def project_version(repository: Path) -> str:
+    return str(tomllib.loads((repository / "pyproject.toml").read_text())["project"]["version"])
+
+
+# --- this machine ----------------------------------------------------------------------------------------------------
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """The same folder as tests/cluster/paths.py chooses."""
+    if chosen := environ.get("FINETUNE_CACHE"):
+        return Path(chosen).absolute()
+    home = Path(environ.get("HOME") or Path.home())
+    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache").absolute() / "finetune-operator"
+
+
+def host_secrets(environ: Mapping[str, str], home: Path) -> dict[str, Path]:
+    """What images/steps/with-host.sh uses of this machine, by secret id: only what is there."""
+    candidates = {
+        "ca": (environ.get("SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"),
+        "pip": (environ.get("PIP_CONFIG_FILE"), home / ".config/pip/pip.conf", "/etc/pip.conf"),
+        "uv": (environ.get("UV_CONFIG_FILE"), home / ".config/uv/uv.toml", "/etc/uv/uv.toml"),
+        "apt.sources": (environ.get("FINETUNE_APT_SOURCES"),),
+    }
+    return {
+        name: Path(found)
+        for name, paths in candidates.items()
+        if (found := next((path for path in paths if path and Path(path).is_file()), None))
+    }
+
+
+def exported_variables(text: str) -> dict[str, str]:
+    """The variables of a shell text with lines such as `export NAME='value'`."""
+    words = shlex.split(text, comments=True)
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A Docker client that can use BuildKit, and the environment with which it reaches its engine."""
+
+    client: str
+    environment: Mapping[str, str]
+
+    def output(self, *arguments: str) -> str:
+        done = subprocess.run([self.client, *arguments], env=self.environment, capture_output=True, text=True)
+        if done.returncode:
+            raise BuildFailed(f"docker {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def has(self, image: str) -> bool:
+        """Whether the engine holds the image."""
+        command = [self.client, "image", "inspect", image]
+        return subprocess.run(command, env=self.environment, capture_output=True).returncode == 0
+
+
+def find_client() -> str:
+    """The first `docker` of PATH that can build with BuildKit: one with buildx, or one old enough not to need it."""
+    for folder in os.get_exec_path():
+        client = shutil.which("docker", path=folder)
+        if client and (_prints(client, "buildx", "version") or _major(client) < 23):
+            return client
+    raise BuildFailed("no docker client with BuildKit on PATH: install Docker, or run `python3 -m tests.cluster engine`")
+
+
+def _prints(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _major(client: str) -> int:
+    # "Docker version 20.10.24+dfsg1, build 297e128"
+    return int(_prints(client, "--version").split()[2].split(".")[0])
+
+
+def find_engine() -> Engine:
+    """The engine that DOCKER_HOST names, or Docker's usual one, or that of the test cluster."""
+    client = find_client()
+    environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
+    answers = subprocess.run([client, "version"], env=environment, capture_output=True).returncode == 0
+    if not answers and "DOCKER_HOST" not in environment:
+        command = [sys.executable, "-m", "tests.cluster", "env"]
+        printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        environment |= exported_variables(printed.stdout)
+    return Engine(client, environment)
+
+
+# --- building --------------------------------------------------------------------------------------------------------
+
+
+def build_command(image: Image, base: str, secrets: Mapping[str, Path], environ: Mapping[str, str]) -> list[str]:
+    """The arguments of `docker` that build the image with its content tag."""
+    command = ["build", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
+    # The machine's own network: a build needs nothing of the engine's bridge, which may be missing.
+    command += ["--network", "host", "--build-arg", f"BASE={base}"]
+    if image.uses_llama:
+        command += ["--build-arg", f"LLAMA={reference(IMAGES['llama'])}"]
+    if image.is_ours:
+        command += ["--label", f"org.opencontainers.image.version={project_version(REPOSITORY)}"]
+    for name, path in secrets.items():
+        command += ["--secret", f"id={name},src={path}"]
+    for name in ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        if name in environ:
+            command += ["--build-arg", name]  # docker takes the value from its environment
+    return [*command, "."]
+
+
+def build(engine: Engine, image: Image, *, again: bool = False) -> None:
+    """Builds the image unless the engine holds this content, and gives it the tag `dev`."""
+    name = reference(image)
+    began = time.monotonic()
+    if again or not engine.has(name):
+        if image.uses_llama:
+            build(engine, IMAGES["llama"])
+        say(f"{name}: building …")
+        base = os.environ.get("FINETUNE_BASE") or (OWN_BASE if engine.has(OWN_BASE) else REGISTRY_BASE)
+        command = build_command(image, base, host_secrets(os.environ, Path.home()), engine.environment)
+        log = cache_folder(os.environ) / "images" / f"{image.name}.log"
+        _run_logged([engine.client, *command], engine.environment, log)
+    engine.output("tag", name, f"finetune-operator/{image.name}:dev")
+    size = int(engine.output("image", "inspect", "--format", "{{.Size}}", name))
+    say(f"{name}: {size / 1e6:,.0f} MB, {time.monotonic() - began:.1f} s")
+
+
+def _run_logged(command: list[str], environment: Mapping[str, str], log: Path) -> None:
+    """Runs a program with its output in a new `log`; shows the last line now and then, the end of it on failure."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            while True:
+                try:
+                    code = process.wait(LIFE_SIGN_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    say(f"    … {tail(log, 1)[:110]}")
+        except BaseException:  # interrupted: leave nothing running behind us
+            process.kill()
+            process.wait()
+            raise
+    if code:
+        raise BuildFailed(f"the build ended with {code}; the end of {log}:\n{tail(log, TAIL_LINES)}")
+
+
+def tail(log: Path, lines: int) -> str:
+    with log.open("rb") as text:
+        size = text.seek(0, os.SEEK_END)
+        text.seek(max(0, size - 16_384))
+        kept = [line for line in text.read().decode(errors="replace").splitlines() if line.strip("\0 ")]
+    return "\n".join(kept[-lines:])
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Holds a lock: a second run waits and then finds the images there."""
+    folder = cache_folder(os.environ) / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# --- llama.cpp on the host -------------------------------------------------------------------------------------------
+
+
+def llama_home() -> Path:
+    """Where the host's copy of the llama image's tree lies, for FINETUNE_LLAMA_HOME."""
+    return cache_folder(os.environ) / "llama" / content_key(IMAGES["llama"])
+
+
+def ensure_llama_home() -> Path:
+    """The host's copy of /opt/llama; needs an engine only where it is not there yet."""
+    home = llama_home()
+    if home.is_dir():
+        return home
+    engine = find_engine()
+    build(engine, IMAGES["llama"])
+    partial = home.with_name(f"{home.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    # The image holds no program to run: the command is never started.
+    container = engine.output("create", reference(IMAGES["llama"]), "none")
+    try:
+        engine.output("cp", f"{container}:/opt/llama", str(partial))
+    finally:
+        engine.output("rm", container)
+    partial.rename(home)
+    return home
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "what",
+        choices=[*IMAGES, "all", "tags"],
+        help="an image; all of them; or tags: print what the images are called, without building. "
+        "llama also copies its tree to the host and prints where it is (FINETUNE_LLAMA_HOME)",
+    )
+    parser.add_argument("--again", action="store_true", help="build even what is there, for a new base image")
+    parser.add_argument("--json", action="store_true", help="tags as a JSON object instead of name=tag lines")
+    return parser.parse_args()
+
+
+def print_tags(*, as_json: bool) -> None:
+    tags = {name: reference(image) for name, image in IMAGES.items()}
+    print(json.dumps(tags) if as_json else "\n".join(f"{name}={tag}" for name, tag in tags.items()))
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if arguments.what == "tags":
+        print_tags(as_json=arguments.json)
+        return 0
+    try:
+        with one_at_a_time():
+            if arguments.again or arguments.what != "llama":
+                engine = find_engine()
+                for image in IMAGES.values() if arguments.what == "all" else (IMAGES[arguments.what],):
+                    build(engine, image, again=arguments.again)
+            if arguments.what in ("llama", "all"):
+                print(ensure_llama_home())
+    except BuildFailed as failure:
+        say(str(failure))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

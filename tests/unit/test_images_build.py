@@ -1,0 +1,125 @@
+"""images/build.py: what an image is called, and with what it is built."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from images import build
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A copy of what the images are made of, to change."""
+    for source in {source for image in build.IMAGES.values() for source in image.sources}:
+        target = tmp_path / source
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (REPOSITORY / source).is_dir():
+            shutil.copytree(REPOSITORY / source, target, dirs_exist_ok=True)
+        else:
+            shutil.copy(REPOSITORY / source, target)
+    return tmp_path
+
+
+def changed_images(before: dict[str, str], repository: Path) -> set[str]:
+    return {name for name, key in before.items() if build.content_key(build.IMAGES[name], repository) != key}
+
+
+@pytest.mark.parametrize(
+    ("changed", "images"),
+    [
+        ("images/llama/Dockerfile", {"llama", "trainer", "server"}),
+        ("images/server/serve.sh", {"server"}),
+        ("uv.lock", {"trainer", "operator"}),
+        ("trainer/finetune_trainer/spec.py", {"trainer", "operator"}),
+        ("trainer/finetune_trainer/new/module.py", {"trainer"}),
+        ("operator/finetune_operator/new.py", {"operator"}),
+        ("operator/finetune_operator/__pycache__/new.cpython-311.pyc", set()),
+        ("docs/new.md", set()),
+    ],
+)
+def test_an_image_is_renamed_by_what_it_is_made_of_and_by_nothing_else(repository: Path, changed: str, images: set[str]) -> None:
+    before = {name: build.content_key(image, repository) for name, image in build.IMAGES.items()}
+    path = repository / changed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write("\n")
+    assert changed_images(before, repository) == images
+
+
+def test_a_new_version_renames_our_images_and_spares_the_long_build_of_llama(repository: Path) -> None:
+    before = {name: build.content_key(image, repository) for name, image in build.IMAGES.items()}
+    pyproject = repository / "pyproject.toml"
+    version = build.project_version(repository)
+    pyproject.write_text(pyproject.read_text().replace(f'version = "{version}"', 'version = "99.0.0"'))
+    assert changed_images(before, repository) == {"trainer", "operator", "server"}
+
+
+def test_a_file_that_becomes_executable_renames_the_image(repository: Path) -> None:
+    before = build.content_key(build.IMAGES["server"], repository)
+    (repository / "images/server/serve.sh").chmod(0o644)
+    assert build.content_key(build.IMAGES["server"], repository) != before
+
+
+def test_a_moved_file_renames_the_image(repository: Path) -> None:
+    before = build.content_key(build.IMAGES["llama"], repository)
+    (repository / "images/llama/install.sh").rename(repository / "images/llama/lay-out.sh")
+    assert build.content_key(build.IMAGES["llama"], repository) != before
+
+
+def test_references_carry_the_content_and_never_latest() -> None:
+    for name, image in build.IMAGES.items():
+        repository, tag = build.reference(image).split(":")
+        assert repository == f"finetune-operator/{name}"
+        assert len(tag) == 12
+        assert set(tag) <= set("0123456789abcdef")
+
+
+def test_the_command_names_base_llama_secrets_and_proxies_but_never_a_proxy_s_value() -> None:
+    command = build.build_command(
+        build.IMAGES["trainer"], "some-base:1", {"ca": Path("/ca.crt")}, {"https_proxy": "http://user:word@proxy"}
+    )
+    assert "BASE=some-base:1" in command
+    assert f"LLAMA={build.reference(build.IMAGES['llama'])}" in command
+    assert "id=ca,src=/ca.crt" in command
+    assert "https_proxy" in command
+    assert not any("word" in argument for argument in command)
+    assert command[-1] == "."
+
+
+def test_only_secrets_that_are_there_are_passed(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.crt"
+    ca.touch()
+    secrets = build.host_secrets({"SSL_CERT_FILE": str(ca), "FINETUNE_APT_SOURCES": str(tmp_path / "none")}, tmp_path)
+    assert secrets["ca"] == ca
+    assert "apt.sources" not in secrets
+
+
+def test_variables_are_read_from_what_a_shell_would_source() -> None:
+    text = "# how to use it\nexport DOCKER_HOST='unix:///a b/docker.sock'\nexport PATH=/bin:$PATH\n"
+    assert build.exported_variables(text) == {"DOCKER_HOST": "unix:///a b/docker.sock", "PATH": "/bin:$PATH"}
+
+
+def test_the_cache_is_the_test_cluster_s() -> None:
+    from tests.cluster.paths import cache_folder
+
+    for environment in (
+        {"FINETUNE_CACHE": "/somewhere", "HOME": "/home/a"},
+        {"XDG_CACHE_HOME": "/caches", "HOME": "/home/a"},
+        {"HOME": "/home/a"},
+    ):
+        assert build.cache_folder(environment) == cache_folder(environment)
+
+
+def test_the_end_of_a_log_skips_the_blanks_that_buildkit_leaves(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"first\nsecond\n" + b"\0" * 100 + b"\n   \n")
+    assert build.tail(log, 1) == "second"
+
+
+def test_images_cannot_be_changed_by_accident() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        build.IMAGES["llama"].name = "other"
