@@ -19,8 +19,12 @@ esac
 [ "${#want}" -eq 64 ] || refuse "MODEL_SHA256 has ${#want} digits instead of 64"
 [ -f "$path" ] && [ -r "$path" ] || refuse "$path is not a readable file"
 
-# From standard input: sha256sum escapes some names and takes others for options.
-got=$(sha256sum < "$path") || refuse "$path cannot be read to its end"
+# From standard input: the programs escape some names and take others for options.
+# openssl uses the CPU's SHA instructions, Debian's sha256sum does not: 3 s instead of 15 for 5 GB.
+digest() {
+  if command -v openssl > /dev/null; then openssl dgst -sha256 -r; else sha256sum; fi
+}
+got=$(digest < "$path") || refuse "$path cannot be read to its end"
 got=${got%% *}
 [ "$got" = "$want" ] || refuse "$path has SHA-256 $got, expected $want: not served"
 printf 'serve: %s has SHA-256 %s, as expected\n' "$path" "$got" >&2

@@ -1,6 +1,7 @@
 """images/server/serve.sh with a stand-in for llama-server: what it refuses, and what it hands on."""
 
 import hashlib
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,3 +115,14 @@ def test_without_a_termination_log_the_refusal_is_still_printed(server: Server) 
     served = server.start(MODEL_PATH="", TERMINATION_LOG=server.folder / "no" / "log")
     assert served.code == 78
     assert "MODEL_PATH is not set" in served.error
+
+
+def test_where_there_is_no_openssl_the_digest_is_checked_all_the_same(server: Server) -> None:
+    programs = server.folder / "programs"
+    programs.mkdir()
+    for name in ("sh", "sha256sum"):
+        found = shutil.which(name)
+        assert found is not None
+        (programs / name).symlink_to(found)
+    assert server.start(PATH=programs).code == 0
+    assert server.start(PATH=programs, MODEL_SHA256="0" * 64).code == 78
