@@ -288,11 +288,13 @@ class Images(Loose):
 
 
 class CurrentAttempt(Loose):
-    """The attempt that is under way; written before its Job exists."""
+    """The attempt that is under way or due; written before its Job exists."""
 
     stage: Short
     number: int
-    job_uid: Short | None = None
+    failures: int = 0
+    """Earlier attempts of this stage that count against recovery.maxAttempts."""
+    not_before: Short | None = None
     report: bool = False
     """A CPU pod that only re-emits the answer of a finished stage whose pod vanished before it was read."""
 

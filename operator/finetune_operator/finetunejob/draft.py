@@ -1,0 +1,97 @@
+"""A plan in the making: the status as it was, the conditions as they will be, and what is to be done. Pure."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from finetune_operator.core import conditions
+from finetune_operator.core.conditions import Condition, Status
+from finetune_operator.core.names import Object
+from finetune_operator.core.plan import Action, Event, Plan
+from finetune_operator.core.settings import Settings
+from finetune_operator.finetunejob.observed import JobFact, Observed
+from finetune_operator.finetunejob.policies import progress
+from finetune_operator.finetunejob.types import ConditionType, Phase
+
+_WAITING = "Waiting"
+
+
+@dataclass
+class Draft:
+    """One pass over one job. Steps change it; `plan()` reads it off once at the end."""
+
+    job: Object
+    observed: Observed
+    settings: Settings
+    now: datetime
+    status: Object = field(init=False)
+    actions: list[Action] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    status_first: bool = False
+    phase: Phase = Phase.PENDING
+    reconciling: str = ""
+    stalled: tuple[str, str] | None = None
+    """(reason, message) of what needs a person."""
+    _conditions: dict[str, Condition] = field(init=False)
+    _rechecks: list[datetime] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.status = copy.deepcopy(self.job.get("status") or {})
+        before = {condition["type"]: condition for condition in self.status.get("conditions", [])}
+        self._conditions = {}
+        for type in ConditionType:
+            old = before.get(type)
+            self._conditions[type] = (
+                Condition(type, old["status"], old["reason"], old.get("message", "")) if old else Condition(type, "Unknown", _WAITING)
+            )
+
+    def set(self, type: ConditionType, status: Status, reason: str, message: str = "") -> None:
+        self._conditions[type] = Condition(type, status, reason, message)
+
+    def is_true(self, type: ConditionType) -> bool:
+        return self._conditions[type].status == "True"
+
+    def status_of(self, type: ConditionType) -> Status:
+        return self._conditions[type].status
+
+    def recheck(self, moment: datetime) -> None:
+        self._rechecks.append(moment)
+
+    def event(self, reason: str, message: str, *, warning: bool = False) -> None:
+        self.events.append(Event("Warning" if warning else "Normal", reason, message))
+
+    @property
+    def live_jobs(self) -> list[JobFact]:
+        return [job for job in self.observed.jobs if job.state == "Active"]
+
+    def plan(self) -> Plan:
+        self._set_reconciling()
+        self.status["phase"] = self.phase.value
+        generation = self.job["metadata"].get("generation", 0)
+        self.status["observedGeneration"] = generation
+        shown = [self._conditions[type] for type in ConditionType if type is not ConditionType.PUBLISHED or self._publishes()]
+        self.status["conditions"] = conditions.merge(self.status.get("conditions", []), shown, generation, self.now)
+        self.status["display"] = progress.display(self.status.get("progress"))
+        return Plan(
+            status=self.status,
+            actions=() if self.status_first else tuple(self.actions),
+            events=tuple(self.events),
+            recheck_at=min(self._rechecks, default=None),
+            status_first=self.status_first,
+        )
+
+    def _publishes(self) -> bool:
+        return bool((self.job.get("spec") or {}).get("publish"))
+
+    def _set_reconciling(self) -> None:
+        """kstatus: Stalled is Failed, Reconciling is InProgress, neither is Current."""
+        if self.stalled:
+            self.set(ConditionType.STALLED, "True", *self.stalled)
+        else:
+            self.set(ConditionType.STALLED, "False", "NotStalled")
+        if self.reconciling and not self.stalled:
+            self.set(ConditionType.RECONCILING, "True", self.reconciling)
+        else:
+            self.set(ConditionType.RECONCILING, "False", self.stalled[0] if self.stalled else "Settled")

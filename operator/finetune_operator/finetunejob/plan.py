@@ -1,0 +1,245 @@
+"""What is to be done about a FineTuneJob: the whole behaviour of the job's controller. Pure.
+
+A pass walks STEPS in order; a step that answers True has said all there is to say for now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from finetune_trainer.spec import Stage
+
+from finetune_operator.core import names
+from finetune_operator.core.conditions import parse_timestamp, timestamp
+from finetune_operator.core.names import Object
+from finetune_operator.core.plan import Create, Delete, Plan
+from finetune_operator.core.settings import Settings
+from finetune_operator.finetunejob import checks, publish, stages
+from finetune_operator.finetunejob.draft import Draft
+from finetune_operator.finetunejob.observed import Observed
+from finetune_operator.finetunejob.policies.deadline import active_seconds, deadline_at
+from finetune_operator.finetunejob.policies.digest import run_digest
+from finetune_operator.finetunejob.resources.claim import make_claim
+from finetune_operator.finetunejob.types import ConditionType, FineTuneJobSpec, Phase
+
+
+def plan(job: Object, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    """The whole status to write and the actions to take for `job` as it stands in `observed` at `now` (aware, UTC)."""
+    draft = Draft(job, observed, settings, now)
+    if job["metadata"].get("deletionTimestamp"):
+        return Plan(status=draft.status)
+    if draft.status_of(ConditionType.SUCCEEDED) != "Unknown":
+        _after_the_end(draft)
+        return draft.plan()
+    spec = checks.parse(job.get("spec") or {})
+    if isinstance(spec, checks.Finding):
+        _refuse(draft, [spec])
+        return draft.plan()
+    for step in STEPS:
+        if step(draft, spec):
+            break
+    return draft.plan()
+
+
+# ------------------------------------------------------------------------------------------------------------------- steps
+
+
+def _validate(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    """Before the start only: what runs was right when it started, and cannot change."""
+    if draft.status.get("startTime"):
+        return False
+    if _is_published_already(draft, spec):
+        return True
+    found = checks.findings(checks.Subject(spec, draft.job, draft.observed, draft.settings))
+    if found:
+        _refuse(draft, found)
+        return True
+    draft.set(ConditionType.VALIDATED, "True", "Valid", "")
+    return False
+
+
+def _is_published_already(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    """A run is its content: a re-created, restored or re-applied job never trains twice."""
+    if spec.publish is None:
+        return False
+    digest = run_digest(spec, draft.observed.config_maps)
+    version = next((version for version in draft.observed.versions if version.run_digest == digest), None)
+    if version is None:
+        return False
+    message = (
+        f"{version.name} was made by a run of the same content; nothing was run. Data behind a URI is not compared: "
+        "set spec.runId on a new object to run again"
+    )
+    draft.status["runDigest"] = digest
+    draft.status["modelVersionRef"] = {"name": version.name, "version": version.version}
+    draft.set(ConditionType.VALIDATED, "True", "Valid")
+    draft.set(ConditionType.PUBLISHED, "True", "AlreadyPublished", message)
+    _succeed(draft, "AlreadyPublished", message)
+    return True
+
+
+def _refuse(draft: Draft, found: list[checks.Finding]) -> None:
+    first = found[0]
+    message = "; ".join(finding.message for finding in found)
+    if not _already_refused(draft, first.reason):
+        draft.event(first.reason, message, warning=True)
+    draft.set(ConditionType.VALIDATED, "False", first.reason, message)
+    draft.stalled = (first.reason, message)
+    if any(finding.passing for finding in found):
+        draft.recheck(draft.now + timedelta(seconds=draft.settings.missing_recheck_s))
+
+
+def _already_refused(draft: Draft, reason: str) -> bool:
+    old = next((c for c in draft.status.get("conditions", []) if c["type"] == ConditionType.VALIDATED), None)
+    return old is not None and old["status"] == "False" and old["reason"] == reason
+
+
+def _start(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    """The start is durable before any child exists; from then on the spec is immutable."""
+    if draft.status.get("startTime"):
+        return False
+    if spec.suspend:
+        draft.phase = Phase.SUSPENDED
+        draft.set(ConditionType.SUSPENDED, "True", "Suspended", "spec.suspend is true; nothing was started")
+        return True
+    draft.status |= {
+        "startTime": timestamp(draft.now),
+        "activeSince": timestamp(draft.now),
+        "activeSeconds": 0,
+        "runDigest": run_digest(spec, draft.observed.config_maps),
+        "images": {
+            "trainer": spec.image or draft.settings.trainer_image,
+            "server": (spec.publish and spec.publish.serving.image) or draft.settings.server_image,
+        },
+    }
+    draft.set(ConditionType.SUSPENDED, "False", "NotSuspended")
+    stages.begin(draft, Stage.PREPARE)
+    draft.event("Started", "the run has started with stage prepare")
+    return True
+
+
+def _report_problems(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    """What the API refused to do for us, in its words. Goes on: the cause may be gone."""
+    if not draft.observed.problems:
+        draft.set(ConditionType.RESOURCES_APPLIED, "True", "Applied")
+        return False
+    first = draft.observed.problems[0]
+    message = f"{first.kind} {first.name}: {first.message}"
+    if draft.status_of(ConditionType.RESOURCES_APPLIED) != "False":
+        draft.event(first.reason, message, warning=True)
+    draft.set(ConditionType.RESOURCES_APPLIED, "False", first.reason, message)
+    if first.reason != "WaitingForPreviousOwner":
+        draft.stalled = (first.reason, message)
+    draft.recheck(draft.now + timedelta(minutes=1))
+    return False
+
+
+def _deadline(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    due = deadline_at(draft.status, spec.active_deadline_seconds, draft.now)
+    if due is None:
+        return False
+    if due > draft.now:
+        draft.recheck(due)
+        return False
+    fail(draft, "DeadlineExceeded", f"the run was active for {spec.active_deadline_seconds} s; checkpoints are kept on its storage")
+    return True
+
+
+def _ensure_claim(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    template = spec.storage.persistent_volume_claim
+    assert template is not None
+    if template.size and not draft.is_true(ConditionType.PACKAGED):
+        name = names.claim_name(draft.job["metadata"]["name"], draft.job["metadata"]["uid"])
+        if draft.observed.claims.get(name) is None:
+            draft.actions.append(Create(make_claim(template, spec.retention, draft.job)))
+    return False
+
+
+def _run_stages(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    ended = stages.run(draft, spec)
+    if isinstance(ended, stages.Failure):
+        fail(draft, ended.reason, ended.message, ended.stage)
+        return True
+    return ended
+
+
+def _publish(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    if spec.publish is None:
+        return False
+    refused = publish.run(draft, spec)
+    if isinstance(refused, publish.Refused):
+        draft.set(ConditionType.PUBLISHED, "False", refused.reason, refused.message)
+        fail(draft, refused.reason, refused.message)
+        return True
+    return refused
+
+
+def _end(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    reference = draft.status.get("modelVersionRef")
+    _succeed(draft, "Completed", f"published as {reference['name']}" if reference else "all stages are done; artifacts are in status")
+    return True
+
+
+Step = Callable[[Draft, FineTuneJobSpec], bool]
+STEPS: tuple[Step, ...] = (_validate, _start, _report_problems, _deadline, _ensure_claim, _run_stages, _publish, _end)
+
+
+# --------------------------------------------------------------------------------------------------------------------- ends
+
+
+def _succeed(draft: Draft, reason: str, message: str) -> None:
+    draft.phase = Phase.SUCCEEDED
+    draft.set(ConditionType.SUCCEEDED, "True", reason, message)
+    draft.reconciling, draft.stalled = "", None
+    _close(draft)
+    draft.event("Succeeded", message)
+
+
+def fail(draft: Draft, reason: str, message: str, stage: Stage | None = None) -> None:
+    """The end for good: live pods are stopped with their grace, checkpoints stay where they are."""
+    draft.phase = Phase.FAILED
+    kept = draft.status.get("checkpoint")
+    where = f"; the last checkpoint (step {kept['step']}) is at {kept['uri']}" if kept else ""
+    if stage is not None:
+        draft.set(stages.CONDITION[stage], "False", reason, message)
+    draft.set(ConditionType.SUCCEEDED, "False", reason, message + where)
+    draft.stalled = (reason, message)
+    draft.reconciling = ""
+    _close(draft)
+    draft.event("Failed", f"{reason}: {message}", warning=True)
+    _stop_live_jobs(draft)
+
+
+def _close(draft: Draft) -> None:
+    draft.status["activeSeconds"] = active_seconds(draft.status, draft.now)
+    draft.status.pop("activeSince", None)
+    draft.status["completionTime"] = timestamp(draft.now)
+    if "progress" in draft.status:
+        draft.status["progress"].pop("etaSeconds", None)
+
+
+def _stop_live_jobs(draft: Draft) -> None:
+    namespace = draft.job["metadata"]["namespace"]
+    for live in draft.live_jobs:
+        if not live.deleting:
+            draft.actions.append(Delete("batch/v1", "Job", namespace, live.name, live.uid, "Foreground"))
+
+
+def _after_the_end(draft: Draft) -> None:
+    """Terminal never leaves: only leftovers are cleaned, and the TTL counts from the recorded end."""
+    succeeded = draft.is_true(ConditionType.SUCCEEDED)
+    draft.phase = Phase.SUCCEEDED if succeeded else Phase.FAILED
+    if not succeeded:
+        old = next(c for c in draft.status["conditions"] if c["type"] == ConditionType.SUCCEEDED)
+        draft.stalled = (old["reason"], old.get("message", ""))
+    _stop_live_jobs(draft)
+    ttl = (draft.job.get("spec") or {}).get("ttlSecondsAfterFinished")
+    if ttl is None or "completionTime" not in draft.status:
+        return
+    due = parse_timestamp(draft.status["completionTime"]) + timedelta(seconds=ttl)
+    if due > draft.now:
+        draft.recheck(due)
+        return
+    metadata = draft.job["metadata"]
+    draft.actions.append(Delete(names.API_VERSION, names.FINETUNEJOB, metadata["namespace"], metadata["name"], metadata["uid"]))

@@ -1,0 +1,89 @@
+"""What ended an attempt, does it count, and is another worth it? Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from finetune_trainer.spec import ExitCode, StageResult
+from pydantic import ValidationError
+
+from finetune_operator.finetunejob.observed import JobFact, PodFact
+
+_RETRYABLE = frozenset({ExitCode.CRASH, ExitCode.OUT_OF_MEMORY, ExitCode.GPU_NOT_VISIBLE, ExitCode.STORAGE})
+_FIRST_BACKOFF = timedelta(seconds=10)
+_LONGEST_BACKOFF = timedelta(minutes=5)
+_KILLED = 137
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt failed. `counted`: it uses up one of recovery.maxAttempts. `final`: no further attempt can help."""
+
+    reason: str
+    message: str
+    counted: bool = True
+    final: bool = False
+    exit_code: int | None = None
+    node: str | None = None
+    result: StageResult | None = None
+
+
+def answer(job: JobFact) -> StageResult | None:
+    """What rank 0's pod said when it ended; None where that cannot be read any more."""
+    pod = _first(job)
+    if pod is None or not pod.message:
+        return None
+    try:
+        return StageResult.model_validate_json(pod.message)
+    except ValidationError:
+        return None
+
+
+def _first(job: JobFact) -> PodFact | None:
+    return min(job.pods, key=lambda pod: pod.index, default=None)
+
+
+def outcome(job: JobFact) -> Outcome:
+    """Why a failed Job failed: the trainer's own words where there are any, else what kubelet and Job controller say."""
+    pod = next((pod for pod in job.pods if pod.phase == "Failed"), None) or _first(job)
+    if pod is None:
+        if job.reason == "PodFailurePolicy":
+            return Outcome("StageFailed", f"stage {job.stage} ended with a final error, but its pod is gone: {job.message}", final=True)
+        return Outcome("NodeLost", f"the pod of stage {job.stage} vanished with its node", counted=False)
+    result = answer(job)
+    known: dict[str, Any] = {"exit_code": pod.exit_code, "node": pod.node, "result": result}
+    if pod.disruption:
+        return Outcome("Preempted", f"pod {pod.name} was stopped: {pod.disruption}", counted=False, **known)
+    if pod.terminated_reason == "OOMKilled":
+        return Outcome("OutOfMemory", f"stage {job.stage} went over its memory limit; raise {memory_field(job.stage)}", **known)
+    if pod.exit_code is None:
+        return Outcome(
+            "PodFailed", f"pod {pod.name} failed without an exit code: {pod.terminated_reason or job.message or 'unknown'}", **known
+        )
+    if pod.exit_code == ExitCode.TERMINATED:
+        return Outcome("Terminated", "the pod was stopped from outside; its work is saved", counted=not pod.deleting, **known)
+    reason = result.reason if result and result.reason != "Completed" else _reason(pod.exit_code)
+    message = (result.message if result else "") or f"stage {job.stage} ended with exit code {pod.exit_code}; see the log of pod {pod.name}"
+    final = pod.exit_code not in _RETRYABLE and pod.exit_code < 128
+    return Outcome(reason, message, final=final, **known)
+
+
+def memory_field(stage: str) -> str:
+    return "spec.resources.memory" if stage == "train" else f"spec.stages.{stage}.memory"
+
+
+def _reason(exit_code: int) -> str:
+    if exit_code == _KILLED:
+        return "Killed"
+    names = {ExitCode.OUT_OF_MEMORY: "OutOfMemory", ExitCode.GPU_NOT_VISIBLE: "GPUNotVisible", ExitCode.STORAGE: "StorageError"}
+    try:
+        return names.get(ExitCode(exit_code), "StageFailed")
+    except ValueError:
+        return "StageFailed"
+
+
+def backoff(failures: int) -> timedelta:
+    """Wait before the next attempt after `failures` counted ones: 10 s, 20 s, … up to 5 min; none after an uncounted one."""
+    return timedelta() if failures == 0 else min(_FIRST_BACKOFF * 2 ** min(failures - 1, 10), _LONGEST_BACKOFF)
