@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 import uuid
 from collections.abc import Callable
@@ -42,10 +43,11 @@ STAGES: dict[Stage, str] = {
 }
 
 
-def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress) -> StageResult:
+def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, report_only: bool = False) -> StageResult:
     """The stage's answer: of its own earlier run, of the older job it resumes from, or of working now.
 
-    Running a stage twice is free; its manifest is written last and exists only for a finished stage.
+    Running a stage twice is free; its manifest is written last and exists only for a finished stage. `report_only` never works:
+    it answers for a stage whose pod vanished before anybody read what it said.
     """
     storage = JobStorage(run.storage, writer)
     upstream = _upstream(stage, storage)
@@ -60,12 +62,17 @@ def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress) -> St
             )
         log.info("stage %s was finished before; nothing to do", stage)
         return done.result
+    if report_only:
+        raise StageError("StageMissing", f"stage {stage} left no manifest on this storage", ExitCode.STORAGE)
     folder = storage.new_folder(stage)
-    result = _take_over(stage, run, wanted, folder)
+    result = _take_over(stage, run, wanted, storage, folder)
     if result is None:
         stage_function: StageFunction = import_module(STAGES[stage]).run
         result = stage_function(run, Workspace(storage, folder, progress))
-    return storage.publish(stage, folder, wanted, result).result
+    published = storage.publish(stage, folder, wanted, result)
+    if stage is Stage.EVALUATE and run.retention == "Delete":
+        shutil.rmtree(storage.folder / "checkpoints", ignore_errors=True)
+    return published.result
 
 
 def _upstream(stage: Stage, storage: JobStorage) -> Manifest | None:
@@ -74,7 +81,7 @@ def _upstream(stage: Stage, storage: JobStorage) -> Manifest | None:
     return storage.manifest(stages[position - 1]) if position else None
 
 
-def _take_over(stage: Stage, run: RunSpec, wanted: str, folder: Path) -> StageResult | None:
+def _take_over(stage: Stage, run: RunSpec, wanted: str, storage: JobStorage, folder: Path) -> StageResult | None:
     if run.resume_from is None:
         return None
     older = JobStorage(run.resume_from, "reader")
@@ -83,13 +90,19 @@ def _take_over(stage: Stage, run: RunSpec, wanted: str, folder: Path) -> StageRe
         return None
     copy_published(older, manifest, folder)
     log.info("stage %s taken over from %s", stage, run.resume_from.prefix)
-    return manifest.result
+    return _moved(manifest.result, older.uri(older.content(manifest)), storage.uri(folder))
+
+
+def _moved(result: StageResult, before: str, after: str) -> StageResult:
+    """An answer whose URIs name the copy instead of the older job's files."""
+    return StageResult.model_validate_json(result.model_dump_json(by_alias=True).replace(f'"{before}', f'"{after}'))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m finetune_trainer", description="Runs one stage of a fine-tuning run.")
     parser.add_argument("stage", choices=[stage.value for stage in Stage])
     parser.add_argument("--run", default=os.environ.get("FINETUNE_RUN_FILE", "run.json"), help="run file (JSON). Default: %(default)s")
+    parser.add_argument("--report", action="store_true", help="only repeat the answer of a stage that has finished")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     stage = Stage(options.stage)
@@ -99,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _end(StageResult(stage=stage, reason="InvalidRunFile", message=str(error)[:1000]), ExitCode.INVALID_RUN_FILE)
     progress = Progress.from_environment(os.environ)
     try:
-        result = run_stage(stage, run, os.environ.get("POD_UID") or uuid.uuid4().hex, progress)
+        result = run_stage(stage, run, os.environ.get("POD_UID") or uuid.uuid4().hex, progress, report_only=options.report)
     except StageError as error:
         answer = (error.result or StageResult(stage=stage)).model_copy(update={"reason": error.reason, "message": error.message})
         return _end(answer, error.exit_code)

@@ -83,7 +83,7 @@ def _run_stage(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool | Fail
     name = stage_job_name(draft.job["metadata"]["name"], stage, attempt["number"])
     fact = next((job for job in draft.observed.jobs if job.name == name), None)
     if fact and fact.state == "Complete":
-        return _complete(draft, stage, fact)
+        return _complete(draft, spec, stage, fact)
     if spec.suspend:
         return _suspend(draft, stage, fact)
     _resume(draft)
@@ -95,7 +95,7 @@ def _run_stage(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool | Fail
     return _create(draft, spec, stage)
 
 
-def _complete(draft: Draft, stage: Stage, fact: JobFact) -> bool:
+def _complete(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) -> bool:
     result = retry.answer(fact)
     if result is None:
         # the pod vanished before its answer was read: the manifest has it, and reading it takes no GPU
@@ -103,6 +103,8 @@ def _complete(draft: Draft, stage: Stage, fact: JobFact) -> bool:
         _set_attempt(draft, stage, {**_kept(attempt), "number": attempt["number"] + 1, "report": True})
         return True
     _absorb(draft, result)
+    if stage is Stage.EVALUATE and spec.retention.checkpoints == "Delete":
+        draft.status.pop("checkpoint", None)  # the stage removed it
     draft.set(CONDITION[stage], "True", "Completed", _summary(result))
     draft.event(CONDITION[stage].value, f"stage {stage} is done. {_summary(result)}".strip())
     return False
