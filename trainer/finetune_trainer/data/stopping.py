@@ -1,0 +1,116 @@
+"""The tokens that end an answer: what the base model's files say, and what the finished model will carry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune_trainer.data.chat_template import NAMED_TEMPLATES, ChatTemplate, TemplateRefusedRow, probe_template
+from finetune_trainer.data.prepared import SpecialTokens
+from finetune_trainer.data.tokenizer import TextTokenizer, read_optional_json
+from finetune_trainer.errors import StageError
+from finetune_trainer.spec import ChatTemplateType, RunSpec
+
+_PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def template_text(run: RunSpec, model_folder: Path) -> tuple[str | None, Literal["Model", "Named", "ConfigMap"] | None]:
+    """The chat template that the run asks for and where it is from; None where the model has none.
+
+    Errors: StageError(NoChatTemplate) where a ConfigMap's text did not arrive.
+    """
+    wanted = run.model.chat_template
+    if wanted.type is ChatTemplateType.NAMED:
+        return NAMED_TEMPLATES[wanted.named or "ChatML"], "Named"
+    if wanted.type is ChatTemplateType.CONFIG_MAP:
+        if not run.chat_template_text:
+            raise StageError("NoChatTemplate", "the ConfigMap of model.chatTemplate holds no text; put the template under the named key")
+        return run.chat_template_text, "ConfigMap"
+    text = model_template(model_folder)
+    return text, "Model" if text is not None else None
+
+
+def model_template(folder: Path) -> str | None:
+    """The model's own template, in transformers' order: chat_template.jinja, chat_template.json, tokenizer_config.json."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_bytes().decode()
+    own = read_optional_json(folder / "chat_template.json").get("chat_template")
+    own = own if own is not None else read_optional_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(own, list):
+        named = {entry.get("name"): entry.get("template") for entry in own if isinstance(entry, dict)}
+        own = named.get("default")
+    return own if isinstance(own, str) else None
+
+
+def compile_template(text: str | None, tokenizer: TextTokenizer) -> ChatTemplate | None:
+    """Errors: StageError(HostileTemplate | InvalidTemplate)."""
+    if text is None:
+        return None
+    template = ChatTemplate(text, tokenizer.named)
+    probe_template(text, tokenizer.named)
+    return template
+
+
+def special_tokens(folder: Path, tokenizer: TextTokenizer, template: ChatTemplate | None, own_template: bool) -> SpecialTokens:
+    """What ends answers. A run's own template over a base that ends otherwise makes the template's end token the model's eos.
+
+    Errors: StageError(InvalidTokenizer | TemplateTokensMissing).
+    """
+    eos_token = tokenizer.named.get("eos_token")
+    ids = _declared_eos_ids(folder, tokenizer)
+    changed = False
+    if template is not None and own_template:
+        end = _turn_end(template, tokenizer)
+        if end is not None and end[1] not in ids:
+            eos_token, ids, changed = end[0], [end[1], *ids], True
+    if eos_token is None or not ids:
+        raise StageError("InvalidTokenizer", "the model names no end token; set eos_token in tokenizer_config.json")
+    eos_id = tokenizer.id_of(eos_token)
+    if eos_id is None:
+        raise StageError(
+            "InvalidTokenizer", "eos_token of tokenizer_config.json is not in the vocabulary; use the tokenizer of the model's repository"
+        )
+    pad_id = tokenizer.id_of(tokenizer.named.get("pad_token"))
+    return SpecialTokens(
+        eos_token=eos_token,
+        eos_id=eos_id,
+        eos_ids=ids,
+        pad_id=pad_id if pad_id is not None else eos_id,
+        bos_id=tokenizer.id_of(tokenizer.named.get("bos_token")),
+        eos_changed=changed,
+    )
+
+
+def _declared_eos_ids(folder: Path, tokenizer: TextTokenizer) -> list[int]:
+    """Ids that stop generation: generation_config.json's, else config.json's, else the tokenizer's.
+
+    Source: transformers.GenerationConfig.from_pretrained, which falls back in this order.
+    """
+    for name in ("generation_config.json", "config.json"):
+        declared: Any = read_optional_json(folder / name).get("eos_token_id")
+        if declared is not None:
+            return [int(value) for value in (declared if isinstance(declared, list) else [declared])]
+    eos = tokenizer.id_of(tokenizer.named.get("eos_token"))
+    return [eos] if eos is not None else []
+
+
+def _turn_end(template: ChatTemplate, tokenizer: TextTokenizer) -> tuple[str, int] | None:
+    """The special token that closes a rendered answer, where one does."""
+    try:
+        asked = template.render(_PROBE[:1], add_generation_prompt=True)
+        answered = template.render(_PROBE)
+    except TemplateRefusedRow:
+        return None
+    end = answered[len(asked) :].strip().removeprefix("b").strip()
+    ids = tokenizer.encode([end])[0].ids if end else []
+    if not ids:
+        return None
+    token = tokenizer.added_token(ids[0])
+    if token is None:
+        raise StageError(
+            "TemplateTokensMissing",
+            f"the chat template ends a turn with text that is no single token of this tokenizer ({len(ids)} tokens); "
+            "use a template made for this model, or a base model whose tokenizer has its tokens",
+        )
+    return token, ids[0]
