@@ -1,0 +1,183 @@
+"""The adapter merged into the unquantized base, safetensors to safetensors, block by block: memory does not grow with the model.
+
+Every tensor is checked right after it was written, while its pages are still in memory (`merge_check`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from finetune_trainer.errors import StageError
+from finetune_trainer.package.adapter import LowRank, Saved, Update
+from finetune_trainer.package.base_model import HEAD, INDEX_FILE, ModelTensors, is_weight
+from finetune_trainer.package.tensors import RAW_TYPES, Raw, TensorInfo, TensorReader, TensorWriter, round_to, to_float32
+
+BLOCK_ELEMENTS = 1 << 17
+"""Half a megabyte of float32: the block and its temporaries stay in a core's own cache."""
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """A tensor of the result: the base's tensor it starts from, and what happens to it."""
+
+    name: str
+    base: str
+    update: Update | None
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Tensors of each shard, in the base's own order. `unties`: the output head is now a tensor of its own."""
+
+    shards: dict[str, list[MergedTensor]]
+    unties: bool
+
+
+@dataclass
+class MergeReport:
+    """What was written. `bytes_written` counts tensors' bytes."""
+
+    tensors_updated: int = 0
+    bytes_written: int = 0
+    unties: bool = False
+    files: list[str] = field(default_factory=list)
+
+
+CheckTensor = Callable[[MergedTensor, TensorReader], None]
+"""Told of each tensor right after it was written. Raises where it is not what was trained."""
+
+
+def plan_merge(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool = False) -> MergePlan:
+    """Where each update goes; a tied output head becomes a tensor of its own when it and the embedding no longer are equal."""
+    head = _head_to_add(base, updates, ties_embeddings)
+    shards: dict[str, list[MergedTensor]] = {}
+    for shard, reader in base.shards.items():
+        names = [name for name in reader.tensors if not (head and name == HEAD)]
+        shards[shard] = [MergedTensor(name, name, updates.get(name)) for name in names]
+    if head:
+        shards[list(shards)[-1]].append(head)
+    planned = {tensor.name for tensors in shards.values() for tensor in tensors}
+    tied_embedding_saved_twice = {HEAD} if base.head_is_tied and not head else set()
+    missing = set(updates) - planned - tied_embedding_saved_twice
+    if missing:
+        raise StageError("AdapterMismatch", f"the base model has no tensor {min(missing)}")
+    return MergePlan(shards, head is not None)
+
+
+def _head_to_add(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool) -> MergedTensor | None:
+    embedding = base.embedding
+    if not base.head_is_tied or ties_embeddings or embedding is None:
+        return None
+    of_embedding, of_head = updates.get(embedding), updates.get(HEAD)
+    if of_embedding is None and of_head is None:
+        return None
+    if isinstance(of_embedding, Saved) and isinstance(of_head, Saved) and _equal(of_embedding, of_head):
+        return None
+    return MergedTensor(HEAD, embedding, of_head)
+
+
+def _equal(one: Saved, other: Saved) -> bool:
+    if one.tensor.shape != other.tensor.shape:
+        return False
+    return all(
+        np.array_equal(to_float32(one.reader.rows(one.tensor, first, count)), to_float32(other.reader.rows(other.tensor, first, count)))
+        for first, count in blocks(one.tensor)
+    )
+
+
+def blocks(info: TensorInfo) -> Iterator[tuple[int, int]]:
+    """`(first row, rows)` of blocks of about `BLOCK_ELEMENTS`."""
+    rows, columns = info.rows_and_columns
+    step = max(1, BLOCK_ELEMENTS // max(columns, 1))
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def merge(
+    base: ModelTensors, plan: MergePlan, scale: float, target: Path, check: CheckTensor, report: Callable[[float], None]
+) -> MergeReport:
+    """Writes the merged shards, their index and nothing else into `target`; reports the share done.
+
+    Errors: StageError(AdapterMismatch) where an update's shape is not the tensor's; whatever `check` raises.
+    """
+    done = MergeReport(unties=plan.unties)
+    total = sum(base.info(tensor.base).bytes for tensors in plan.shards.values() for tensor in tensors)
+    target.mkdir(parents=True, exist_ok=True)
+    # Blocks are the unit of parallel work; BLAS threads below them would only fight for the same cores.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for shard, tensors in plan.shards.items():
+            layout = [_result_info(base, tensor) for tensor in tensors]
+            with TensorWriter(target / shard, layout, base.shards[shard].metadata) as writer, TensorReader(target / shard) as written:
+                for tensor in tensors:
+                    _write_tensor(base, tensor, scale, writer, pool)
+                    check(tensor, written)
+                    done.tensors_updated += tensor.update is not None
+                    done.bytes_written += writer.tensors[tensor.name].bytes
+                    report(done.bytes_written / max(total, 1))
+            done.files.append(shard)
+    _write_index(base, plan, target, done.bytes_written)
+    return done
+
+
+def _result_info(base: ModelTensors, tensor: MergedTensor) -> TensorInfo:
+    info = base.info(tensor.base)
+    if tensor.update is not None and not is_weight(info):
+        raise StageError("BaseModelInvalid", f"{tensor.base} is {info.dtype}; a merge needs {', '.join(RAW_TYPES)} weights")
+    shape = _update_shape(tensor.update)
+    if shape is not None and shape != info.shape:
+        raise StageError("AdapterMismatch", f"{tensor.name} has shape {list(info.shape)} in the base and {list(shape)} in the adapter")
+    return TensorInfo(tensor.name, info.dtype, info.shape, 0)
+
+
+def _update_shape(update: Update | None) -> tuple[int, ...] | None:
+    match update:
+        case LowRank(up, down):
+            return up.shape[0], down.shape[1]
+        case Saved(_, info):
+            return info.shape
+        case None:
+            return None
+
+
+def _write_tensor(base: ModelTensors, tensor: MergedTensor, scale: float, writer: TensorWriter, pool: ThreadPoolExecutor) -> None:
+    info = base.info(tensor.base)
+    reader = base.reader(tensor.base)
+    match tensor.update:
+        case None:
+            reader.copy(info, writer.descriptor, writer.tensors[tensor.name].offset)
+        case Saved(source, saved):
+            for first, count in blocks(info):
+                writer.write_rows(tensor.name, first, round_to(to_float32(source.rows(saved, first, count)), info.dtype))
+        case LowRank(up, down):
+            compute = np.dtype(np.float64 if info.dtype == "F32" else np.float32)
+            scaled = (scale * down.astype(np.float64)).astype(compute)
+
+            def merge_block(block: tuple[int, int]) -> None:
+                first, count = block
+                values = np.matmul(up[first : first + count].astype(compute, copy=False), scaled)
+                np.add(values, _widen(reader.rows(info, first, count)), out=values)
+                writer.write_rows(tensor.name, first, round_to(values, info.dtype))
+
+            list(pool.map(merge_block, blocks(info)))
+
+
+def _widen(raw: Raw) -> Raw:
+    return raw if raw.dtype == np.float32 else to_float32(raw)
+
+
+def _write_index(base: ModelTensors, plan: MergePlan, target: Path, total_bytes: int) -> None:
+    path = base.folder / INDEX_FILE
+    if not path.exists():
+        return
+    index = json.loads(path.read_bytes())
+    index.setdefault("metadata", {})["total_size"] = total_bytes
+    index["weight_map"] = {tensor.name: shard for shard, tensors in plan.shards.items() for tensor in tensors}
+    (target / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
