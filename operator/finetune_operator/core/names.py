@@ -22,6 +22,8 @@ STAGE_LABEL = f"{GROUP}/stage"
 ATTEMPT_LABEL = f"{GROUP}/attempt"
 MODEL_LABEL = f"{GROUP}/model"
 VERSION_LABEL = f"{GROUP}/version"
+ARTIFACTS_LABEL = f"{GROUP}/artifacts"
+"""On a claim that the operator made: `Keep` (nobody owns it once the job has published) or `Delete` (the versions on it do)."""
 RUN_ANNOTATION = f"{GROUP}/run"
 
 Object = dict[str, Any]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_operator.core.facts import ClaimFact
 from finetune_operator.core.names import MANAGED_BY, MANAGED_BY_VALUE, MODEL_LABEL, VERSION_LABEL, Object
 from finetune_operator.core.plan import ActionProblem
 
@@ -82,18 +83,6 @@ class RouteFact:
 
 
 @dataclass(frozen=True)
-class ClaimFact:
-    name: str
-    uid: str
-    resource_version: str
-    owners: tuple[Object, ...]
-    labels: Mapping[str, str]
-    phase: str
-    access_modes: tuple[str, ...]
-    deleting: bool = False
-
-
-@dataclass(frozen=True)
 class Observed:
     """Everything that plan_model may know beside the versions themselves. Deployments and Services are keyed by name."""
 
@@ -154,7 +143,7 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
 def pod_fact(pod: Mapping[str, Any]) -> PodFact:
     labels, status = pod["metadata"].get("labels", {}), pod.get("status", {})
     conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
-    container = next(iter(status.get("containerStatuses", [])), {})
+    container = _first(status.get("containerStatuses", []))
     state, last = container.get("state", {}), container.get("lastState", {})
     ended = state.get("terminated") or last.get("terminated") or {}
     waiting = state.get("waiting", {})
@@ -174,7 +163,7 @@ def pod_fact(pod: Mapping[str, Any]) -> PodFact:
 def route_fact(route: Mapping[str, Any]) -> RouteFact:
     """Only the first rule is read: the operator writes one."""
     metadata, spec = route["metadata"], route["spec"]
-    references = next(iter(spec.get("rules", [])), {}).get("backendRefs", [])
+    references = _first(spec.get("rules", [])).get("backendRefs", [])
     return RouteFact(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -216,7 +205,7 @@ def claim_fact(claim: Mapping[str, Any]) -> ClaimFact:
 def _parent_fact(parent: Mapping[str, Any], route_namespace: str) -> ParentFact:
     conditions = {condition["type"]: condition for condition in parent.get("conditions", [])}
     both = [conditions.get(type, {}) for type in ("Accepted", "ResolvedRefs")]
-    refused = next((condition for condition in both if condition and condition["status"] != "True"), {})
+    refused = _first([condition for condition in both if condition and condition["status"] != "True"])
     return ParentFact(
         gateway=parent["parentRef"]["name"],
         namespace=parent["parentRef"].get("namespace", route_namespace),
@@ -225,6 +214,10 @@ def _parent_fact(parent: Mapping[str, Any], route_namespace: str) -> ParentFact:
         reason=refused.get("reason", ""),
         message=refused.get("message", ""),
     )
+
+
+def _first(items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return items[0] if items else {}
 
 
 def _service_fact(service: Mapping[str, Any]) -> ServiceFact:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from finetune_trainer.spec import Duration, GGUFType, ModelName, Name, ObjectName, Quantity, Section, map_list, rules
 from pydantic import ConfigDict, Field
 
+from finetune_operator.core.schema import ConditionStatus, Long, Loose, Short
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 Text = Annotated[str, Field(max_length=1024)]
 
@@ -74,6 +76,10 @@ class Step(Section):
                 "(self.stage == 'Production') != has(self.weight)",
                 "weight is required before Production, and Production has none: it gets what is left",
             ),
+            (
+                "self.stage != 'Production' || self.hold == '0s'",
+                "a Production step has no hold: it lasts until another version takes over",
+            ),
         )
     )
 
@@ -94,6 +100,14 @@ class Rollout(Section):
                 "self.steps.filter(s, s.stage == 'Production').size() <= 1",
                 "only one step can be of stage Production",
             ),
+            (
+                "self.traffic.type != 'None' || self.steps.all(s, s.stage == 'Production')",
+                "Canary and Staging steps share traffic: they need traffic of type GatewayAPI",
+            ),
+            (
+                "self.approval == 'Manual' || !has(self.approvedStep)",
+                "approvedStep goes with approval Manual",
+            ),
         )
     )
 
@@ -101,7 +115,7 @@ class Rollout(Section):
     steps: Annotated[list[Step], Field(max_length=16)] = Field(
         default=[],
         description="Steps to production, in order. Default: straight to production.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+        json_schema_extra=map_list("name"),
     )
     approval: Literal["Automatic", "Manual"] = Field(
         default="Automatic", description="Whether a step needs approvedStep to go on. Default: Automatic."
@@ -131,6 +145,15 @@ class Lineage(Section):
 
 
 class PublishedArtifact(Section):
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!self.uri.contains('/../') && !self.uri.endsWith('/..')",
+                "uri must not climb with '..': name the path itself",
+            )
+        )
+    )
+
     name: Annotated[str, Field(max_length=64)] = Field(description="Name of the artifact, unique in the version.")
     format: Literal["Safetensors", "GGUF", "Adapter"] = Field(description="Format of the artifact.")
     uri: Annotated[str, Field(max_length=1024, pattern=r"^pvc://[a-z0-9][-a-z0-9.]*/[^\\]+$")] = Field(
@@ -149,6 +172,10 @@ class ModelVersionSpec(Section):
                 "artifacts and lineage are what was proven: they cannot change",
             ),
             ("!oldSelf.rollout.abort || self.rollout.abort", "abort cannot be undone: publish another version"),
+            (
+                "self.artifacts.exists(a, a.format == 'GGUF' && (!has(self.serving.artifact) || a.name == self.serving.artifact))",
+                "serving.artifact must name a GGUF among artifacts: llama.cpp serves nothing else",
+            ),
         )
     )
 
@@ -178,13 +205,181 @@ LIVE = frozenset({Stage.CANARY, Stage.STAGING, Stage.PRODUCTION})
 
 class ConditionType(StrEnum):
     READY = "Ready"
-    """Serves and answers."""
+    """Serves and answers. Absent while the version is out of service: kstatus would wait for ever for a False one."""
     VERIFIED = "Verified"
     """The server read the artifact and its digest was right."""
     ARTIFACTS_REACHABLE = "ArtifactsReachable"
     TRAFFIC_ACCEPTED = "TrafficAccepted"
-    """The route is accepted by its Gateway at its present generation."""
+    """The route is accepted by its Gateway at its present generation. Absent while the version is out of service."""
     PROGRESSING = "Progressing"
+    """On its way through the steps of its rollout."""
     RESOURCES_APPLIED = "ResourcesApplied"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
+    """Nothing goes on until a person changes something."""
+
+
+class Reason(StrEnum):
+    """Every reason a condition of this kind can have."""
+
+    # Ready
+    SERVING = "Serving"
+    """At least one pod of the version answers."""
+    PODS_STARTING = "PodsStarting"
+    """No pod of the version answers yet."""
+    PODS_NOT_READY = "PodsNotReady"
+    """No pod of the version answers any more."""
+
+    # Verified
+    DIGEST_MATCHES = "DigestMatches"
+    """A server read the artifact and found the digest that was published."""
+    NOT_READ_YET = "NotReadYet"
+    """No server has read the artifact yet."""
+    ARTIFACT_REFUSED = "ArtifactRefused"
+    """The server refused the artifact: it has another digest, or cannot be read."""
+
+    # ArtifactsReachable
+    CLAIM_BOUND = "ClaimBound"
+    """The claim that holds the artifact is there."""
+    CLAIM_MISSING = "ClaimMissing"
+    """The claim that holds the artifact is not there."""
+    CLAIM_NOT_BOUND = "ClaimNotBound"
+    """The claim that holds the artifact has no volume."""
+    CLAIM_NOT_SHAREABLE = "ClaimNotShareable"
+    """The claim's access mode does not let the server pods use it where they can run."""
+
+    # TrafficAccepted
+    ACCEPTED = "Accepted"
+    """The Gateway accepted the route as it is now."""
+    NOT_ROUTED = "NotRouted"
+    """Traffic of type None: the version is reached through its Service."""
+    NO_TRAFFIC_YET = "NoTrafficYet"
+    """The version is not in the route before its pods are ready."""
+    WAITING_FOR_GATEWAY = "WaitingForGateway"
+    """The Gateway has not answered for the route as it is now."""
+    ROUTE_NOT_ACCEPTED = "RouteNotAccepted"
+    """The Gateway refused the route."""
+    GATEWAY_API_MISSING = "GatewayAPIMissing"
+    """The cluster does not serve HTTPRoutes."""
+    DIFFERS_FROM_PRODUCTION = "DiffersFromProduction"
+    """rollout.traffic is not the same as that of the version which the route follows."""
+
+    # Progressing
+    STARTING = "Starting"
+    """Waits for its pods before the first step."""
+    HOLDING = "Holding"
+    """In a step whose hold is not over."""
+    WAITING = "Waiting"
+    """The step's hold is over; something else keeps the version from the next one."""
+    AWAITING_APPROVAL = "AwaitingApproval"
+    """rollout.approval is Manual and the step is not approved."""
+    PAUSED = "Paused"
+    """rollout.paused is set."""
+    COMPLETED = "Completed"
+    """In production."""
+    OUT_OF_SERVICE = "OutOfService"
+    """Archived, rolled back or rejected: gets no traffic."""
+
+    # ResourcesApplied
+    APPLIED = "Applied"
+    """Every object of the version is as wanted."""
+    NOT_OWNED = "NotOwned"
+    """An object of the wanted name belongs to somebody else."""
+    WAITING_FOR_PREVIOUS_OWNER = "WaitingForPreviousOwner"
+    """A former object of the wanted name is still being deleted."""
+    FORBIDDEN = "Forbidden"
+    """The API server forbids what is wanted."""
+    INVALID = "Invalid"
+    """The API server finds an object invalid."""
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    """A quota leaves no room."""
+    API_ERROR = "ApiError"
+    """The API server failed; it is tried again."""
+
+    # Reconciling and Stalled, beside the reasons above
+    SETTLED = "Settled"
+    """What is wanted is the case."""
+    MOVING_TRAFFIC = "MovingTraffic"
+    """The route's weights are on their way to what is wanted."""
+    ROLLING_OUT = "RollingOut"
+    """Pods of another template are replacing the present ones."""
+    RETIRING = "Retiring"
+    """Out of service; its pods are about to go."""
+    NOT_STALLED = "NotStalled"
+    """No person is needed."""
+    INVALID_SPEC = "InvalidSpec"
+    """The spec cannot be read; no version of the model is moved until it can."""
+    FORBIDDEN_BY_POLICY = "ForbiddenByPolicy"
+    """The namespace's policy does not allow what the spec names."""
+    ARTIFACT_MISSING = "ArtifactMissing"
+    """serving.artifact names no GGUF among the artifacts."""
+    UNSAFE_PATH = "UnsafePath"
+    """The artifact's path leaves its claim."""
+    DUPLICATE_VERSION = "DuplicateVersion"
+    """The name is not <model>-v<version>, so two objects could claim the number."""
+    PODS_CANNOT_START = "PodsCannotStart"
+    """The pods cannot be created, scheduled or started; the message has the cluster's words."""
+
+
+class Display(Loose):
+    """Strings for the columns, which cannot format; no code reads them."""
+
+    score: Short = Field(default="", description="Value of the first gate's metric.")
+    weight: Short = Field(default="", description="Share of traffic with a percent sign.")
+
+
+class HistoryEntry(Loose):
+    time: Short = Field(description="When (RFC 3339).")
+    from_stage: Short = Field(alias="from", description="Stage before.")
+    to_stage: Short = Field(alias="to", description="Stage after.")
+    by: Short = Field(description="Who decided: Rollout (the steps), Spec (a person's edit), Operator (a check or a restore).")
+    why: Long = Field(description="What it was decided on.")
+    evidence: Long = Field(default="", description="What was seen then.")
+
+
+HISTORY_ENTRIES = 50
+
+
+class ModelVersionStatus(Loose):
+    stage: Stage = Field(default=Stage.REGISTERED, description="Where the version stands.")
+    weight: int = Field(default=0, description="Share of the model's traffic in percent.")
+    step_index: int | None = Field(default=None, description="Index of the present step in rollout.steps; absent before the first one.")
+    step_started_time: Short | None = Field(default=None, description="When the present step or stage began (RFC 3339).")
+    idle_since: Short | None = Field(
+        default=None, description="Since when an accepted route sends nothing here, out of service; the pods go some seconds later."
+    )
+    replaced_by: Short | None = Field(
+        default=None, description="The version that took production over; if it is aborted, this one returns."
+    )
+    endpoint: Short | None = Field(default=None, description="OpenAI-compatible URL within the cluster.")
+    conditions: Annotated[list[ConditionStatus], Field(max_length=16)] = Field(
+        default=[], description="What is true now.", json_schema_extra=map_list("type")
+    )
+    display: Display = Field(default=Display(), description="Strings for the columns.")
+    history: Annotated[list[HistoryEntry], Field(max_length=HISTORY_ENTRIES)] = Field(
+        default=[], description="The last 50 moves, oldest first.", json_schema_extra={"x-kubernetes-list-type": "atomic"}
+    )
+    observed_generation: int = Field(default=0, description="Generation of the spec that this status speaks of.")
+
+
+ROOT_RULES = (
+    (
+        "self.metadata.name == self.spec.model + '-v' + string(self.spec.version)",
+        "metadata.name must be <spec.model>-v<spec.version>",
+    ),
+)
+"""CEL rules at the root of the object: (expression, message)."""
+
+COLUMNS: list[tuple[str, str, str, int]] = [
+    ("Model", "string", ".spec.model", 0),
+    ("Version", "integer", ".spec.version", 0),
+    ("Stage", "string", ".status.stage", 0),
+    ("Weight", "string", ".status.display.weight", 0),
+    ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0),
+    ("Score", "string", ".status.display.score", 0),
+    ("Job", "string", ".spec.lineage.jobRef", 0),
+    ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Reason", "string", '.status.conditions[?(@.type=="Progressing")].reason', 1),
+    ("Endpoint", "string", ".status.endpoint", 1),
+]
+"""Printer columns: (name, type, JSON path, priority; 1 is shown with -o wide)."""
