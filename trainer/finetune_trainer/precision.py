@@ -1,0 +1,75 @@
+"""Which type each kind of tensor has in memory: the one table that training and its memory plan follow. Pure, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from finetune_trainer.errors import StageError
+from finetune_trainer.spec import AdapterType, Dtype, Precision, QuantizationType, RunSpec
+
+
+class Device(StrEnum):
+    CPU = "cpu"
+    GPU = "gpu"
+    """A GPU with bf16."""
+    GPU_WITHOUT_BF16 = "gpu-without-bf16"
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """Names as torch has them (`float32`). Trainable tensors and optimizer states are float32 always.
+
+    `base`: the model's weights as they are loaded; `autocast`: what matrix products run in; `quantized_compute`: what NF4 weights
+    are unpacked to.
+    """
+
+    base: str
+    autocast: str
+    quantized_compute: str
+
+
+_NAMES = {"BFloat16": "bfloat16", "Float16": "float16", "Float32": "float32"}
+_AUTO = {Device.CPU: "float32", Device.GPU: "bfloat16", Device.GPU_WITHOUT_BF16: "float16"}
+
+
+def choose_dtypes(run: RunSpec, device: Device) -> Dtypes:
+    """The types of a run on a device.
+
+    Errors: StageError(UnsupportedPrecision) for a combination that cannot train, with the field to change.
+    """
+    autocast = _autocast(run, device)
+    base = _base(run, autocast)
+    if base != "float32" and autocast == "float32":
+        raise StageError(
+            "UnsupportedPrecision",
+            f"model.dtype {run.model.dtype} needs training.precision of the same kind: set it to {run.model.dtype} or leave it out",
+        )
+    compute = _NAMES[run.quantization.compute_dtype]
+    if compute == "bfloat16" and device is Device.GPU_WITHOUT_BF16:
+        compute = "float16"
+    return Dtypes(base=base, autocast=autocast, quantized_compute=compute)
+
+
+def _autocast(run: RunSpec, device: Device) -> str:
+    wanted = run.training.precision
+    if wanted is Precision.AUTO:
+        frozen_is_half = run.adapter.type is not AdapterType.NONE and run.model.dtype in (Dtype.BFLOAT16, Dtype.FLOAT16)
+        return _NAMES[run.model.dtype] if frozen_is_half else _AUTO[device]
+    if wanted is Precision.FLOAT16 and device is Device.CPU:
+        raise StageError("UnsupportedPrecision", "training.precision Float16 needs a GPU; on CPU use BFloat16 or Float32")
+    if wanted is Precision.BFLOAT16 and device is Device.GPU_WITHOUT_BF16:
+        raise StageError("UnsupportedPrecision", "this GPU has no bf16; set training.precision to Float16 or leave it out")
+    return _NAMES[wanted]
+
+
+def _base(run: RunSpec, autocast: str) -> str:
+    if run.adapter.type is AdapterType.NONE:
+        if run.quantization.type is not QuantizationType.NONE:
+            raise StageError("UnsupportedQuantization", "quantized weights cannot be trained; set adapter.type to LoRA")
+        if run.model.dtype not in (Dtype.AUTO, Dtype.FLOAT32):
+            raise StageError(
+                "UnsupportedPrecision", "full weights are trained as fp32 masters; remove model.dtype, training.precision sets autocast"
+            )
+        return "float32"
+    return autocast if run.model.dtype is Dtype.AUTO else _NAMES[run.model.dtype]
