@@ -1,0 +1,271 @@
+"""What kopf's events, our own LISTs and our own writes have told us: the only thing a pass reads.
+
+Objects are kept as JSON text and decoded on reading: a tenth of the memory of dicts, and no reader can change what another sees.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from finetune_operator.core import names
+from finetune_operator.core.names import Object
+from finetune_operator.kube.resources import REFUSAL
+
+MODEL = "Model"
+"""Kind of the key under which all versions of a model are planned."""
+
+_TOMBSTONES = 8192
+
+
+class Key(NamedTuple):
+    """What a pass is about: a FineTuneJob, or a model (kind `Model`) with all its versions."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+class Name(NamedTuple):
+    """Where an object lies in the store."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    uid: str
+    resource_version: int
+    text: str
+    content: int
+    """Hash of everything but the resourceVersion: tells a change from an echo."""
+    keys: tuple[Key, ...]
+    phase: str
+
+
+class Store:
+    """Objects by kind, namespace and name, and by the keys that they concern."""
+
+    def __init__(self) -> None:
+        self.synced = False
+        self._records: dict[Name, _Record] = {}
+        self._by_key: defaultdict[Key, set[Name]] = defaultdict(set)
+        self._by_kind: defaultdict[str, set[Name]] = defaultdict(set)
+        self._gone: OrderedDict[str, int] = OrderedDict()
+        self._phases: Counter[tuple[str, str]] = Counter()
+
+    def put(self, live: Object) -> set[Key]:
+        """Keys that this state concerns; empty where it is old news, or differs in nothing that a pass looks at.
+
+        A state older than the one known is dropped (watches, LISTs and answers to own writes overtake each other), also when the
+        one known was of another uid or is deleted by now.
+        """
+        metadata = live["metadata"]
+        name = name_of(live)
+        version = int(metadata["resourceVersion"])
+        before = self._records.get(name)
+        if before is not None and before.resource_version >= version:
+            return set()
+        if self._gone.get(metadata["uid"], -1) >= version:
+            return set()
+        record = _record(live, version)
+        self._remove(name)
+        self._records[name] = record
+        self._by_kind[name.kind].add(name)
+        for key in record.keys:
+            self._by_key[key].add(name)
+        self._phases[name.kind, record.phase] += 1
+        if before is not None and before.uid == record.uid and before.content == record.content:
+            return set()
+        return set(record.keys) | (set(before.keys) if before else set())
+
+    def forget(self, name: Name, uid: str, version: int | None = None) -> set[Key]:
+        """Keys concerned by an object that is gone; a later object of the same name stays. `version` is that of its deletion."""
+        before = self._records.get(name)
+        last = version if version is not None else (before.resource_version if before and before.uid == uid else 0)
+        self._gone[uid] = max(last, self._gone.pop(uid, 0))
+        if len(self._gone) > _TOMBSTONES:
+            self._gone.popitem(last=False)
+        if before is None or before.uid != uid:
+            return set()
+        self._remove(name)
+        return set(before.keys)
+
+    def deleted(self, last: Object) -> set[Key]:
+        """`forget` of an object as a DELETED event carries it."""
+        return self.forget(name_of(last), last["metadata"]["uid"], int(last["metadata"]["resourceVersion"]))
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        record = self._records.get(Name(kind, namespace, name))
+        return _decoded(record) if record else None
+
+    def uid(self, kind: str, namespace: str, name: str) -> str | None:
+        record = self._records.get(Name(kind, namespace, name))
+        return record.uid if record else None
+
+    def version(self, name: Name) -> int:
+        """resourceVersion of an object; -1 where there is none."""
+        record = self._records.get(name)
+        return record.resource_version if record else -1
+
+    def of(self, key: Key, kind: str) -> list[Object]:
+        """Objects of a kind that concern a key, by name."""
+        return [_decoded(self._records[name]) for name in sorted(self._by_key.get(key, ())) if name.kind == kind]
+
+    def keys(self) -> set[Key]:
+        """Every key that has an object."""
+        return {key for key, members in self._by_key.items() if members}
+
+    def keys_of(self, kind: str) -> set[Key]:
+        """Keys that objects of a kind concern."""
+        return {key for name in self._by_kind.get(kind, ()) for key in self._records[name].keys}
+
+    def versions(self, kind: str, namespace: str = "") -> dict[Name, tuple[str, int]]:
+        """uid and resourceVersion of each object of a kind; of one namespace where it is given."""
+        known = self._by_kind.get(kind, set())
+        return {
+            name: (self._records[name].uid, self._records[name].resource_version) for name in known if namespace in ("", name.namespace)
+        }
+
+    def phases(self, kind: str) -> Iterator[tuple[str, int]]:
+        """(phase, number of objects) of a kind, for metrics only."""
+        return ((phase, count) for (of, phase), count in self._phases.items() if of == kind)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _remove(self, name: Name) -> None:
+        record = self._records.pop(name, None)
+        if record is None:
+            return
+        self._by_kind[name.kind].discard(name)
+        for key in record.keys:
+            members = self._by_key[key]
+            members.discard(name)
+            if not members:
+                del self._by_key[key]
+        self._phases[name.kind, record.phase] -= 1
+
+
+def name_of(live: Object) -> Name:
+    metadata = live["metadata"]
+    return Name(live["kind"], metadata["namespace"], metadata["name"])
+
+
+def keys_of(live: Object) -> tuple[Key, ...]:
+    """Whose pass an object matters to: by its labels, or by itself."""
+    metadata = live["metadata"]
+    namespace, labels = metadata["namespace"], metadata.get("labels") or {}
+    if live["kind"] == names.FINETUNEJOB:
+        return (Key(names.FINETUNEJOB, namespace, metadata["name"]),)
+    if live["kind"] == names.MODELVERSION:
+        spec = live.get("spec", {})
+        job = spec.get("lineage", {}).get("jobRef")
+        return (
+            Key(MODEL, namespace, spec.get("model", "")),
+            *((Key(names.FINETUNEJOB, namespace, job),) if job else ()),
+        )
+    if live["kind"] == REFUSAL.kind:
+        job = job_of_refusal(live["involvedObject"]["name"])
+        return (Key(names.FINETUNEJOB, namespace, job),) if job else ()
+    return (
+        *((Key(names.FINETUNEJOB, namespace, labels[names.JOB_LABEL]),) if labels.get(names.JOB_LABEL) else ()),
+        *((Key(MODEL, namespace, labels[names.MODEL_LABEL]),) if labels.get(names.MODEL_LABEL) else ()),
+    )
+
+
+def job_of_refusal(stage_job: str) -> str | None:
+    """The FineTuneJob whose stage Job has this name; an Event has no labels of the object it is about."""
+    job, _, attempt = stage_job.rpartition("-")
+    job, _, stage = job.rpartition("-")
+    return job if job and stage and attempt.isdigit() else None
+
+
+def _record(live: Object, version: int) -> _Record:
+    slim = slimmed(live)
+    metadata = slim["metadata"]
+    text = json.dumps(slim, separators=(",", ":"))
+    content = json.dumps({**slim, "metadata": {**metadata, "resourceVersion": ""}}, separators=(",", ":"))
+    status = slim.get("status") or {}
+    phase = str(status.get("phase") or status.get("stage") or "")
+    return _Record(metadata["uid"], version, text, hash(content), keys_of(slim), phase)
+
+
+def _decoded(record: _Record) -> Object:
+    live: Object = json.loads(record.text)
+    return live
+
+
+_ALWAYS_DROPPED = ("managedFields", "selfLink")
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+def slimmed(live: Object) -> Object:
+    """The parts of an object that any pass looks at; the rest never enters memory. `live` is left as it is."""
+    metadata = {key: value for key, value in live["metadata"].items() if key not in _ALWAYS_DROPPED}
+    annotations = {key: value for key, value in (metadata.pop("annotations", None) or {}).items() if key != _LAST_APPLIED}
+    if annotations:
+        metadata["annotations"] = annotations
+    slim = {**live, "metadata": metadata}
+    kept = _KEPT.get(live["kind"])
+    if kept is None:
+        return slim
+    return {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": _only(metadata, _METADATA), **_only(live, kept)}
+
+
+_METADATA: Any = dict.fromkeys(
+    (
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "generation",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "finalizers",
+        "labels",
+        "ownerReferences",
+    ),
+    True,
+)
+_CONTAINER_STATUS = dict.fromkeys(("name", "ready", "started", "restartCount", "state", "lastState", "image"), True)
+_KEPT: dict[str, Any] = {
+    "Pod": {
+        "spec": {"nodeName": True},
+        "status": {
+            "phase": True,
+            "reason": True,
+            "message": True,
+            "conditions": True,
+            "startTime": True,
+            "containerStatuses": _CONTAINER_STATUS,
+            "initContainerStatuses": _CONTAINER_STATUS,
+        },
+    },
+    "Job": {"spec": {"suspend": True, "completions": True, "parallelism": True}, "status": True},
+    "Event": {
+        "involvedObject": True,
+        "reason": True,
+        "message": True,
+        "firstTimestamp": True,
+        "lastTimestamp": True,
+        "eventTime": True,
+        "count": True,
+        "series": True,
+    },
+}
+"""What is kept of kinds of which there are many, or whose templates are large (a Job's holds the whole run)."""
+
+
+def _only(value: Any, kept: Any) -> Any:
+    if kept is True:
+        return value
+    if isinstance(value, list):
+        return [_only(item, kept) for item in value]
+    return {key: _only(value[key], within) for key, within in kept.items() if value.get(key) is not None}
