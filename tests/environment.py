@@ -31,7 +31,9 @@ def uv() -> Path:
     if subprocess.run([sys.executable, "-m", "venv", str(home)], capture_output=True).returncode != 0:
         # Debian ships Python without ensurepip
         subprocess.run(["apt-get", "update", "-qq"], check=True)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "python3-venv"], check=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+        subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "python3-venv"], check=True, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        )
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
     subprocess.run([str(home / "bin" / "pip"), "install", "--quiet", f"uv=={_UV_VERSION}"], check=True)
     return program

@@ -1,0 +1,141 @@
+"""`make test`: every suite, the cluster brought up for those that need it and taken down however the run ends.
+
+    python3 -m tests.run [suite ...]        suites: static unit sim trainer api e2e; all without a name
+
+Prints each suite's own summary line again at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+
+from tests import environment, install
+
+REPOSITORY = environment.REPOSITORY
+_SUMMARY = re.compile(r"^=*\s*(\d+ (passed|failed|error|skipped|deselected|warning)[^=]*)\s*=*$")
+
+
+@dataclass
+class Report:
+    lines: list[str] = field(default_factory=list)
+    failed: bool = False
+
+    def add(self, suite: str, code: int, seconds: float, summary: str) -> None:
+        self.failed = self.failed or code != 0
+        self.lines.append(f"{suite:8} {'ok' if code == 0 else 'FAILED':7} {seconds:7.1f} s   {summary}")
+
+
+def _stream(command: list[str], extra: dict[str, str]) -> tuple[int, str]:
+    """Runs a program, its output shown as it comes; its exit code and the test runner's summary line."""
+    summary = ""
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env={**os.environ, **extra}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if found := _SUMMARY.match(line.strip()):
+                summary = found[1].strip()
+        return process.wait(), summary
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+def pytest(folder: str, extra: dict[str, str] | None = None) -> tuple[int, str]:
+    return _stream([".venv/bin/pytest", "-q", "--durations=5", f"tests/{folder}"], extra or {})
+
+
+def static() -> tuple[int, str]:
+    """Formatting, lint, layers, types, generated files."""
+    bin = ".venv/bin"
+    checks = [
+        [f"{bin}/ruff", "format", "--check", "--quiet", "."],
+        [f"{bin}/ruff", "check", "--quiet", "."],
+        [f"{bin}/lint-imports"],
+        [f"{bin}/mypy"],
+        [f"{bin}/python", "-m", "finetune_operator.crdgen"],
+        [f"{bin}/python", "-m", "finetune_trainer.arguments"],
+        ["git", "diff", "--exit-code", "--", "crds", "trainer/finetune_trainer/training_arguments.json"],
+    ]
+    bad = [command for command in checks if _stream(command, {})[0] != 0]
+    return len(bad), f"{len(checks) - len(bad)} checks passed, {len(bad)} failed"
+
+
+def _llama_home() -> dict[str, str]:
+    shown = subprocess.run([sys.executable, "images/build.py", "llama"], cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    return {"FINETUNE_LLAMA_HOME": shown.stdout.strip().splitlines()[-1].partition("=")[2] or shown.stdout.strip().splitlines()[-1]}
+
+
+def trainer() -> tuple[int, str]:
+    install.cluster("engine")
+    return pytest("trainer", {**_llama_home(), "OMP_NUM_THREADS": "2"})
+
+
+def api() -> tuple[int, str]:
+    install.cluster("up")
+    return pytest("api", install.cluster_environment())
+
+
+def e2e() -> tuple[int, str]:
+    install.cluster("up")
+    images = install.install()
+    return pytest("e2e", {**install.cluster_environment(), **{f"FINETUNE_IMAGE_{name.upper()}": tag for name, tag in images.items()}})
+
+
+SUITES: dict[str, Callable[[], tuple[int, str]]] = {
+    "static": static,
+    "unit": lambda: pytest("unit"),
+    "sim": lambda: pytest("sim"),
+    "trainer": trainer,
+    "api": api,
+    "e2e": e2e,
+}
+_NEED_CLUSTER = {"trainer", "api", "e2e"}
+
+
+def main(wanted: list[str]) -> int:
+    unknown = set(wanted) - set(SUITES)
+    if unknown:
+        print(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
+        return 2
+    signal.signal(signal.SIGTERM, _interrupted)
+    suites = wanted or list(SUITES)
+    report = Report()
+    environment.sync()
+    try:
+        for suite in suites:
+            print(f"\n######## {suite}", flush=True)
+            _run(suite, report)
+    finally:
+        if _NEED_CLUSTER & set(suites) and not os.environ.get("FINETUNE_KEEP_CLUSTER"):
+            install.cluster("down")
+    print("\n" + "\n".join(report.lines), flush=True)
+    return 1 if report.failed else 0
+
+
+def _run(suite: str, report: Report) -> None:
+    began = time.monotonic()
+    try:
+        code, summary = SUITES[suite]()
+    except subprocess.CalledProcessError as error:
+        code, summary = 1, f"could not be run: {error.cmd[:4]} ended with {error.returncode}"
+    report.add(suite, code, time.monotonic() - began, summary)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
