@@ -47,6 +47,6 @@ def sync() -> Path:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - said here to whoever has an older one
         sys.exit(f"Python 3.11 or later is needed, this is {sys.version.split()[0]}")
     print(uv() if sys.argv[1:] == ["uv"] else sync())

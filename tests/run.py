@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
@@ -27,9 +28,18 @@ _SUMMARY = re.compile(r"^=*\s*(\d+ (passed|failed|error|skipped|deselected|warni
 class Report:
     lines: list[str] = field(default_factory=list)
     failed: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def total(self) -> str:
+        counts = self.counts
+        return f"{counts['passed']} passed, {counts['failed']} failed" + (f", {counts['skipped']} skipped" if counts["skipped"] else "")
 
     def add(self, suite: str, code: int, seconds: float, summary: str) -> None:
         self.failed = self.failed or code != 0
+        for count, outcome in re.findall(r"(\d+) (passed|failed|skipped|error)", summary):
+            self.counts["failed" if outcome == "error" else outcome] += int(count)
+        if code != 0 and "failed" not in summary and "error" not in summary:
+            self.counts["failed"] += 1  # a suite that could not even be run
         self.lines.append(f"{suite:8} {'ok' if code == 0 else 'FAILED':7} {seconds:7.1f} s   {summary}")
 
 
@@ -120,7 +130,8 @@ def main(wanted: list[str]) -> int:
     finally:
         if _NEED_CLUSTER & set(suites) and not os.environ.get("FINETUNE_KEEP_CLUSTER"):
             install.cluster("down")
-    print("\n" + "\n".join(report.lines), flush=True)
+    print("\n" + "\n".join(report.lines))
+    print(report.total(), flush=True)
     return 1 if report.failed else 0
 
 
