@@ -3,73 +3,89 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer.data.base_model import resolve_model
 from finetune_trainer.data.encoding import Encoder
-from finetune_trainer.data.llama_proof import Proof
+from finetune_trainer.data.llama_proof import LlamaVocab
 from finetune_trainer.data.pipeline import Pipeline
 from finetune_trainer.data.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
-from finetune_trainer.data.report import write_report
+from finetune_trainer.data.report import dataset_report, prepared_digest, write_report
 from finetune_trainer.data.sources import locate
-from finetune_trainer.data.stopping import compile_template, special_tokens, template_text
+from finetune_trainer.data.stopping import StopRule, choose_stop_rule
 from finetune_trainer.data.tokenizer import TextTokenizer, tokenizer_file_of
 from finetune_trainer.memory import RowStatistics, plan_memory
-from finetune_trainer.spec import DatasetReport, ExitCode, RunSpec, Stage, StageResult, digest_of
-from finetune_trainer.errors import StageError
-from finetune_trainer.storage import hash_file, write_atomically
+from finetune_trainer.spec import DatasetReport, RunSpec, Stage, StageResult
+from finetune_trainer.storage import write_atomically
 
 if TYPE_CHECKING:
     from finetune_trainer.__main__ import Workspace
 
 log = logging.getLogger(__name__)
 
-_SHARE_MODEL = 0.1
-_SHARE_ROWS = 0.8
+_MODEL_SHARE, _ROWS_SHARE, _PROOF_SHARE = 0.1, 0.85, 0.95
+"""Progress once the model is there, the rows are written, the proof is made."""
 
 
 def run(run: RunSpec, workspace: Workspace) -> StageResult:
     """Writes the prepared set (see `prepared.py`) into the workspace's folder.
 
-    Errors: StageError with a reason for everything about model, template, tokenizer and data that could not be trained or served.
+    Errors: StageError with a reason for whatever of model, template, tokenizer and data could not be trained or served.
     """
     storage, folder, progress = workspace.storage, workspace.folder, workspace.progress
     progress.report(0.0)
     model_folder, model = resolve_model(run, storage)
+    log.info("base model %s, %s parameters", model.architecture, f"{model.shape.total_parameters:,}")
     files = [(dataset, locate(dataset, run, storage)) for dataset in run.datasets]
     tokenizer_file = tokenizer_file_of(model_folder, storage)
     tokenizer = TextTokenizer(tokenizer_file, model_folder)
-    text, template_source = template_text(run, model_folder)
-    template = compile_template(text, tokenizer)
-    tokens = special_tokens(model_folder, tokenizer, template, own_template=template_source in ("Named", "ConfigMap"))
-    progress.report(_SHARE_MODEL)
+    stop = choose_stop_rule(run, model_folder, tokenizer)
+    vocab = LlamaVocab(storage, model_folder, stop.tokens, stop.own_template) if run.export.gguf else None
+    progress.report(_MODEL_SHARE)
 
-    encoder = Encoder(tokenizer, template, run.method.sft.loss, run.training.max_length)
-    proof = Proof(run, storage, model_folder, tokens) if run.export.gguf else None
-    with Pipeline(run, encoder, tokens, folder) as pipeline:
-        pipeline.read_all(files, lambda share: progress.report(_SHARE_MODEL + (_SHARE_ROWS - _SHARE_MODEL) * share))
-    if proof is not None:
-        proof.check(pipeline.samples.texts)
-    progress.report(0.95)
+    encoder = Encoder(tokenizer, stop.template, run.method.sft.loss, run.training.max_length)
+    with Pipeline(run, encoder, stop.tokens, folder) as pipeline:
+        pipeline.read_all(files, lambda share: progress.report(_MODEL_SHARE + (_ROWS_SHARE - _MODEL_SHARE) * share))
+    progress.report(_ROWS_SHARE)
+    if vocab is not None:
+        log.info("llama.cpp's token ids equal ours on %d texts", vocab.prove(pipeline.samples.texts, tokenizer))
+    progress.report(_PROOF_SHARE)
 
     if tokenizer_file.parent != model_folder:
         write_atomically(folder / TOKENIZER_FILE, tokenizer_file.read_bytes())
-    if text is not None:
-        write_atomically(folder / TEMPLATE_FILE, text.encode())
-    report = _dataset_report(pipeline, folder, storage.uri(storage.stage_folder(Stage.PREPARE)))
-    prepared = PreparedFile(model=model, tokens=tokens, chat_template_source=template_source, sets=pipeline.sets(), dataset=report, max_length=run.training.max_length)
+    if stop.template is not None:
+        write_atomically(folder / TEMPLATE_FILE, stop.template.text.encode())
+    prepared = _describe(run, model, stop, pipeline, folder)
     write_atomically(folder / PREPARED_FILE, prepared.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode())
-    write_report(folder, prepared, pipeline)
-    statistics = RowStatistics(report.rows_out["train"], report.train_tokens, report.token_length["max"])
+    write_report(folder, prepared, pipeline, tokenizer)
     progress.report(1.0)
+    report = prepared.dataset.model_copy(update={"report": storage.uri(folder / "report.md")})
+    return _result(run, prepared, report, pipeline.warnings(stop.template))
+
+
+def _describe(run: RunSpec, model: PreparedModel, stop: StopRule, pipeline: Pipeline, folder: Path) -> PreparedFile:
+    template = stop.template.text if stop.template is not None else None
+    sets = pipeline.sets()
+    digest = prepared_digest(folder, sets, model.digest, template, stop.tokens.model_dump_json())
+    return PreparedFile(
+        model=model,
+        tokens=stop.tokens,
+        chat_template_source=stop.source,
+        sets=sets,
+        dataset=dataset_report(pipeline, digest),
+        max_length=run.training.max_length,
+    )
+
+
+def _result(run: RunSpec, prepared: PreparedFile, report: DatasetReport, warnings: list[str]) -> StageResult:
+    statistics = RowStatistics(report.rows_out["train"], report.train_tokens, report.token_length["max"])
     return StageResult(
         stage=Stage.PREPARE,
         message=f"{report.rows_out['train']} training rows, {report.train_tokens} tokens",
         dataset=report,
-        plan=plan_memory(run, model.shape, statistics),
-        base_model=model.source,
-        base_revision=model.revision,
-        warnings=pipeline.warnings(template),
+        plan=plan_memory(run, prepared.model.shape, statistics),
+        base_model=prepared.model.source,
+        base_revision=prepared.model.revision,
+        warnings=warnings,
     )

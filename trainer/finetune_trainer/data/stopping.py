@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +12,12 @@ from finetune_trainer.data.tokenizer import TextTokenizer, read_optional_json
 from finetune_trainer.errors import StageError
 from finetune_trainer.spec import ChatTemplateType, RunSpec
 
+TemplateSource = Literal["Model", "Named", "ConfigMap"]
+
 _PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
-def template_text(run: RunSpec, model_folder: Path) -> tuple[str | None, Literal["Model", "Named", "ConfigMap"] | None]:
+def template_text(run: RunSpec, model_folder: Path) -> tuple[str | None, TemplateSource | None]:
     """The chat template that the run asks for and where it is from; None where the model has none.
 
     Errors: StageError(NoChatTemplate) where a ConfigMap's text did not arrive.
@@ -43,34 +46,43 @@ def model_template(folder: Path) -> str | None:
     return own if isinstance(own, str) else None
 
 
-def compile_template(text: str | None, tokenizer: TextTokenizer) -> ChatTemplate | None:
-    """Errors: StageError(HostileTemplate | InvalidTemplate)."""
+@dataclass(frozen=True)
+class StopRule:
+    """The template that rows are rendered with and the tokens that end an answer. `own_template`: its text where it is not the model's."""
+
+    template: ChatTemplate | None
+    source: TemplateSource | None
+    tokens: SpecialTokens
+
+    @property
+    def own_template(self) -> str | None:
+        return self.template.text if self.template is not None and self.source != "Model" else None
+
+
+def choose_stop_rule(run: RunSpec, folder: Path, tokenizer: TextTokenizer) -> StopRule:
+    """Errors: StageError(NoChatTemplate | HostileTemplate | InvalidTemplate | InvalidTokenizer | TemplateTokensMissing)."""
+    text, source = template_text(run, folder)
     if text is None:
-        return None
+        return StopRule(None, None, _special_tokens(folder, tokenizer, None))
     template = ChatTemplate(text, tokenizer.named)
     probe_template(text, tokenizer.named)
-    return template
+    end = _turn_end(template, tokenizer) if source != "Model" else None
+    tokens = _special_tokens(folder, tokenizer, end)
+    if tokens.eos_changed:
+        # Whoever serves the finished model renders with its new eos, so rows are too.
+        template = ChatTemplate(text, {**tokenizer.named, "eos_token": tokens.eos_token})
+    return StopRule(template, source, tokens)
 
 
-def special_tokens(folder: Path, tokenizer: TextTokenizer, template: ChatTemplate | None, own_template: bool) -> SpecialTokens:
-    """What ends answers. A run's own template over a base that ends otherwise makes the template's end token the model's eos.
-
-    Errors: StageError(InvalidTokenizer | TemplateTokensMissing).
-    """
-    eos_token = tokenizer.named.get("eos_token")
-    ids = _declared_eos_ids(folder, tokenizer)
-    changed = False
-    if template is not None and own_template:
-        end = _turn_end(template, tokenizer)
-        if end is not None and end[1] not in ids:
-            eos_token, ids, changed = end[0], [end[1], *ids], True
-    if eos_token is None or not ids:
-        raise StageError("InvalidTokenizer", "the model names no end token; set eos_token in tokenizer_config.json")
+def _special_tokens(folder: Path, tokenizer: TextTokenizer, end: tuple[str, int] | None) -> SpecialTokens:
+    """What ends answers. `end`: the token that closes a turn of the run's own template; where the base ends otherwise it becomes eos."""
+    eos_token, ids = tokenizer.named.get("eos_token"), _declared_eos_ids(folder, tokenizer)
+    changed = end is not None and end[1] not in ids
+    if end is not None and changed:
+        eos_token, ids = end[0], [end[1], *ids]
     eos_id = tokenizer.id_of(eos_token)
-    if eos_id is None:
-        raise StageError(
-            "InvalidTokenizer", "eos_token of tokenizer_config.json is not in the vocabulary; use the tokenizer of the model's repository"
-        )
+    if eos_token is None or eos_id is None or not ids:
+        raise StageError("InvalidTokenizer", "the model names no end token of its vocabulary; set eos_token in tokenizer_config.json")
     pad_id = tokenizer.id_of(tokenizer.named.get("pad_token"))
     return SpecialTokens(
         eos_token=eos_token,

@@ -157,14 +157,6 @@ def files_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def copy_tokenizer_files(model_folder: Path, target: Path) -> None:
-    """Copies the tokenizer's files and config.json, byte for byte."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (*TOKENIZER_FILES, "config.json"):
-        if (model_folder / name).is_file():
-            shutil.copyfile(model_folder / name, target / name)
-
-
 def tokenizer_file_of(model_folder: Path, storage: JobStorage) -> Path:
     """The folder's tokenizer.json, or the one that transformers makes of its SentencePiece model, cached by content.
 
