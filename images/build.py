@@ -58,6 +58,8 @@ IMAGES = {
                 "operator/finetune_operator",
                 "trainer/finetune_trainer/__init__.py",
                 "trainer/finetune_trainer/spec.py",
+                "trainer/finetune_trainer/arguments.py",
+                "trainer/finetune_trainer/training_arguments.json",
             ),
         ),
         Image("server", ("images/server",), uses_llama=True),

@@ -69,7 +69,8 @@ def test_images_say_what_they_are(name: str) -> None:
 
 def test_the_operator_gets_of_the_trainer_only_what_it_may_import() -> None:
     sources = {source for source in context_sources(dockerfile("operator")) if source.startswith("trainer/")}
-    assert sources == {"trainer/finetune_trainer/__init__.py", "trainer/finetune_trainer/spec.py"}
+    shared = ("__init__.py", "spec.py", "arguments.py", "training_arguments.json")
+    assert sources == {f"trainer/finetune_trainer/{name}" for name in shared}
 
 
 def test_the_finished_operator_image_installs_nothing_that_builds() -> None:
