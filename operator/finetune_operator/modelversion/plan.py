@@ -1,15 +1,45 @@
-"""One pass over all versions of one model: every stage, weight, child and condition. Pure."""
+"""One pass over all versions of one model: every stage, weight, child and condition. Pure.
+
+The order of a pass: read → leave (abort, retire, reject) → return of the former production version → next steps → shares → children.
+A pass that moves a version writes status only; the next one acts. So every decision is durable before it is acted upon, and each
+pass can be interrupted anywhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain
 
+from finetune_operator.core import names
+from finetune_operator.core.conditions import Condition, merge, timestamp
 from finetune_operator.core.names import Object
-from finetune_operator.core.plan import Action, Event
+from finetune_operator.core.plan import Action, Apply, Delete, Event, SetOwners
 from finetune_operator.core.settings import Settings
+from finetune_operator.modelversion.checks import Finding, first_finding
+from finetune_operator.modelversion.conditions import Outlook, conditions_of, grace_ends, is_one_node, newly_stalled
 from finetune_operator.modelversion.observed import Observed
+from finetune_operator.modelversion.policies import keep
+from finetune_operator.modelversion.policies.restore import restored_moves
+from finetune_operator.modelversion.policies.steps import Gate, Obstacle, next_step, obstacle
+from finetune_operator.modelversion.policies.succession import departure, displacements, homecoming
+from finetune_operator.modelversion.policies.traffic import followed_traffic, shares, wanted_backends
+from finetune_operator.modelversion.resources.deployment import make_deployment
+from finetune_operator.modelversion.resources.http_route import API_VERSION as ROUTE_API_VERSION
+from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KIND
+from finetune_operator.modelversion.resources.http_route import make_http_route
+from finetune_operator.modelversion.resources.service import endpoint, make_service
+from finetune_operator.modelversion.types import (
+    HISTORY_ENTRIES,
+    ConditionType,
+    Display,
+    HistoryEntry,
+    ModelVersionStatus,
+    Reason,
+    Stage,
+)
+from finetune_operator.modelversion.versions import Move, Unreadable, Version, claim_and_path, find_version, moved, read_versions
 
 
 @dataclass(frozen=True)
@@ -29,4 +59,264 @@ class ModelPlan:
 
 def plan_model(versions: Sequence[Object], observed: Observed, settings: Settings, now: datetime) -> ModelPlan:
     """The plan for all ModelVersion objects of one model in one namespace; those under deletion get no status and no children."""
-    raise NotImplementedError("being written")
+    readable, unreadable = read_versions(versions)
+    complaints = {item.object["metadata"]["name"]: _unreadable_status(item, now) for item in unreadable}
+    if any(item.live for item in unreadable):
+        return ModelPlan(complaints)
+    situation = Situation(readable, observed, settings, now)
+    moves = decide_moves(situation)
+    after = replace(situation, versions=moved(readable, moves))
+    statuses, events = _statuses(after, moves)
+    return ModelPlan(
+        statuses=complaints | statuses,
+        actions=() if moves else tuple(_actions(after)),
+        events=tuple(events),
+        recheck_at=_recheck_at(after),
+    )
+
+
+@dataclass(frozen=True)
+class Situation:
+    """The versions at their places, and everything that follows from them."""
+
+    versions: Sequence[Version]
+    observed: Observed
+    settings: Settings
+    now: datetime
+    weights: Mapping[str, int] = field(init=False)
+    findings: Mapping[str, Finding | None] = field(init=False)
+    gate: Gate = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = shares(self.versions, self.observed)
+        findings = {version.name: first_finding(version, self.observed, self.settings) for version in self.versions}
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "findings", findings)
+        object.__setattr__(self, "gate", Gate(self.observed, self._route_settled(), self.now))
+
+    def _route_settled(self) -> bool:
+        if followed_traffic(self.versions).type == "None":
+            return True
+        route = self.observed.route
+        return route is not None and self.route_accepted and dict(route.weights) == self.backends
+
+    @property
+    def backends(self) -> dict[str, int]:
+        return wanted_backends(self.versions, self.weights, self.observed)
+
+    @property
+    def route_accepted(self) -> bool:
+        """Whether the route as it is, whatever its weights, is what the Gateway does; true where there is none."""
+        route, settings = self.observed.route, followed_traffic(self.versions).gateway_api
+        if route is None:
+            return True
+        parents = [route.parent(settings.gateway.name, settings.gateway.namespace)] if settings else list(route.parents)
+        return all(parent is not None and parent.accepted and parent.generation == route.generation for parent in parents)
+
+    def obstacle_of(self, version: Version) -> Obstacle | None:
+        return obstacle(version, self.versions, self.findings[version.name], self.gate)
+
+    def pods_wanted(self, version: Version) -> bool:
+        return keep.pods_are_wanted(version, self.versions, self.weights, self.now)
+
+    def idle_since(self, version: Version) -> datetime | None:
+        return None if self.pods_wanted(version) else keep.idle_since(version, self.observed, self.route_accepted, self.now)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- moves
+
+
+def decide_moves(situation: Situation) -> list[Move]:
+    """At most one move per version and one promotion per pass; versions restored without status first find their places."""
+    versions, now = situation.versions, situation.now
+    moves = restored_moves(versions, situation.observed.route, now)
+    left = [version for version in versions if version.name not in {move.version for move in moves}]
+    moves += [move for version in left if (move := departure(version, situation.observed, now))]
+    return_ = homecoming(moved(versions, moves), now)
+    if return_ and return_.version not in {move.version for move in moves}:
+        return [*moves, return_]
+    return moves or _advances(situation)
+
+
+def _advances(situation: Situation) -> list[Move]:
+    due = [version for version in situation.versions if version.next_index is not None and situation.obstacle_of(version) is None]
+    moves = [move for version in due if (move := next_step(version, situation.gate))]
+    promotion = next((move for move in moves if move.to.stage == Stage.PRODUCTION), None)
+    if promotion is None:
+        return moves
+    promoted = find_version(situation.versions, promotion.version)
+    rest = [move for move in moves if move.to.stage != Stage.PRODUCTION]
+    displaced = displacements(promoted, situation.versions, situation.now) if promoted else []
+    gone = {move.version for move in displaced}
+    return [*displaced, *(move for move in rest if move.version not in gone), promotion]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- actions
+
+
+def _actions(situation: Situation) -> list[Action]:
+    """Claims are secured first, servers come before the route that sends to them, and leave after it."""
+    return [
+        *_claim_owners(situation),
+        *chain.from_iterable(_children(version, situation) for version in situation.versions if situation.pods_wanted(version)),
+        *_route(situation),
+        *chain.from_iterable(_removals(version, situation) for version in situation.versions),
+    ]
+
+
+def _claim_owners(situation: Situation) -> list[Action]:
+    """A claim that the operator made belongs to the versions whose artifacts lie on it; the job let go of it before."""
+    actions: list[Action] = []
+    for claim in situation.observed.claims.values():
+        labels = claim.labels or {}
+        ours = labels.get(names.MANAGED_BY) == names.MANAGED_BY_VALUE and names.JOB_UID_LABEL in labels
+        if not ours or labels.get(names.ARTIFACTS_LABEL) == "Keep" or claim.deleting:
+            continue
+        owned = {owner["uid"] for owner in claim.owners}
+        missing = [version for version in situation.versions if _lies_on(version, claim.name) and version.uid not in owned]
+        if missing:
+            owners = (*claim.owners, *(names.owner_reference(version.object, controller=False) for version in missing))
+            namespace = missing[0].namespace
+            actions.append(SetOwners("v1", "PersistentVolumeClaim", namespace, claim.name, claim.uid, claim.resource_version, owners))
+    return actions
+
+
+def _lies_on(version: Version, claim: str) -> bool:
+    return any(claim_and_path(artifact.uri)[0] == claim for artifact in version.spec.artifacts)
+
+
+def _children(version: Version, situation: Situation) -> list[Action]:
+    """What is already there stays as it is while a check fails: a bad edit takes nothing down."""
+    artifact = version.artifact
+    if artifact is None or situation.findings[version.name]:
+        return []
+    running = situation.observed.deployments.get(version.name)
+    image = version.spec.serving.image or (running.image if running else situation.settings.server_image)
+    one_node = is_one_node(situation.observed.claims.get(claim_and_path(artifact.uri)[0]))
+    deployment = make_deployment(version, artifact, image, one_node=one_node, settings=situation.settings)
+    return [Apply(deployment), Apply(make_service(version))]
+
+
+def _route(situation: Situation) -> list[Action]:
+    live = [version for version in situation.versions if version.live]
+    settings, route = followed_traffic(situation.versions).gateway_api, situation.observed.route
+    if live and settings:
+        backends = situation.backends
+        return [Apply(make_http_route(live, backends, settings))] if backends and situation.observed.gateway_api else []
+    if route and situation.versions:
+        return [Delete(ROUTE_API_VERSION, ROUTE_KIND, situation.versions[0].namespace, route.name, route.uid)]
+    return []
+
+
+def _removals(version: Version, situation: Situation) -> list[Action]:
+    if not keep.may_stop(situation.idle_since(version), situation.now):
+        return []
+    deployment, service = situation.observed.deployments.get(version.name), situation.observed.services.get(version.name)
+    actions: list[Action] = []
+    if deployment:
+        actions.append(Delete("apps/v1", "Deployment", version.namespace, version.name, deployment.uid))
+    if service:
+        actions.append(Delete("v1", "Service", version.namespace, version.name, service.uid))
+    return actions
+
+
+# ------------------------------------------------------------------------------------------------------------------------- status
+
+
+def _statuses(situation: Situation, moves: Sequence[Move]) -> tuple[dict[str, Object], list[tuple[str, Event]]]:
+    by_name = {move.version: move for move in moves}
+    statuses: dict[str, Object] = {}
+    events: list[tuple[str, Event]] = []
+    for version in sorted(situation.versions, key=lambda version: version.place.stage == Stage.PRODUCTION):
+        version = version.at(replace(version.place, idle_since=situation.idle_since(version)))
+        conditions = conditions_of(version, _outlook(version, situation))
+        statuses[version.name] = _status(version, situation, conditions, by_name.get(version.name))
+        events += [(version.name, event) for event in _events(version, by_name.get(version.name), newly_stalled(version, conditions))]
+    return statuses, events
+
+
+def _outlook(version: Version, situation: Situation) -> Outlook:
+    keeps = situation.obstacle_of(version) if version.next_index is not None else None
+    return Outlook(
+        versions=situation.versions,
+        gate=situation.gate,
+        finding=situation.findings[version.name],
+        obstacle=keeps,
+        pods_wanted=situation.pods_wanted(version),
+        weight=situation.weights[version.name],
+    )
+
+
+def _status(version: Version, situation: Situation, conditions: Sequence[Condition], move: Move | None) -> Object:
+    place, lineage = version.place, version.spec.lineage
+    weight, score = situation.weights[version.name], lineage.metrics.get(lineage.score_metric)
+    history = [*version.status.history, *([_entry(version, move, situation.now)] if move else [])]
+    status = ModelVersionStatus(
+        stage=place.stage,
+        weight=weight,
+        step_index=version.step_index,
+        step_started_time=timestamp(place.since) if place.since else None,
+        idle_since=timestamp(place.idle_since) if place.idle_since else None,
+        replaced_by=place.replaced_by,
+        endpoint=endpoint(version) if situation.pods_wanted(version) else None,
+        display=Display(score="" if score is None else f"{score:.3g}", weight=f"{weight}%"),
+        history=history[-HISTORY_ENTRIES:],
+        observed_generation=version.generation,
+    ).wire()
+    before = version.object.get("status", {}).get("conditions", [])
+    return status | {"conditions": merge(before, conditions, version.generation, situation.now)}
+
+
+def _entry(version: Version, move: Move, now: datetime) -> HistoryEntry:
+    return HistoryEntry.model_validate(
+        {
+            "time": timestamp(now),
+            "from": version.status.stage.value if version.has_status else "",
+            "to": move.to.stage.value,
+            "by": move.by,
+            "why": move.why,
+            "evidence": move.evidence,
+        }
+    )
+
+
+def _events(version: Version, move: Move | None, stalled: Condition | None) -> list[Event]:
+    events = []
+    if move:
+        bad = move.to.stage in (Stage.ROLLED_BACK, Stage.REJECTED)
+        events.append(Event("Warning" if bad else "Normal", move.to.stage.value, move.why))
+    if stalled:
+        events.append(Event("Warning", stalled.reason, stalled.message))
+    return events
+
+
+def _unreadable_status(item: Unreadable, now: datetime) -> Object:
+    """The status as it was, with the one complaint."""
+    status, generation = dict(item.object.get("status", {})), item.object["metadata"].get("generation", 0)
+    message = f"{item.problem}: no version of the model is moved until this one is repaired or deleted"
+    own = [
+        Condition(ConditionType.RECONCILING, "False", Reason.INVALID_SPEC),
+        Condition(ConditionType.STALLED, "True", Reason.INVALID_SPEC, message),
+    ]
+    before = status.get("conditions", [])
+    kept = [condition for condition in before if condition["type"] not in {condition.type for condition in own}]
+    return status | {"conditions": [*kept, *merge(before, own, generation, now)], "observedGeneration": generation}
+
+
+# ------------------------------------------------------------------------------------------------------------------------- time
+
+
+def _recheck_at(situation: Situation) -> datetime | None:
+    """When time alone changes the plan: the end of a hold, of keepPrevious, of a drain, of the Gateway's grace."""
+    moments: list[datetime | None] = []
+    for version in situation.versions:
+        keeps = situation.obstacle_of(version) if version.next_index is not None else None
+        idle = situation.idle_since(version)
+        moments += [
+            keeps.until if keeps else None,
+            keep.kept_until(version, situation.versions),
+            idle + keep.DRAIN if idle else None,
+        ]
+    if not situation.gate.route_settled:
+        moments.append(grace_ends(situation.versions, situation.now))
+    return min((moment for moment in moments if moment and moment > situation.now), default=None)

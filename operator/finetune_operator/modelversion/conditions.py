@@ -1,0 +1,282 @@
+"""What is true of a version after a pass: one function per condition. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_operator.core.conditions import Condition, Status, find
+from finetune_operator.core.facts import ClaimFact
+from finetune_operator.core.plan import ActionProblem
+from finetune_operator.modelversion.checks import Finding
+from finetune_operator.modelversion.observed import Observed, PodFact, RouteFact
+from finetune_operator.modelversion.policies.steps import Gate, Obstacle, describe
+from finetune_operator.modelversion.policies.succession import refusal_of
+from finetune_operator.modelversion.policies.traffic import answers, differs, followed_version
+from finetune_operator.modelversion.types import ConditionType, GatewayAPI, Reason, Stage
+from finetune_operator.modelversion.versions import Version, claim_and_path
+
+ROUTE_GRACE = timedelta(seconds=10)
+"""How long after a step the Gateway's silence or refusal is no news: it needs well under a second, may not have seen a new Service
+yet, and two status writes per version and step are saved."""
+
+CANNOT_START = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError"})
+"""Waiting reasons that do not pass by themselves. Source: kubernetes/pkg/kubelet/images/types.go, kuberuntime."""
+
+CRASHES = 3
+"""Ends of a server in one pod after which it is not expected to start by itself."""
+
+PASSING_PROBLEMS = frozenset({Reason.API_ERROR, Reason.WAITING_FOR_PREVIOUS_OWNER})
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the plan worked out for all versions of the model, and this version's part of it."""
+
+    versions: Sequence[Version]
+    gate: Gate
+    finding: Finding | None
+    obstacle: Obstacle | None
+    pods_wanted: bool
+    weight: int
+
+    @property
+    def observed(self) -> Observed:
+        return self.gate.observed
+
+
+def conditions_of(version: Version, outlook: Outlook) -> list[Condition]:
+    """All conditions, in the order of the status. Ready and TrafficAccepted are left out while the version is out of service."""
+    verified, reachable = _verified(version, outlook.observed), _artifacts_reachable(version, outlook.observed)
+    applied = _resources_applied(version, outlook.observed)
+    serving = [_ready(version, outlook), _traffic_accepted(version, outlook)] if version.in_service else []
+    stalled = _stalled(version, outlook, [verified, reachable, applied, *serving])
+    reconciling = _reconciling(version, outlook, serving, applied) if stalled is None else None
+    return [
+        *serving,
+        verified,
+        reachable,
+        _progressing(version, outlook),
+        applied,
+        reconciling or Condition(ConditionType.RECONCILING, "False", Reason.SETTLED if stalled is None else stalled.reason),
+        stalled or Condition(ConditionType.STALLED, "False", Reason.NOT_STALLED),
+    ]
+
+
+def _ready(version: Version, outlook: Outlook) -> Condition:
+    deployment = outlook.observed.deployments.get(version.name)
+    if deployment and answers(version, outlook.observed):
+        return Condition(ConditionType.READY, "True", Reason.SERVING, f"{deployment.available} of {deployment.replicas} pods answer")
+    trouble = _pod_trouble(version, outlook.observed)
+    if _was(version, ConditionType.READY, Reason.SERVING) or _was(version, ConditionType.READY, Reason.PODS_NOT_READY):
+        return Condition(ConditionType.READY, "False", Reason.PODS_NOT_READY, trouble or "no pod answers any more")
+    return Condition(ConditionType.READY, "False", Reason.PODS_STARTING, trouble or "no pod answers yet")
+
+
+def _verified(version: Version, observed: Observed) -> Condition:
+    """Keeps its word while no pod runs: the files are immutable."""
+    refusal = refusal_of(version, observed)
+    if refusal:
+        return Condition(ConditionType.VERIFIED, "False", Reason.ARTIFACT_REFUSED, refusal)
+    artifact = version.artifact
+    if artifact and any(pod.version == version.name and pod.ready for pod in observed.pods):
+        return Condition(ConditionType.VERIFIED, "True", Reason.DIGEST_MATCHES, f"{artifact.name} was read with SHA-256 {artifact.sha256}")
+    before = find(_conditions(version), ConditionType.VERIFIED)
+    if before:
+        return Condition(ConditionType.VERIFIED, before["status"], before["reason"], before.get("message", ""))
+    return Condition(ConditionType.VERIFIED, "Unknown", Reason.NOT_READ_YET, "no server has read the artifact yet")
+
+
+def _artifacts_reachable(version: Version, observed: Observed) -> Condition:
+    artifact = version.artifact or version.spec.artifacts[0]
+    name, _ = claim_and_path(artifact.uri)
+    claim = observed.claims.get(name)
+
+    def no(reason: Reason, message: str) -> Condition:
+        return Condition(ConditionType.ARTIFACTS_REACHABLE, "False", reason, message)
+
+    if claim is None:
+        return no(Reason.CLAIM_MISSING, f"PersistentVolumeClaim {name} is not there: restore it, its volume holds the artifact")
+    if claim.deleting or claim.phase != "Bound":
+        state = "being deleted" if claim.deleting else claim.phase
+        return no(Reason.CLAIM_NOT_BOUND, f"PersistentVolumeClaim {name} is {state}: it must be bound to the volume of the artifact")
+    barrier = _sharing_barrier(version, claim, observed)
+    if barrier:
+        return no(Reason.CLAIM_NOT_SHAREABLE, barrier)
+    return Condition(ConditionType.ARTIFACTS_REACHABLE, "True", Reason.CLAIM_BOUND, f"{artifact.name} lies on PersistentVolumeClaim {name}")
+
+
+def is_one_node(claim: ClaimFact | None) -> bool:
+    """Whether a claim can be mounted on one node at a time."""
+    return claim is not None and "ReadWriteOnce" in claim.access_modes and not {"ReadWriteMany", "ReadOnlyMany"} & set(claim.access_modes)
+
+
+def _sharing_barrier(version: Version, claim: ClaimFact, observed: Observed) -> str:
+    """Why the claim's access mode keeps pods out, with the cure; empty where it does not."""
+    cure = "publish to a claim with ReadWriteMany or ReadOnlyMany"
+    if set(claim.access_modes) == {"ReadWriteOncePod"}:
+        return f"PersistentVolumeClaim {claim.name} is ReadWriteOncePod: no second pod may read it, so none can replace another; {cure}"
+    words = next((pod.unschedulable for pod in observed.pods if pod.version == version.name and pod.unschedulable), "")
+    if words and is_one_node(claim):
+        return f"PersistentVolumeClaim {claim.name} is ReadWriteOnce: its pods must run on one node, which takes no more ({words}); {cure}"
+    return ""
+
+
+def _traffic_accepted(version: Version, outlook: Outlook) -> Condition:
+    followed = followed_version(outlook.versions)
+    settings = followed.spec.rollout.traffic.gateway_api if followed else None
+
+    def condition(status: Status, reason: Reason, message: str) -> Condition:
+        return Condition(ConditionType.TRAFFIC_ACCEPTED, status, reason, message)
+
+    if followed and differs(version, outlook.versions):
+        return condition(
+            "False",
+            Reason.DIFFERS_FROM_PRODUCTION,
+            f"spec.rollout.traffic differs from that of {followed.name}, which the route follows: make them equal, or leave it without traffic",
+        )
+    if settings is None:
+        return condition("True", Reason.NOT_ROUTED, "traffic is of type None: reached through its Service")
+    if not outlook.observed.gateway_api:
+        return condition("False", Reason.GATEWAY_API_MISSING, "the cluster serves no HTTPRoutes: install the Gateway API and a Gateway")
+    if version.place.stage == Stage.REGISTERED:
+        return condition("Unknown", Reason.NO_TRAFFIC_YET, "it joins the route when its pods are ready")
+    return _gateway_answer(version, outlook, settings)
+
+
+def _gateway_answer(version: Version, outlook: Outlook, settings: GatewayAPI) -> Condition:
+    gate, route = outlook.gate, outlook.observed.route
+    accepted = Condition(
+        ConditionType.TRAFFIC_ACCEPTED,
+        "True",
+        Reason.ACCEPTED,
+        f"Gateway {settings.gateway.namespace}/{settings.gateway.name} accepted the route",
+    )
+    if gate.route_settled:
+        return accepted
+    settling = gate.now < grace_ends(outlook.versions, gate.now)
+    if settling and _was(version, ConditionType.TRAFFIC_ACCEPTED, Reason.ACCEPTED):
+        return accepted
+    refusal = _refusal(route, settings)
+    if refusal and not settling:
+        return Condition(ConditionType.TRAFFIC_ACCEPTED, "False", Reason.ROUTE_NOT_ACCEPTED, refusal)
+    name = f"{settings.gateway.namespace}/{settings.gateway.name}"
+    return Condition(
+        ConditionType.TRAFFIC_ACCEPTED, "Unknown", Reason.WAITING_FOR_GATEWAY, f"Gateway {name} has not answered for the route as it is now"
+    )
+
+
+def _refusal(route: RouteFact | None, settings: GatewayAPI) -> str:
+    parent = route.parent(settings.gateway.name, settings.gateway.namespace) if route else None
+    if route is None or parent is None or parent.accepted or parent.generation != route.generation:
+        return ""
+    return f"Gateway {parent.namespace}/{parent.gateway} refuses HTTPRoute {route.name}: {parent.reason} {parent.message}".rstrip()
+
+
+def grace_ends(versions: Sequence[Version], now: datetime) -> datetime:
+    """Until when a Gateway's silence is no news: some seconds after the last step of any version."""
+    return max((version.place.since for version in versions if version.place.since), default=now - ROUTE_GRACE) + ROUTE_GRACE
+
+
+def _progressing(version: Version, outlook: Outlook) -> Condition:
+    if not version.in_service:
+        return Condition(ConditionType.PROGRESSING, "False", Reason.OUT_OF_SERVICE, f"{version.place.stage}: gets no traffic")
+    if version.place.stage == Stage.PRODUCTION:
+        return Condition(ConditionType.PROGRESSING, "False", Reason.COMPLETED, "in production")
+    obstacle = outlook.obstacle
+    if obstacle is None:
+        return Condition(ConditionType.PROGRESSING, "True", Reason.WAITING, f"{describe(version)}; the next one is due")
+    held = obstacle.reason in (Reason.PAUSED, Reason.AWAITING_APPROVAL)
+    return Condition(ConditionType.PROGRESSING, "False" if held else "True", obstacle.reason, obstacle.message)
+
+
+def _resources_applied(version: Version, observed: Observed) -> Condition:
+    problem = _problem_of(version, observed)
+    if problem is None:
+        return Condition(ConditionType.RESOURCES_APPLIED, "True", Reason.APPLIED)
+    return Condition(ConditionType.RESOURCES_APPLIED, "False", Reason(problem.reason), f"{problem.kind} {problem.name}: {problem.message}")
+
+
+def _problem_of(version: Version, observed: Observed) -> ActionProblem | None:
+    """Children carry the version's name; the route carries the model's and is the concern of every version in service."""
+    mine = {version.name} | {claim_and_path(artifact.uri)[0] for artifact in version.spec.artifacts}
+    return next(
+        (p for p in observed.problems if p.name in mine or (p.name == version.spec.model and p.kind == "HTTPRoute" and version.in_service)),
+        None,
+    )
+
+
+def _stalled(version: Version, outlook: Outlook, so_far: Sequence[Condition]) -> Condition | None:
+    """What needs a person. None while things go on by themselves."""
+    if not version.in_service:
+        rejected = version.place.stage == Stage.REJECTED
+        words = next(condition.message for condition in so_far if condition.type == ConditionType.VERIFIED)
+        return Condition(ConditionType.STALLED, "True", Reason.ARTIFACT_REFUSED, words) if rejected else None
+    if outlook.finding:
+        return Condition(ConditionType.STALLED, "True", outlook.finding.reason, outlook.finding.message)
+    for condition in so_far:
+        passing = condition.type == ConditionType.READY or condition.reason in PASSING_PROBLEMS
+        if condition.status == "False" and not passing:
+            return Condition(ConditionType.STALLED, "True", condition.reason, condition.message)
+    trouble = _pod_trouble(version, outlook.observed)
+    if trouble and not outlook.gate.pods_ready(version):
+        return Condition(ConditionType.STALLED, "True", Reason.PODS_CANNOT_START, trouble)
+    return None
+
+
+def _pod_trouble(version: Version, observed: Observed) -> str:
+    """Why the pods cannot start, in the cluster's words; empty where nothing keeps them."""
+    deployment = observed.deployments.get(version.name)
+    if deployment and deployment.refused:
+        return deployment.refused
+    words = (_words(pod) for pod in observed.pods if pod.version == version.name and not pod.ready)
+    return next(filter(None, words), deployment.deadline_exceeded if deployment else "")
+
+
+def _words(pod: PodFact) -> str:
+    if pod.unschedulable:
+        return f"pod {pod.name} has no node: {pod.unschedulable}"
+    if pod.waiting.partition(":")[0] in CANNOT_START:
+        return f"pod {pod.name}: {pod.waiting}"
+    if pod.restarts >= CRASHES:
+        return f"pod {pod.name} ended {pod.restarts} times, the last time with code {pod.last_exit_code} {pod.last_message}".rstrip()
+    return ""
+
+
+def _reconciling(version: Version, outlook: Outlook, serving: Sequence[Condition], applied: Condition) -> Condition | None:
+    """What goes on by itself towards what is wanted; None where all is as wanted or waits for a person's word."""
+
+    def yes(reason: Reason | str, message: str) -> Condition:
+        return Condition(ConditionType.RECONCILING, "True", reason, message)
+
+    if applied.status == "False":
+        return yes(applied.reason, applied.message)
+    if not version.in_service:
+        if outlook.weight:
+            return yes(Reason.MOVING_TRAFFIC, "answers until the pods of the version in production do")
+        leaving = not outlook.pods_wanted and version.place.idle_since is not None
+        return yes(Reason.RETIRING, "its pods stop once no request can be under way") if leaving else None
+    for condition in serving:
+        if condition.status != "True" and condition.reason != Reason.NO_TRAFFIC_YET:
+            reason = Reason.MOVING_TRAFFIC if condition.type == ConditionType.TRAFFIC_ACCEPTED else condition.reason
+            return yes(reason, condition.message)
+    if not outlook.gate.pods_ready(version):
+        return yes(Reason.ROLLING_OUT, "not every pod is of the present template and ready")
+    progressing = _progressing(version, outlook)
+    return yes(progressing.reason, progressing.message) if progressing.status == "True" else None
+
+
+def newly_stalled(version: Version, conditions: Sequence[Condition]) -> Condition | None:
+    """The Stalled condition where it just became true or changed its reason: worth an Event."""
+    stalled = next(condition for condition in conditions if condition.type == ConditionType.STALLED)
+    return stalled if stalled.status == "True" and not _was(version, ConditionType.STALLED, stalled.reason) else None
+
+
+def _conditions(version: Version) -> Sequence[Mapping[str, str]]:
+    return version.object.get("status", {}).get("conditions", [])  # type: ignore[no-any-return]
+
+
+def _was(version: Version, type: ConditionType, reason: Reason | str) -> bool:
+    condition = find(_conditions(version), type)
+    return condition is not None and condition["reason"] == reason

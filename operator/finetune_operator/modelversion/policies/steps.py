@@ -1,0 +1,109 @@
+"""May a version take its next step, and if not, what keeps it? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_operator.core.conditions import timestamp
+from finetune_operator.modelversion.checks import Finding
+from finetune_operator.modelversion.observed import Observed
+from finetune_operator.modelversion.policies.traffic import differs, followed_traffic
+from finetune_operator.modelversion.types import Reason, Stage
+from finetune_operator.modelversion.versions import Move, Place, Version, duration_of
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What keeps a version from its next step; `until` is set where time alone takes it away."""
+
+    reason: Reason
+    message: str
+    until: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What every version of the model looks at. `route_settled`: accepted at its generation with the weights that are wanted."""
+
+    observed: Observed
+    route_settled: bool
+    now: datetime
+
+    def pods_ready(self, version: Version) -> bool:
+        deployment = self.observed.deployments.get(version.name)
+        return deployment is not None and deployment.ready and version.name in self.observed.services
+
+
+def obstacle(version: Version, versions: Sequence[Version], finding: Finding | None, gate: Gate) -> Obstacle | None:
+    """None: it may take the next step now."""
+    rollout, ready = version.spec.rollout, gate.pods_ready(version)
+    starting = version.place.stage == Stage.REGISTERED
+    if finding:
+        return Obstacle(Reason.WAITING, finding.message)
+    if starting and not ready:
+        return Obstacle(Reason.STARTING, "its pods must be ready before the first step")
+    if rollout.paused:
+        return Obstacle(Reason.PAUSED, f"{describe(version)}; spec.rollout.paused is set")
+    if differs(version, versions):
+        return Obstacle(Reason.WAITING, "its traffic settings differ from those that the route follows")
+    if starting:
+        missing = followed_traffic(versions).type == "GatewayAPI" and not gate.observed.gateway_api
+        return Obstacle(Reason.WAITING, "the cluster serves no HTTPRoutes") if missing else None
+    return _in_step(version, ready, gate)
+
+
+def _in_step(version: Version, ready: bool, gate: Gate) -> Obstacle | None:
+    ends = hold_ends(version)
+    if ends and gate.now < ends:
+        return Obstacle(Reason.HOLDING, f"{describe(version)}, held until {timestamp(ends)}", ends)
+    if not is_approved(version):
+        return Obstacle(
+            Reason.AWAITING_APPROVAL, f"{describe(version)}; set spec.rollout.approvedStep to {version.step_index or 0} to let it go on"
+        )
+    if not ready:
+        return Obstacle(Reason.WAITING, f"{describe(version)}; its pods are not all ready")
+    if not gate.route_settled:
+        return Obstacle(Reason.WAITING, f"{describe(version)}; the Gateway has not accepted the route with the step's weights")
+    return None
+
+
+def hold_ends(version: Version) -> datetime | None:
+    step, since = version.step, version.place.since
+    return since + duration_of(step.hold) if step and since else None
+
+
+def is_approved(version: Version) -> bool:
+    """Leaving step i needs approvedStep ≥ i; the first step is entered without."""
+    rollout = version.spec.rollout
+    approved = -1 if rollout.approved_step is None else rollout.approved_step
+    return rollout.approval == "Automatic" or approved >= (version.step_index or 0)
+
+
+def next_step(version: Version, gate: Gate) -> Move | None:
+    """The move to the next step; only for a version without an obstacle."""
+    index = version.next_index
+    if index is None:
+        return None
+    step = version.steps[index]
+    why = f"{describe(version)}; on to step {step.name} ({index + 1} of {len(version.steps)})"
+    return Move(version.name, Place(Stage(step.stage), index, gate.now), "Rollout", why, _evidence(version, gate))
+
+
+def describe(version: Version) -> str:
+    """Where it stands, in words: `step canary (1 of 3)`."""
+    step, index = version.step, version.step_index
+    if step is None or index is None:
+        return "before the first step" if version.place.stage == Stage.REGISTERED else "its present step is no longer in rollout.steps"
+    return f"step {step.name} ({index + 1} of {len(version.steps)})"
+
+
+def _evidence(version: Version, gate: Gate) -> str:
+    deployment, route = gate.observed.deployments[version.name], gate.observed.route
+    parts = [f"{deployment.available} of {deployment.replicas} pods ready"]
+    if version.step and version.live:
+        parts.append(f"held {version.step.hold}")
+    if version.live and route:
+        parts.append(f"weight {route.weights.get(version.name, 0)} accepted at route generation {route.generation}")
+    return ", ".join(parts)

@@ -1,0 +1,152 @@
+"""The Deployment that serves a version with llama-server. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+
+from finetune_operator.core import names
+from finetune_operator.core.names import Object
+from finetune_operator.core.settings import Settings
+from finetune_operator.modelversion.resources.quantity import canonical
+from finetune_operator.modelversion.types import PublishedArtifact
+from finetune_operator.modelversion.versions import Version, claim_and_path
+
+USER_ID = 65532
+PORT = 8080
+MODELS = "/models"
+CLAIM_LABEL = f"{names.GROUP}/claim"
+
+PRE_STOP_S = 15
+"""The pod leaves the Service's endpoints at once and the Gateway some seconds later: until then it still answers."""
+TERMINATION_GRACE_S = 60
+START_TIMEOUT_S = 1800
+"""Reading and hashing a large file from slow storage."""
+SPARE_HTTP_THREADS = 64
+"""llama-server gives each open request a thread, a waiting one too: without spare ones /health would wait behind them and the
+pod be taken out under load."""
+
+
+def make_deployment(version: Version, artifact: PublishedArtifact, image: str, *, one_node: bool, settings: Settings) -> Object:
+    """`one_node`: the claim can be mounted on one node at a time, so all pods that use it go where the first one is."""
+    labels, own = version_labels(version), {CLAIM_LABEL: claim_label(claim_and_path(artifact.uri)[0])}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": version.name,
+            "namespace": version.namespace,
+            "labels": labels,
+            "ownerReferences": [names.owner_reference(version.object)],
+        },
+        "spec": {
+            "replicas": version.spec.serving.replicas,
+            "revisionHistoryLimit": 1,
+            "progressDeadlineSeconds": START_TIMEOUT_S,
+            "selector": {"matchLabels": selector(version)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {"labels": labels | own},
+                "spec": _pod(version, artifact, _container(version, artifact, image, settings))
+                | ({"affinity": _same_node(own)} if one_node else {"topologySpreadConstraints": _spread(version)}),
+            },
+        },
+    }
+
+
+def version_labels(version: Version) -> dict[str, str]:
+    return names.labels(**selector(version))
+
+
+def selector(version: Version) -> dict[str, str]:
+    return {names.MODEL_LABEL: version.spec.model, names.VERSION_LABEL: str(version.spec.version)}
+
+
+def claim_label(claim: str) -> str:
+    """A claim's name as a label value: names are longer than label values may be."""
+    return claim if len(claim) <= 63 else hashlib.sha256(claim.encode()).hexdigest()[:32]
+
+
+def _pod(version: Version, artifact: PublishedArtifact, container: Object) -> Object:
+    claim, _ = claim_and_path(artifact.uri)
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": "models", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+
+
+def _container(version: Version, artifact: PublishedArtifact, image: str, settings: Settings) -> Object:
+    health = {"httpGet": {"path": "/health", "port": "http"}}
+    return {
+        "name": "server",
+        "image": image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "args": _arguments(version),
+        "env": [
+            {"name": "MODEL_PATH", "value": f"{MODELS}/{claim_and_path(artifact.uri)[1]}"},
+            {"name": "MODEL_SHA256", "value": artifact.sha256},
+        ],
+        "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
+        "startupProbe": health | {"periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": START_TIMEOUT_S},
+        "readinessProbe": health | {"periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 3},
+        "livenessProbe": health | {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_S}}},
+        "resources": _resources(version),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "models", "mountPath": MODELS, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+
+
+def _arguments(version: Version) -> list[str]:
+    """What follows the image's own `--model --host --port --metrics`. llama-server's --ctx-size is shared by its slots."""
+    serving = version.spec.serving
+    arguments = {
+        "--alias": version.spec.model,
+        "--ctx-size": str(serving.context_length * serving.parallel),
+        "--parallel": str(serving.parallel),
+        "--threads-http": str(serving.parallel + SPARE_HTTP_THREADS),
+    } | ({"--n-gpu-layers": "999"} if serving.gpus else {})
+    return [*(part for pair in arguments.items() for part in pair), "--jinja"]
+
+
+def _resources(version: Version) -> Object:
+    serving = version.spec.serving
+    gpus = {serving.gpu_resource_name: str(serving.gpus)} if serving.gpus else {}
+    memory = canonical(serving.memory)
+    return {"requests": {"cpu": canonical(serving.cpu), "memory": memory, **gpus}, "limits": {"memory": memory, **gpus}}
+
+
+def _same_node(own: dict[str, str]) -> Object:
+    term = {"labelSelector": {"matchLabels": own}, "topologyKey": "kubernetes.io/hostname"}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
+def _spread(version: Version) -> list[Object]:
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": selector(version)},
+        }
+    ]

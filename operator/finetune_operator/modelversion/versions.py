@@ -1,0 +1,187 @@
+"""A ModelVersion as the policies see it: its spec, where it stands, and the moves that are decided for it. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from pydantic import ValidationError
+
+from finetune_operator.core.conditions import parse_timestamp
+from finetune_operator.core.names import Object
+from finetune_operator.modelversion.types import LIVE, ModelVersionSpec, ModelVersionStatus, PublishedArtifact, Stage, StageName, Step
+
+IN_SERVICE = LIVE | {Stage.REGISTERED}
+"""Stages of a version whose pods are wanted; the others are ends."""
+
+STRAIGHT_TO_PRODUCTION = (Step(name="production", stage=StageName.PRODUCTION),)
+
+_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a version stands. `since`: when the step or stage began; `replaced_by`: who took production over from it."""
+
+    stage: Stage
+    step: int | None = None
+    since: datetime | None = None
+    replaced_by: str | None = None
+    idle_since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """A change of place, with what `status.history` will say of it."""
+
+    version: str
+    to: Place
+    by: Literal["Rollout", "Spec", "Operator"]
+    why: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Version:
+    object: Object
+    spec: ModelVersionSpec
+    status: ModelVersionStatus
+    place: Place
+
+    @property
+    def name(self) -> str:
+        return str(self.object["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.object["metadata"]["namespace"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.object["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.object["metadata"].get("generation", 0))
+
+    @property
+    def has_status(self) -> bool:
+        return bool(self.object.get("status", {}).get("stage"))
+
+    @property
+    def live(self) -> bool:
+        return self.place.stage in LIVE
+
+    @property
+    def in_service(self) -> bool:
+        return self.place.stage in IN_SERVICE
+
+    @property
+    def stands(self) -> bool:
+        """Nobody asked to take it away."""
+        return self.spec.lifecycle == "Active" and not self.spec.rollout.abort
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        return self.spec.rollout.steps or STRAIGHT_TO_PRODUCTION
+
+    @property
+    def step(self) -> Step | None:
+        """The present step; None before the first one, and where an edit of the steps took the present one away."""
+        index = self.step_index
+        return self.steps[index] if index is not None else None
+
+    @property
+    def step_index(self) -> int | None:
+        """Index of the present step. After an edit of the steps: of the first one with the present stage."""
+        index = self.place.step
+        if index is None or not self.live:
+            return None
+        if index < len(self.steps) and self.steps[index].stage == self.place.stage.value:
+            return index
+        return next((i for i, step in enumerate(self.steps) if step.stage == self.place.stage.value), None)
+
+    @property
+    def next_index(self) -> int | None:
+        """Index of the step that comes next; None in production and at the ends."""
+        if self.place.stage == Stage.REGISTERED:
+            return 0
+        if not self.live or self.place.stage == Stage.PRODUCTION:
+            return None
+        present = self.step_index
+        return present + 1 if present is not None else min(self.place.step or 0, len(self.steps) - 1)
+
+    @property
+    def artifact(self) -> PublishedArtifact | None:
+        """The GGUF that is served: the one that serving.artifact names, else the first."""
+        wanted = self.spec.serving.artifact
+        files = [artifact for artifact in self.spec.artifacts if artifact.format == "GGUF"]
+        return next((artifact for artifact in files if wanted is None or artifact.name == wanted), None)
+
+    def at(self, place: Place) -> Version:
+        return replace(self, place=place)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A version whose spec or status does not parse: made by another release, as the API server checks what we generate."""
+
+    object: Object
+    problem: str
+
+    @property
+    def live(self) -> bool:
+        return self.object.get("status", {}).get("stage") in LIVE
+
+
+def read_versions(objects: Iterable[Object]) -> tuple[list[Version], list[Unreadable]]:
+    """The versions by number, oldest first; those under deletion are left out."""
+    read: list[Version] = []
+    unreadable: list[Unreadable] = []
+    for item in objects:
+        if "deletionTimestamp" in item["metadata"]:
+            continue
+        try:
+            read.append(_read(item))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            unreadable.append(Unreadable(item, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"))
+    return sorted(read, key=lambda version: (version.spec.version, version.name)), unreadable
+
+
+def _read(item: Object) -> Version:
+    status = ModelVersionStatus.model_validate(item.get("status", {}))
+    place = Place(status.stage, status.step_index, _time(status.step_started_time), status.replaced_by, _time(status.idle_since))
+    return Version(item, ModelVersionSpec.model_validate(item["spec"]), status, place)
+
+
+def _time(text: str | None) -> datetime | None:
+    return parse_timestamp(text) if text else None
+
+
+def duration_of(text: str) -> timedelta:
+    """The length of a Gateway API duration such as 1h30m or 500ms."""
+    return timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in re.findall(r"([0-9]+)(ms|h|m|s)", text)))
+
+
+def claim_and_path(uri: str) -> tuple[str, str]:
+    """Claim name and path within it of a pvc:// URI."""
+    claim, _, path = uri.removeprefix("pvc://").partition("/")
+    return claim, path
+
+
+def moved(versions: Sequence[Version], moves: Sequence[Move]) -> list[Version]:
+    """The versions at their new places."""
+    places: Mapping[str, Place] = {move.version: move.to for move in moves}
+    return [version.at(places.get(version.name, version.place)) for version in versions]
+
+
+def production_of(versions: Sequence[Version]) -> Version | None:
+    return next((version for version in versions if version.place.stage == Stage.PRODUCTION), None)
+
+
+def find_version(versions: Sequence[Version], name: str | None) -> Version | None:
+    return next((version for version in versions if version.name == name), None)
