@@ -2,8 +2,8 @@
 """Builds the project's images, each once per content: `python3 images/build.py --help`.
 
 An image is tagged with a digest of everything that goes into it, so a changed one is a new name for nodes that pull
-`IfNotPresent`, and an unchanged one is not built again. The same Dockerfiles serve machines without an image registry:
-there they start from the base image that `python3 -m tests.cluster base` makes. Standard library only.
+`IfNotPresent`, and an unchanged one is not built again. tests/cluster finds or starts the engine, and knows how builds on
+this machine reach their packages. Standard library only.
 """
 
 import argparse
@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-REGISTRY_BASE = "debian:bookworm-slim"
-OWN_BASE = "finetune-base:bookworm"
+TEST_CLUSTER = (sys.executable, "-m", "tests.cluster")
 LIFE_SIGN_S = 20
 TAIL_LINES = 40
 
@@ -122,94 +121,44 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or home / ".cache").absolute() / "finetune-operator"
 
 
-def host_secrets(environ: Mapping[str, str], home: Path) -> dict[str, Path]:
-    """What images/steps/with-host.sh uses of this machine, by secret id: only what is there."""
-    candidates = {
-        "ca": (environ.get("SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"),
-        "pip": (environ.get("PIP_CONFIG_FILE"), home / ".config/pip/pip.conf", "/etc/pip.conf"),
-        "uv": (environ.get("UV_CONFIG_FILE"), home / ".config/uv/uv.toml", "/etc/uv/uv.toml"),
-        "apt.sources": (environ.get("FINETUNE_APT_SOURCES"),),
-    }
-    return {
-        name: Path(found)
-        for name, paths in candidates.items()
-        if (found := next((path for path in paths if path and Path(path).is_file()), None))
-    }
-
-
-def exported_variables(text: str) -> dict[str, str]:
-    """The variables of a shell text with lines such as `export NAME='value'`."""
-    words = shlex.split(text, comments=True)
-    return dict(word.split("=", 1) for word in words if "=" in word)
-
-
 @dataclass(frozen=True)
 class Engine:
-    """A Docker client that can use BuildKit, and the environment with which it reaches its engine."""
+    """The Docker engine that tests/cluster finds or starts: `environment` leads `docker` to it."""
 
-    client: str
     environment: Mapping[str, str]
 
-    def output(self, *arguments: str) -> str:
-        done = subprocess.run([self.client, *arguments], env=self.environment, capture_output=True, text=True)
+    @classmethod
+    def ensure(cls) -> "Engine":
+        """An engine that answers; the test cluster's own is started where there is no other."""
+        started = subprocess.run([*TEST_CLUSTER, "engine"], cwd=REPOSITORY, stdout=sys.stderr)
+        if started.returncode:
+            raise BuildFailed("there is no Docker engine to build with")
+        # A shell knows best what a shell is told.
+        script = f'variables=$({shlex.join(TEST_CLUSTER)} env) && eval "$variables" && env -0'
+        printed = subprocess.run(["sh", "-c", script], cwd=REPOSITORY, check=True, capture_output=True, text=True)
+        return cls(dict(entry.split("=", 1) for entry in printed.stdout.split("\0") if "=" in entry))
+
+    def docker(self, *arguments: str) -> str:
+        """What `docker` prints."""
+        done = subprocess.run(["docker", *arguments], env=self.environment, capture_output=True, text=True)
         if done.returncode:
             raise BuildFailed(f"docker {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout.strip()
 
     def has(self, image: str) -> bool:
-        """Whether the engine holds the image."""
-        command = [self.client, "image", "inspect", image]
-        return subprocess.run(command, env=self.environment, capture_output=True).returncode == 0
-
-
-def find_client() -> str:
-    """The first `docker` of PATH that can build with BuildKit: one with buildx, or one old enough not to need it."""
-    for folder in os.get_exec_path():
-        client = shutil.which("docker", path=folder)
-        if client and (_prints(client, "buildx", "version") or _major(client) < 23):
-            return client
-    raise BuildFailed("no docker client with BuildKit on PATH: install Docker, or run `python3 -m tests.cluster engine`")
-
-
-def _prints(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _major(client: str) -> int:
-    # "Docker version 20.10.24+dfsg1, build 297e128"
-    return int(_prints(client, "--version").split()[2].split(".")[0])
-
-
-def find_engine() -> Engine:
-    """The engine that DOCKER_HOST names, or Docker's usual one, or that of the test cluster."""
-    client = find_client()
-    environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
-    answers = subprocess.run([client, "version"], env=environment, capture_output=True).returncode == 0
-    if not answers and "DOCKER_HOST" not in environment:
-        command = [sys.executable, "-m", "tests.cluster", "env"]
-        printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-        environment |= exported_variables(printed.stdout)
-    return Engine(client, environment)
+        return bool(self.docker("image", "ls", "--quiet", image))
 
 
 # --- building --------------------------------------------------------------------------------------------------------
 
 
-def build_command(image: Image, base: str, secrets: Mapping[str, Path], environ: Mapping[str, str]) -> list[str]:
-    """The arguments of `docker` that build the image with its content tag."""
-    command = ["build", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
-    # The machine's own network: a build needs nothing of the engine's bridge, which may be missing.
-    command += ["--network", "host", "--build-arg", f"BASE={base}"]
+def build_command(image: Image) -> list[str]:
+    """The command that builds the image with its content tag, with all that this machine's builds need."""
+    command = [*TEST_CLUSTER, "build", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
     if image.uses_llama:
         command += ["--build-arg", f"LLAMA={reference(IMAGES['llama'])}"]
     if image.is_ours:
         command += ["--label", f"org.opencontainers.image.version={project_version(REPOSITORY)}"]
-    for name, path in secrets.items():
-        command += ["--secret", f"id={name},src={path}"]
-    for name in ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
-        if name in environ:
-            command += ["--build-arg", name]  # docker takes the value from its environment
     return [*command, "."]
 
 
@@ -221,12 +170,9 @@ def build(engine: Engine, image: Image, *, again: bool = False) -> None:
         if image.uses_llama:
             build(engine, IMAGES["llama"])
         say(f"{name}: building …")
-        base = os.environ.get("FINETUNE_BASE") or (OWN_BASE if engine.has(OWN_BASE) else REGISTRY_BASE)
-        command = build_command(image, base, host_secrets(os.environ, Path.home()), engine.environment)
-        log = cache_folder(os.environ) / "images" / f"{image.name}.log"
-        _run_logged([engine.client, *command], engine.environment, log)
-    engine.output("tag", name, f"finetune-operator/{image.name}:dev")
-    size = int(engine.output("image", "inspect", "--format", "{{.Size}}", name))
+        _run_logged(build_command(image), engine.environment, cache_folder(os.environ) / "images" / f"{image.name}.log")
+    engine.docker("tag", name, f"finetune-operator/{image.name}:dev")
+    size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", name))
     say(f"{name}: {size / 1e6:,.0f} MB, {time.monotonic() - began:.1f} s")
 
 
@@ -245,7 +191,7 @@ def _run_logged(command: list[str], environment: Mapping[str, str], log: Path) -
                 except subprocess.TimeoutExpired:
                     say(f"    … {tail(log, 1)[:110]}")
         except BaseException:  # interrupted: leave nothing running behind us
-            process.kill()
+            process.terminate()
             process.wait()
             raise
     if code:
@@ -283,17 +229,17 @@ def ensure_llama_home() -> Path:
     home = llama_home()
     if home.is_dir():
         return home
-    engine = find_engine()
+    engine = Engine.ensure()
     build(engine, IMAGES["llama"])
     partial = home.with_name(f"{home.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     # The image holds no program to run: the command is never started.
-    container = engine.output("create", reference(IMAGES["llama"]), "none")
+    container = engine.docker("create", reference(IMAGES["llama"]), "none")
     try:
-        engine.output("cp", f"{container}:/opt/llama", str(partial))
+        engine.docker("cp", f"{container}:/opt/llama", str(partial))
     finally:
-        engine.output("rm", container)
+        engine.docker("rm", container)
     partial.rename(home)
     return home
 
@@ -327,7 +273,7 @@ def main() -> int:
     try:
         with one_at_a_time():
             if arguments.again or arguments.what != "llama":
-                engine = find_engine()
+                engine = Engine.ensure()
                 for image in IMAGES.values() if arguments.what == "all" else (IMAGES[arguments.what],):
                     build(engine, image, again=arguments.again)
             if arguments.what in ("llama", "all"):

@@ -78,29 +78,16 @@ def test_references_carry_the_content_and_never_latest() -> None:
         assert set(tag) <= set("0123456789abcdef")
 
 
-def test_the_command_names_base_llama_secrets_and_proxies_but_never_a_proxy_s_value() -> None:
-    command = build.build_command(
-        build.IMAGES["trainer"], "some-base:1", {"ca": Path("/ca.crt")}, {"https_proxy": "http://user:word@proxy"}
-    )
-    assert "BASE=some-base:1" in command
+def test_the_command_names_the_llama_image_by_content_and_the_version() -> None:
+    command = build.build_command(build.IMAGES["trainer"])
     assert f"LLAMA={build.reference(build.IMAGES['llama'])}" in command
-    assert "id=ca,src=/ca.crt" in command
-    assert "https_proxy" in command
-    assert not any("word" in argument for argument in command)
+    assert f"org.opencontainers.image.version={build.project_version(REPOSITORY)}" in command
     assert command[-1] == "."
 
 
-def test_only_secrets_that_are_there_are_passed(tmp_path: Path) -> None:
-    ca = tmp_path / "ca.crt"
-    ca.touch()
-    secrets = build.host_secrets({"SSL_CERT_FILE": str(ca), "FINETUNE_APT_SOURCES": str(tmp_path / "none")}, tmp_path)
-    assert secrets["ca"] == ca
-    assert "apt.sources" not in secrets
-
-
-def test_variables_are_read_from_what_a_shell_would_source() -> None:
-    text = "# how to use it\nexport DOCKER_HOST='unix:///a b/docker.sock'\nexport PATH=/bin:$PATH\n"
-    assert build.exported_variables(text) == {"DOCKER_HOST": "unix:///a b/docker.sock", "PATH": "/bin:$PATH"}
+def test_llama_depends_on_no_version_of_ours() -> None:
+    command = build.build_command(build.IMAGES["llama"])
+    assert not any("version" in word or word.startswith("LLAMA=") for word in command)
 
 
 def test_the_cache_is_the_test_cluster_s() -> None:
