@@ -121,9 +121,21 @@ def main(arguments: list[str] | None = None) -> int:
             StageResult(stage=stage, reason="StorageError", message=f"{error.strerror or type(error).__name__}"),
             ExitCode.STORAGE,
         )
+    except Exception as error:
+        log.exception("stage %s crashed", stage)
+        return _end(*_crashed(stage, error))
     finally:
         progress.close()
     return _end(result, ExitCode.OK)
+
+
+def _crashed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
+    """Names the kind of error only: its text may quote the data."""
+    kind = type(error).__name__
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":  # the second is torch's, which is not imported here
+        message = "memory ran out; lower training.perDeviceBatchSize or training.maxLength, or raise the memory"
+        return StageResult(stage=stage, reason="OutOfMemory", message=message), ExitCode.OUT_OF_MEMORY
+    return StageResult(stage=stage, reason="Crashed", message=f"{kind}; the pod's log has the traceback"), ExitCode.CRASH
 
 
 def _end(result: StageResult, code: ExitCode) -> int:

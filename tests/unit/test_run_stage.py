@@ -1,0 +1,158 @@
+"""The driver around a stage: what is repeated, taken over, refused, and how a process ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer import __main__ as driver
+from finetune_trainer.errors import StageError
+from finetune_trainer.progress import Progress
+from finetune_trainer.spec import Artifact, ExitCode, LocalRunSpec, RunSpec, Stage, StageResult
+from finetune_trainer.storage import JobStorage
+
+
+def make_run(root: Path, prefix: str = "jobs/new", **changes: Any) -> LocalRunSpec:
+    body = {
+        "storage": {"root": str(root), "prefix": prefix, "uri": "pvc://claim"},
+        "model": {"source": "/base"},
+        "datasets": [{"name": "a", "source": "/data"}],
+    }
+    return LocalRunSpec.model_validate(body | changes)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages that leave one file; the list says which did work."""
+    worked: list[str] = []
+
+    def run(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+        stage = Stage(workspace.folder.parent.name)
+        worked.append(f"{run.storage.prefix}:{stage}")
+        file = workspace.folder / "file"
+        file.write_text(stage.value)
+        uri = workspace.storage.uri(file)
+        return StageResult(stage=stage, artifacts=[Artifact(name="f", format="GGUF", uri=uri, sha256="0" * 64, bytes=1)])
+
+    module = types.ModuleType("planted_stage")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "planted_stage", module)
+    monkeypatch.setattr(driver, "STAGES", dict.fromkeys(Stage, "planted_stage"))
+    return worked
+
+
+def go(stage: Stage, run: RunSpec, **options: Any) -> StageResult:
+    return driver.run_stage(stage, run, "writer", Progress.from_environment({}), **options)
+
+
+def test_running_a_stage_twice_is_free(tmp_path: Path, stages: list[str]) -> None:
+    run = make_run(tmp_path)
+    assert go(Stage.PREPARE, run) == go(Stage.PREPARE, run)
+    assert stages == ["jobs/new:prepare"]
+
+
+def test_reporting_never_works(tmp_path: Path, stages: list[str]) -> None:
+    run = make_run(tmp_path)
+    with pytest.raises(StageError, match="StageMissing"):
+        go(Stage.PREPARE, run, report_only=True)
+    first = go(Stage.PREPARE, run)
+    assert go(Stage.PREPARE, run, report_only=True) == first
+
+
+def test_other_content_on_the_storage_is_refused(tmp_path: Path, stages: list[str]) -> None:
+    go(Stage.PREPARE, make_run(tmp_path))
+    with pytest.raises(StageError, match="StorageConflict"):
+        go(Stage.PREPARE, make_run(tmp_path, training={"maxLength": 64}))
+
+
+def test_equal_stages_of_an_older_job_are_taken_over(tmp_path: Path, stages: list[str]) -> None:
+    older = make_run(tmp_path, "jobs/older")
+    for stage in (Stage.PREPARE, Stage.TRAIN):
+        go(stage, older)
+    stages.clear()
+    newer = make_run(tmp_path, resumeFrom=older.storage.wire(), export={"merged": "Omit"})
+    results = {stage: go(stage, newer) for stage in (Stage.PREPARE, Stage.TRAIN, Stage.PACKAGE)}
+    assert stages == ["jobs/new:package"]
+    assert results[Stage.TRAIN].artifacts[0].uri == "pvc://claim/jobs/new/train/writer/file"
+
+
+def test_a_different_stage_is_not_taken_over(tmp_path: Path, stages: list[str]) -> None:
+    older = make_run(tmp_path, "jobs/older")
+    go(Stage.PREPARE, older)
+    go(Stage.TRAIN, older)
+    newer = make_run(tmp_path, resumeFrom=older.storage.wire(), training={"seed": 7})
+    go(Stage.PREPARE, newer)
+    go(Stage.TRAIN, newer)
+    assert stages[-1] == "jobs/new:train"
+
+
+def test_checkpoints_go_after_the_last_stage_unless_kept(tmp_path: Path, stages: list[str]) -> None:
+    for retention, left in (("Keep", True), ("Delete", False)):
+        run = make_run(tmp_path, f"jobs/{retention}", retention=retention)
+        checkpoints = JobStorage(run.storage, "w").folder / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        go(Stage.EVALUATE, run)
+        assert checkpoints.exists() is left
+
+
+def process(
+    run: dict[str, Any] | None, folder: Path, monkeypatch: pytest.MonkeyPatch, stage: str = "prepare"
+) -> tuple[int, dict[str, Any]]:
+    """Exit code and termination message of the program on a run file."""
+    log = folder / "termination-log"
+    log.write_text("")
+    monkeypatch.setenv("FINETUNE_TERMINATION_LOG", str(log))
+    file = folder / "run.json"
+    file.write_text(json.dumps(run) if run is not None else "{")
+    code = driver.main([stage, "--run", str(file)])
+    return code, json.loads(log.read_text())
+
+
+def test_a_run_file_that_does_not_parse_ends_with_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, message = process(None, tmp_path, monkeypatch)
+    assert (code, message["reason"]) == (ExitCode.INVALID_RUN_FILE, "InvalidRunFile")
+
+
+def test_the_answer_is_the_termination_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]) -> None:
+    code, message = process(make_run(tmp_path).wire(), tmp_path, monkeypatch)
+    assert (code, message["stage"], message["reason"]) == (0, "prepare", "Completed")
+
+
+def test_a_refusal_is_the_termination_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]) -> None:
+    def refuse(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+        raise StageError("InvalidDataset", "a: line 3: expected a JSON object")
+
+    monkeypatch.setattr(sys.modules["planted_stage"], "run", refuse)
+    code, message = process(make_run(tmp_path).wire(), tmp_path, monkeypatch)
+    assert (code, message["reason"]) == (ExitCode.INVALID_INPUT, "InvalidDataset")
+    assert "line 3" in message["message"]
+
+
+def test_a_crash_ends_with_a_code_worth_another_attempt_and_quotes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]
+) -> None:
+    def crash(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+        raise ValueError("the user's secret words")
+
+    monkeypatch.setattr(sys.modules["planted_stage"], "run", crash)
+    code, message = process(make_run(tmp_path).wire(), tmp_path, monkeypatch)
+    assert (code, message["reason"]) == (ExitCode.CRASH, "Crashed")
+    assert "secret" not in json.dumps(message)
+
+
+def test_memory_that_ran_out_has_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]) -> None:
+    def fill(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+        raise MemoryError
+
+    monkeypatch.setattr(sys.modules["planted_stage"], "run", fill)
+    assert process(make_run(tmp_path).wire(), tmp_path, monkeypatch)[0] == ExitCode.OUT_OF_MEMORY
+
+
+def test_a_long_answer_still_fits(tmp_path: Path) -> None:
+    result = StageResult(stage=Stage.PREPARE, message="x" * 9000, warnings=["w" * 500] * 9)
+    assert len(result.termination_message().encode()) <= 3500
+    assert json.loads(result.termination_message())["stage"] == "prepare"

@@ -1,0 +1,154 @@
+"""Publishing: aside, hashed, the manifest last; the first writer wins; what is not as recorded is found before it is used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from finetune_trainer.errors import StageError
+from finetune_trainer.spec import Dataset, Model, RunSpec, Stage, StageResult, StorageLocation
+from finetune_trainer.storage import JobStorage, copy_published, folder_digest, hash_folder, inputs_digest, local_path, resolve_inside
+
+
+def storage(root: Path, writer: str = "one", prefix: str = "jobs/u") -> JobStorage:
+    return JobStorage(StorageLocation(root=str(root), prefix=prefix, uri="pvc://claim"), writer)
+
+
+def publish(store: JobStorage, text: str = "content", stage: Stage = Stage.PREPARE) -> Path:
+    folder = store.new_folder(stage)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "file").write_text(text)
+    store.publish(stage, folder, "inputs", StageResult(stage=stage, message=text))
+    return folder
+
+
+def test_what_was_published_is_found_verified(tmp_path: Path) -> None:
+    folder = publish(storage(tmp_path))
+    manifest, content = storage(tmp_path, "two").finished(Stage.PREPARE)
+    assert content == folder
+    assert [file.path for file in manifest.files] == ["sub/file"]
+    assert manifest.result.manifest_digest == manifest.digest
+
+
+def test_nothing_is_finished_before_the_manifest(tmp_path: Path) -> None:
+    store = storage(tmp_path)
+    (store.new_folder(Stage.TRAIN) / "half").write_text("x")
+    assert store.manifest(Stage.TRAIN) is None
+    with pytest.raises(StageError, match="StageMissing"):
+        store.finished(Stage.TRAIN)
+
+
+def test_a_late_writer_publishes_nothing(tmp_path: Path) -> None:
+    publish(storage(tmp_path, "first"), "first")
+    late = storage(tmp_path, "late")
+    folder = late.new_folder(Stage.PREPARE)
+    (folder / "file").write_text("late")
+    winner = late.publish(Stage.PREPARE, folder, "inputs", StageResult(stage=Stage.PREPARE, message="late"))
+    assert winner.result.message == "first"
+    assert late.finished(Stage.PREPARE)[0].directory == "first"
+    assert sorted(os.listdir(late.stage_folder(Stage.PREPARE))) == ["first", "late", "manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda file: file.write_text("c0ntent"), "SHA-256"),
+        (lambda file: file.write_text("cont"), "4 bytes"),
+        (lambda file: file.unlink(), "missing"),
+    ],
+    ids=["flipped", "cut short", "gone"],
+)
+def test_a_harmed_file_is_found_before_it_is_used(tmp_path: Path, harm: object, words: str) -> None:
+    store = storage(tmp_path)
+    harm(publish(store) / "sub" / "file")  # type: ignore[operator]
+    with pytest.raises(StageError, match=words) as caught:
+        store.finished(Stage.PREPARE)
+    assert caught.value.reason == "CorruptArtifact"
+
+
+def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:
+    store = storage(tmp_path)
+    publish(store)
+    (store.stage_folder(Stage.PREPARE) / "manifest.json").write_text("{")
+    with pytest.raises(StageError, match="CorruptManifest"):
+        store.manifest(Stage.PREPARE)
+
+
+def test_links_are_never_published(tmp_path: Path) -> None:
+    store = storage(tmp_path)
+    folder = store.new_folder(Stage.PREPARE)
+    (folder / "link").symlink_to("/etc/hostname")
+    with pytest.raises(StageError, match="UnsafeFile"):
+        store.publish(Stage.PREPARE, folder, "i", StageResult(stage=Stage.PREPARE))
+
+
+@pytest.mark.parametrize("path", ["../other", "a/../../other", "/etc/passwd"])
+def test_paths_cannot_lead_out(tmp_path: Path, path: str) -> None:
+    (tmp_path / "root").mkdir()
+    with pytest.raises(StageError, match="UnsafePath"):
+        resolve_inside(tmp_path / "root", path)
+
+
+def test_a_link_cannot_lead_out_of_a_claim(tmp_path: Path) -> None:
+    (tmp_path / "claim").mkdir()
+    (tmp_path / "claim" / "model").symlink_to("/etc")
+    run = RunSpec(
+        storage=StorageLocation(root="/s", prefix="p"),
+        model=Model(source="hf://a/b"),
+        datasets=[Dataset(name="a", source="hf://a/b")],
+        claims={"c": str(tmp_path / "claim")},
+    )
+    with pytest.raises(StageError, match="UnsafePath"):
+        local_path("pvc://c/model", run)
+    with pytest.raises(StageError, match="SourceNotFound"):
+        local_path("pvc://c/nothing", run)
+    with pytest.raises(StageError, match="ClaimNotMounted"):
+        local_path("pvc://other/x", run)
+
+
+def test_an_older_jobs_stage_is_copied_and_verified(tmp_path: Path) -> None:
+    older = storage(tmp_path, prefix="jobs/older")
+    publish(older)
+    manifest = older.manifest(Stage.PREPARE)
+    assert manifest is not None
+    copy_published(older, manifest, tmp_path / "new")
+    assert (tmp_path / "new" / "sub" / "file").read_text() == "content"
+    (older.content(manifest) / "sub" / "file").write_text("changed")
+    with pytest.raises(StageError, match="CorruptArtifact"):
+        copy_published(older, manifest, tmp_path / "again")
+
+
+def test_a_folders_digest_is_what_sha256sum_would_print(tmp_path: Path) -> None:
+    import hashlib
+
+    (tmp_path / "b").write_text("2")
+    (tmp_path / "a").write_text("1")
+    lines = f"{hashlib.sha256(b'1').hexdigest()}  a\n{hashlib.sha256(b'2').hexdigest()}  b\n"
+    assert folder_digest(hash_folder(tmp_path)) == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def run_spec(**changes: object) -> RunSpec:
+    body: dict[str, object] = {
+        "storage": {"root": "/s", "prefix": "p"},
+        "model": {"source": "hf://a/b"},
+        "datasets": [{"name": "a", "source": "hf://a/b"}],
+    }
+    return RunSpec.model_validate(body | changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"training": {"seed": 7}}, {Stage.TRAIN}),
+        ({"export": {"gguf": ["Q8_0"]}}, {Stage.PREPARE, Stage.PACKAGE}),
+        ({"evaluation": {"minSamples": 5}}, {Stage.EVALUATE}),
+        ({"training": {"maxLength": 64}}, {Stage.PREPARE, Stage.TRAIN}),
+        ({"checkpoints": {"keep": 5}}, set()),
+        ({"model": {"source": "hf://a/b", "tokenSecretRef": {"name": "s", "key": "k"}}}, set()),
+    ],
+)
+def test_a_stages_inputs_name_what_it_follows_from(change: dict[str, object], differs: set[Stage]) -> None:
+    before = {stage: inputs_digest(run_spec(), stage, None) for stage in Stage}
+    after = {stage: inputs_digest(run_spec(**change), stage, None) for stage in Stage}
+    assert {stage for stage in Stage if before[stage] != after[stage]} == differs
