@@ -117,7 +117,7 @@ class Store:
         """Objects of a kind that concern a key, by name."""
         return [_decoded(self._records[name]) for name in sorted(self._by_key.get(key, ())) if name.kind == kind]
 
-    def keys(self) -> set[Key]:
+    def all_keys(self) -> set[Key]:
         """Every key that has an object."""
         return {key for key, members in self._by_key.items() if members}
 

@@ -7,14 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from finetune_trainer.spec import TrainerStatus
-
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import ActionProblem
 from finetune_operator.core.settings import Settings
 from finetune_operator.kube.client import Client
 from finetune_operator.kube.errors import Forbidden
 from finetune_operator.kube.resources import NODE, Resource
+from finetune_operator.status_server.reports import Report
 from finetune_operator.store import Key, Store
 
 _FOUND_S = 120.0
@@ -64,12 +63,12 @@ class Lookups:
 
 @dataclass
 class World:
-    """`progress` is the newest report of a job's pod; `problems` what earlier passes over a key could not do."""
+    """`reports` gives the newest report of a job's pods; `problems` is what earlier passes over a key could not do."""
 
     store: Store
     lookups: Lookups
     settings: Settings
-    progress: Callable[[str, str], TrainerStatus | None]
+    reports: Callable[[str, str], Report | None] = field(default=lambda namespace, job: None)
     status_ca: Callable[[], str] = field(default=lambda: "")
     gateway_api: Callable[[], bool] = field(default=lambda: True)
     problems: dict[Key, tuple[ActionProblem, ...]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ _LIST_KEYS = ("name", "containerPort", "port", "uid", "mountPath", "type", "key"
 """Members by which list items are matched, in this order: those the API server merges such lists by."""
 
 _QUANTITY = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")
-_SUFFIX = {
+_SUFFIX: dict[str | None, Decimal] = {
     None: Decimal(1),
     "m": Decimal("0.001"),
     **{unit: Decimal(1000) ** (power + 1) for power, unit in enumerate("kMGTP")},

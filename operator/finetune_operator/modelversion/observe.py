@@ -1,0 +1,34 @@
+"""What exists for a model: its versions' children as they were last seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from finetune_operator.core.names import Object
+from finetune_operator.kube.resources import CLAIM, DEPLOYMENT, HTTPROUTE, POD, SERVICE
+from finetune_operator.modelversion.observed import Observed, observed_of
+from finetune_operator.modelversion.versions import claim_and_path
+from finetune_operator.store import Key
+from finetune_operator.world import World
+
+
+async def observe(key: Key, versions: Iterable[Object], world: World) -> Observed:
+    """Facts about a model. Reads beside the store: claims of users that artifacts lie on, cached."""
+    return observed_of(
+        deployments=world.store.of(key, DEPLOYMENT.kind),
+        services=world.store.of(key, SERVICE.kind),
+        pods=world.store.of(key, POD.kind),
+        routes=world.store.of(key, HTTPROUTE.kind),
+        claims=[claim for name in _claim_names(versions) if (claim := await _claim(key.namespace, name, world))],
+        gateway_api=world.gateway_api(),
+        problems=world.problems.get(key, ()),
+    )
+
+
+def _claim_names(versions: Iterable[Object]) -> list[str]:
+    uris = [artifact["uri"] for version in versions for artifact in version["spec"].get("artifacts") or []]
+    return list(dict.fromkeys(claim_and_path(uri)[0] for uri in uris))
+
+
+async def _claim(namespace: str, name: str, world: World) -> Object | None:
+    return world.store.get(CLAIM.kind, namespace, name) or await world.lookups.find(CLAIM, namespace, name)

@@ -1,0 +1,200 @@
+"""What one operator process is made of, and in which order its parts start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from finetune_operator.actions import Actor, NotLeading
+from finetune_operator.core.names import Object
+from finetune_operator.core.settings import Settings
+from finetune_operator.health import Health
+from finetune_operator.kube.client import Client, Send
+from finetune_operator.kube.errors import ApiError
+from finetune_operator.kube.resources import FINETUNEJOB, HTTPROUTE, MODELVERSION, Resource
+from finetune_operator.leader import Leader, LeadershipLost, Timing
+from finetune_operator.metrics import Metrics
+from finetune_operator.queue import Queue
+from finetune_operator.reconcile import Planner, Reconciler
+from finetune_operator.recorder import Recorder
+from finetune_operator.status_server.reports import Reports
+from finetune_operator.status_server.service import Listening, StatusService
+from finetune_operator.store import Key, Store
+from finetune_operator.sync import Sync
+from finetune_operator.world import Lookups, World
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_PROBE_CRDS_S = 180.0
+_RETRY_S = 2.0
+_FLUSH_S = 1.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What concerns this process and not its behaviour."""
+
+    listening: Listening
+    lease: str = "finetune-operator"
+    probe_port: int = 8081
+    workers: int = 8
+
+
+@dataclass
+class Runtime:
+    """`connect` gives the way to the API server, `planners` what a pass does by kind of key."""
+
+    settings: Settings
+    options: Options
+    connect: Callable[[], AbstractAsyncContextManager[Send]]
+    planners: Mapping[str, Planner]
+    timing: Timing = field(default_factory=Timing)
+    exit: Callable[[int], Any] = os._exit
+    """Ends the process at once, for when nothing may be written any more."""
+
+    def __post_init__(self) -> None:
+        self.store = Store()
+        self.queue = Queue()
+        self.metrics = Metrics()
+        self.metrics.watch(self.store, self.queue)
+        self.reports = Reports(self.queue, self.settings.progress_write_s)
+        self.stopping = asyncio.Event()
+        """Set when the process should end cleanly."""
+        self.leading = False
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Starts everything in the background; returns once the API server answers."""
+        send = await self._stack.enter_async_context(self.connect())
+        client = Client(send, self.metrics.count_call)
+        self._leader = Leader(
+            Client(send, self.metrics.count_call, self.timing.request_s),
+            self.settings.namespace,
+            self.options.lease,
+            self.settings.identity,
+            self.timing,
+        )
+        self._served = await _patiently(lambda: self._probe(client))
+        self._sync = Sync(client, self.store, self.settings.watch_namespaces, self._mark, self._count_correction)
+        self._recorder = Recorder(client, self.settings.identity, self.metrics.events_dropped.inc)
+        self._status = StatusService(
+            client, self.settings, self.options.listening, self.store, self.reports, self.metrics, lambda: self.leading
+        )
+        actor = Actor(client, self.store, lambda: self._leader.may_write, self._mark)
+        self._reconciler = Reconciler(actor, self._world(client), self._recorder, self.planners, self.metrics)
+        health = Health(self.store, self.queue, self._sync, self.metrics, self.settings.resync_s, lambda: self.leading)
+        await self._serve_probes(health)
+        self._spawn("lag", health.measure_lag())
+        self._spawn("events", self._recorder.run())
+        self._spawn("crds", self._watch_crds(client))
+        self._spawn("lead", self._lead())
+
+    async def stop(self) -> None:
+        """Lets go of everything; another replica may lead at once."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.leading = False
+        await self._leader.release()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._recorder.flush(), _FLUSH_S)
+        await self._stack.aclose()
+
+    def seen(self, type: str | None, live: Object) -> None:
+        """A watch event, or an item of a watch's first listing (type None)."""
+        for key in self.store.deleted(live) if type == "DELETED" else self.store.put(live):
+            self._mark(key)
+
+    def _world(self, client: Client) -> World:
+        return World(
+            store=self.store,
+            lookups=Lookups(client),
+            settings=self.settings,
+            reports=self.reports.newest,
+            status_ca=lambda: self._status.ca,
+            gateway_api=lambda: self._served.get(HTTPROUTE.plural, False),
+        )
+
+    def _mark(self, key: Key) -> None:
+        """Followers keep their store warm and have no queue: the new leader marks every key."""
+        if self.leading:
+            self.queue.add(key)
+
+    def _count_correction(self, kind: str) -> None:
+        self.metrics.resync_corrections.labels(kind).inc()
+
+    async def _lead(self) -> None:
+        await self._sync.first()
+        self._spawn("resync", self._sync.run(self.settings.resync_s))
+        await self._leader.acquire()
+        self.metrics.leader.set(1)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._leader.keep())
+            await _patiently(self._sync.again)
+            await self._stack.enter_async_context(self._status.serving())
+            self.leading = True
+            for key in self.store.all_keys():
+                self.queue.add(key)
+            group.create_task(self.queue.run(self._reconciler.reconcile, self.options.workers))
+
+    async def _probe(self, client: Client) -> dict[str, bool]:
+        kinds: tuple[Resource, ...] = (FINETUNEJOB, MODELVERSION, HTTPROUTE)
+        return {resource.plural: await client.is_served(resource) for resource in kinds}
+
+    async def _watch_crds(self, client: Client) -> None:
+        """kopf never watches a kind whose CRD comes later, and loops on one that goes: a fresh process knows what to watch."""
+        while True:
+            await asyncio.sleep(_PROBE_CRDS_S)
+            with suppress(ApiError):
+                if await self._probe(client) != self._served:
+                    log.warning("a watched kind came or went: ending, to start anew")
+                    self.stopping.set()
+
+    async def _serve_probes(self, health: Health) -> None:
+        application = web.Application()
+        application.add_routes(health.routes())
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, port=self.options.probe_port).start()
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(self._guarded(name, work), name=name))
+
+    async def _guarded(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """A part that ends by itself is a fault of the whole process; one that may not write any more ends it at once."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if _is(error, LeadershipLost, NotLeading):
+                log.error("leadership lost: %s", error)
+            else:
+                log.critical("part %s failed", name, exc_info=error)
+            self.exit(1)
+
+
+def _is(error: BaseException, *kinds: type[BaseException]) -> bool:
+    """Whether an exception is of these kinds, or a group with one of them."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is(inner, *kinds) for inner in error.exceptions)
+    return isinstance(error, kinds)
+
+
+async def _patiently(what: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await what()
+        except ApiError as error:
+            log.warning("the API server does not answer as it should: %s", error.message)
+            await asyncio.sleep(_RETRY_S)

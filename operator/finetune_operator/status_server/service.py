@@ -1,0 +1,107 @@
+"""The progress endpoint of the leader, from its keys to the address that pods are sent to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from finetune_operator.core.settings import Settings
+from finetune_operator.kube.client import Client
+from finetune_operator.kube.errors import ApiError
+from finetune_operator.metrics import Metrics
+from finetune_operator.status_server.certificates import Keys, load_into, server_context
+from finetune_operator.status_server.endpoint import make_endpoint_slice
+from finetune_operator.status_server.keystore import KeyStore
+from finetune_operator.status_server.reports import Reports
+from finetune_operator.status_server.server import StatusServer
+from finetune_operator.status_server.tokens import Tokens
+from finetune_operator.store import Store
+
+log = logging.getLogger(__name__)
+
+_START_S = 10.0
+_RETRY_S = 15.0
+_RENEW_S = 12 * 3600.0
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where this replica listens, and the names of the chart's Service and Secret."""
+
+    port: int
+    pod_ip: str
+    service: str
+    secret: str
+
+
+@dataclass
+class StatusService:
+    client: Client
+    settings: Settings
+    listening: Listening
+    store: Store
+    reports: Reports
+    metrics: Metrics
+    leading: Callable[[], bool]
+    ca: str = ""
+    """CA certificate (PEM) by which pods know the endpoint; empty until it was read."""
+    _up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serves in the background. Entered once it is up, or after a while without it: progress is not worth standing still for."""
+        if not self.settings.status_url:
+            yield
+            return
+        task = asyncio.create_task(self._run(), name="status-server")
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._up.wait(), _START_S)
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._serve()
+            except (ApiError, OSError, ValueError) as error:
+                log.warning("progress endpoint is not up: %s", error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _serve(self) -> None:
+        host = urlsplit(self.settings.status_url).hostname or ""
+        keystore = KeyStore(self.client, self.settings.namespace, self.listening.secret, (host,))
+        keys = await keystore.ensure()
+        context = server_context(keys.server)
+        tokens = Tokens(self.client, self.settings.status_audience)
+        server = StatusServer(tokens, self.store, self.reports, self.metrics, self.leading)
+        runner = web.AppRunner(server.application(), access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, port=self.listening.port, ssl_context=context).start()
+            await self._announce()
+            self._show(keys)
+            while True:
+                await asyncio.sleep(_RENEW_S)
+                keys = await keystore.ensure()
+                load_into(context, keys.server)
+                self._show(keys)
+        finally:
+            await runner.cleanup()
+
+    async def _announce(self) -> None:
+        where = self.listening
+        if where.pod_ip:
+            await self.client.apply(make_endpoint_slice(self.settings.namespace, where.service, where.pod_ip, where.port))
+
+    def _show(self, keys: Keys) -> None:
+        self.ca = keys.ca.certificate.decode()
+        self._up.set()
