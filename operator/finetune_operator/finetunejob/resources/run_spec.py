@@ -41,7 +41,10 @@ def mount_path(claim: str, storage: str) -> str:
     return STORAGE_ROOT if claim == storage else f"/claims/{claim}"
 
 
-def production_version(observed: Observed) -> VersionFact | None:
+def production_version(spec: FineTuneJobSpec, observed: Observed) -> VersionFact | None:
+    """The version in production, where a gate asks for it: its claim is mounted for no other reason."""
+    if not any(gate.against == "Production" for gate in spec.evaluation.gates):
+        return None
     return next((version for version in observed.versions if version.stage == "Production" and version.served_uri), None)
 
 
@@ -49,7 +52,7 @@ def stage_claims(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Obs
     """Mount path of each claim that the stage reads or writes, the storage's own first."""
     storage = storage_claim(spec, job)
     claims = [storage, *source_claims(spec)]
-    production = production_version(observed)
+    production = production_version(spec, observed)
     if stage is Stage.EVALUATE and production and (claim := claim_of(production.served_uri)):
         claims.append(claim)
     return {claim: mount_path(claim, storage) for claim in dict.fromkeys(claims)}
@@ -58,7 +61,7 @@ def stage_claims(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Obs
 def make_run_spec(spec: FineTuneJobSpec, job: Object, stage: Stage, attempt: int, observed: Observed) -> RunSpec:
     storage = storage_claim(spec, job)
     template = spec.model.chat_template.config_map
-    production = production_version(observed) if stage is Stage.EVALUATE else None
+    production = production_version(spec, observed) if stage is Stage.EVALUATE else None
     return RunSpec(
         job=JobIdentity(namespace=job["metadata"]["namespace"], name=job["metadata"]["name"], uid=job["metadata"]["uid"]),
         attempt=attempt,
