@@ -57,6 +57,8 @@ CheckTensor = Callable[[MergedTensor, TensorReader], None]
 
 def plan_merge(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool = False) -> MergePlan:
     """Where each update goes; a tied output head becomes a tensor of its own when it and the embedding no longer are equal."""
+    if ties_embeddings:
+        updates = _tied_updates(base, updates)
     head = _head_to_add(base, updates, ties_embeddings)
     shards: dict[str, list[MergedTensor]] = {}
     for shard, reader in base.shards.items():
@@ -70,6 +72,14 @@ def plan_merge(base: ModelTensors, updates: Mapping[str, Update], ties_embedding
     if missing:
         raise StageError("AdapterMismatch", f"the base model has no tensor {min(missing)}")
     return MergePlan(shards, head is not None)
+
+
+def _tied_updates(base: ModelTensors, updates: Mapping[str, Update]) -> dict[str, Update]:
+    """Both ends of a model that stays tied get the one update, whichever end the adapter names."""
+    shared = updates.get(base.embedding or HEAD) or updates.get(HEAD)
+    if not base.head_is_tied or shared is None or base.embedding is None:
+        return dict(updates)
+    return {**updates, base.embedding: shared} | ({HEAD: shared} if HEAD in base else {})
 
 
 def _head_to_add(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool) -> MergedTensor | None:

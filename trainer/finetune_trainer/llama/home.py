@@ -1,0 +1,55 @@
+"""Where llama.cpp lies: programs, converters, libraries and the Python layer, as `images/llama` builds them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer.errors import StageError
+from finetune_trainer.spec import ExitCode
+
+
+@dataclass(frozen=True)
+class LlamaHome:
+    """A llama.cpp tree."""
+
+    root: Path
+
+    @property
+    def converter(self) -> Path:
+        return self.root / "convert_hf_to_gguf.py"
+
+    @property
+    def quantizer(self) -> Path:
+        return self.root / "bin" / "llama-quantize"
+
+    @property
+    def server(self) -> Path:
+        return self.root / "bin" / "llama-server"
+
+    @property
+    def libraries(self) -> Path:
+        return self.root / "lib"
+
+    @property
+    def python(self) -> Path:
+        """Folder that holds the package llama_cpp."""
+        return self.root / "python"
+
+    @property
+    def gguf_python(self) -> Path:
+        """Folder that holds the package gguf the converters were written for."""
+        return self.root / "gguf-py"
+
+
+def llama_home() -> LlamaHome:
+    """The tree named by FINETUNE_LLAMA_HOME, /opt/llama where that is not set. Errors: StageError(LlamaCppMissing)."""
+    home = LlamaHome(Path(os.environ.get("FINETUNE_LLAMA_HOME", "/opt/llama")))
+    if not home.libraries.is_dir():
+        raise StageError(
+            "LlamaCppMissing",
+            f"no llama.cpp at {home.root}; use the trainer image, or set FINETUNE_LLAMA_HOME to a tree built by images/build.py llama",
+            ExitCode.INVALID_RUN_FILE,
+        )
+    return home

@@ -1,0 +1,297 @@
+"""A GGUF file run by llama.cpp's own library through llama-cpp-python's ctypes layer, by token ids. Needs no torch.
+
+llama-server gives only the few most likely tokens, and `llama-perplexity` tokenises by itself; parity and evaluation need the whole
+vocabulary at given positions, for ids that were fixed before training.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_trainer.cpus import usable_cpus
+from finetune_trainer.errors import StageError
+from finetune_trainer.llama.home import llama_home
+from finetune_trainer.spec import ExitCode
+
+Logits = npt.NDArray[np.float32]
+_OUTPUT_FLOATS = 1 << 25
+"""Logits held at once: 128 MiB."""
+_MAX_SEQUENCES = 128  # llama.cpp allows LLAMA_MAX_SEQ = 256
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A prompt and the answers that are scored after it; each answer's tokens follow the prompt's."""
+
+    prompt: Sequence[int]
+    answers: Sequence[Sequence[int]]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + sum(len(answer) for answer in self.answers)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Tokens that were generated, without the one that ended them. `ended`: the model ended by itself."""
+
+    ids: list[int]
+    ended: bool
+
+
+@dataclass
+class _Batch:
+    """Tokens of one decode. A token may belong to several sequences: the prompt that answers share."""
+
+    tokens: list[int]
+    positions: list[int]
+    sequences: list[Sequence[int]]
+    outputs: list[bool]
+
+    @classmethod
+    def empty(cls) -> _Batch:
+        return cls([], [], [], [])
+
+    def add(self, ids: Sequence[int], first: int, sequences: Sequence[int], outputs: Iterable[bool]) -> None:
+        """Appends `ids` at positions `first` … to the given sequences."""
+        self.tokens.extend(ids)
+        self.positions.extend(range(first, first + len(ids)))
+        self.sequences.extend([sequences] * len(ids))
+        self.outputs.extend(outputs)
+
+
+class GGUFModel:
+    """A loaded GGUF with a context of `context_tokens` cells that all sequences share.
+
+    Errors: StageError(GGUFInvalid) where llama.cpp cannot load the file.
+    """
+
+    def __init__(self, path: Path, context_tokens: int = 4096) -> None:
+        self._llama = _library()
+        self.path = path
+        settings = self._llama.llama_model_default_params()
+        self._model = self._llama.llama_model_load_from_file(os.fsencode(path), settings)
+        if not self._model:
+            raise StageError(
+                "GGUFInvalid", f"llama.cpp cannot load {path.name}; the file is damaged or of an unknown kind", ExitCode.PARITY_FAILED
+            )
+        self._vocabulary = self._llama.llama_model_get_vocab(self._model)
+        self.vocabulary_size: int = self._llama.llama_vocab_n_tokens(self._vocabulary)
+        self.cells = -(-context_tokens // 256) * 256
+        self._context = self._new_context()
+
+    def _new_context(self) -> object:
+        settings = self._llama.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = self.cells
+        settings.n_ubatch = min(512, self.cells)
+        settings.n_seq_max = _MAX_SEQUENCES
+        settings.n_outputs_max = settings.n_outputs_max_per_seq = 0
+        settings.kv_unified = True  # sequences may share a prompt's cells
+        settings.n_threads = settings.n_threads_batch = usable_cpus()
+        context = self._llama.llama_init_from_model(self._model, settings)
+        if not context:
+            raise StageError(
+                "GGUFInvalid", f"llama.cpp cannot make a context of {self.cells} tokens for {self.path.name}", ExitCode.OUT_OF_MEMORY
+            )
+        return context
+
+    # ------------------------------------------------------------------------------------------------------------- what is asked
+
+    def logits(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
+        """For each row `(ids, positions)`: the logits (positions, vocabulary) of the token after each of these positions."""
+        for group in self._groups([(len(ids), 1, len(positions)) for ids, positions in rows]):
+            batch = _Batch.empty()
+            for sequence, index in enumerate(group):
+                ids, positions = rows[index]
+                wanted = set(positions)
+                batch.add(ids, 0, [sequence], (position in wanted for position in range(len(ids))))
+            found = self._decode_fresh(batch)
+            first = 0
+            for index in group:
+                count = len(rows[index][1])
+                yield found[first : first + count]
+                first += count
+
+    def losses(self, choices: Sequence[Choice]) -> Iterator[list[npt.NDArray[np.float64]]]:
+        """For each choice and each of its answers: the loss (nats) of each answer token after the prompt and those before it."""
+        sizes = [(choice.tokens, len(choice.answers), sum(len(answer) for answer in choice.answers) + 1) for choice in choices]
+        for group in self._groups(sizes):
+            batch = _Batch.empty()
+            free = 0
+            for index in group:
+                free = _add_choice(batch, choices[index], free)
+            found = self._decode_fresh(batch)
+            first = 0
+            for index in group:
+                losses, first = _choice_losses(choices[index], found, first)
+                yield losses
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[Generation]:
+        """The most likely continuation of each prompt, up to an end-of-generation token or `max_new_tokens`."""
+        for group in self._groups([(len(prompt) + max_new_tokens, 1, 1) for prompt in prompts]):
+            yield from self._generate_group([prompts[index] for index in group], max_new_tokens)
+
+    def _generate_group(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generation]:
+        batch = _Batch.empty()
+        for sequence, prompt in enumerate(prompts):
+            batch.add(prompt, 0, [sequence], (position == len(prompt) - 1 for position in range(len(prompt))))
+        found = self._decode_fresh(batch)
+        running = list(range(len(prompts)))
+        ids: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        while True:
+            for sequence, token in zip(running, found.argmax(axis=1).tolist(), strict=True):
+                ended[sequence] = self.ends_generation(token)
+                if not ended[sequence]:
+                    ids[sequence].append(token)
+            running = [sequence for sequence in running if not ended[sequence] and len(ids[sequence]) < max_new_tokens]
+            if not running:
+                return [Generation(*pair) for pair in zip(ids, ended, strict=True)]
+            batch = _Batch.empty()
+            for sequence in running:
+                batch.add(ids[sequence][-1:], len(prompts[sequence]) + len(ids[sequence]) - 1, [sequence], [True])
+            found = self._decode(batch)
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether llama.cpp stops at this token."""
+        return bool(self._llama.llama_vocab_is_eog(self._vocabulary, token))
+
+    @property
+    def eos_id(self) -> int:
+        return int(self._llama.llama_vocab_eos(self._vocabulary))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens, control tokens left out, as llama-server answers it."""
+        tokens = np.asarray(ids, np.int32)
+        size = 64 + 16 * len(ids)
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            length = self._llama.llama_detokenize(self._vocabulary, pointer, len(tokens), buffer, size, False, False)
+            if length >= 0:
+                return buffer.raw[:length].decode("utf-8", errors="replace")
+            size = -length
+
+    def token_texts(self) -> list[bytes]:
+        """The vocabulary in order; two models with equal ones can be compared by token ids."""
+        return [self._llama.llama_vocab_get_text(self._vocabulary, token) for token in range(self.vocabulary_size)]
+
+    # ------------------------------------------------------------------------------------------------------------------- decoding
+
+    def _groups(self, sizes: Sequence[tuple[int, int, int]]) -> Iterator[list[int]]:
+        """Indices that fit into one decode together; sizes: (cells, sequences, outputs) of each.
+
+        Errors: StageError(RowTooLong) where one alone does not fit.
+        """
+        outputs = max(1, min(self.cells, _OUTPUT_FLOATS // self.vocabulary_size))
+        limits = (self.cells, _MAX_SEQUENCES, outputs)
+        group: list[int] = []
+        used = (0, 0, 0)
+        for index, size in enumerate(sizes):
+            if size[0] > self.cells or size[1] > _MAX_SEQUENCES:
+                raise StageError("RowTooLong", f"row {index} needs a context of {size[0]} tokens; it has {self.cells}")
+            total = tuple(a + b for a, b in zip(used, size, strict=True))
+            if group and any(a > limit for a, limit in zip(total, limits, strict=True)):
+                yield group
+                group, total = [], size
+            group.append(index)
+            used = (total[0], total[1], total[2])
+        if group:
+            yield group
+
+    def _decode_fresh(self, batch: _Batch) -> Logits:
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        return self._decode(batch)
+
+    def _decode(self, batch: _Batch) -> Logits:
+        """Logits (outputs, vocabulary) of the tokens that want them, in the batch's order; copied out of llama.cpp's buffer."""
+        tokens = np.asarray(batch.tokens, np.int32)
+        positions = np.asarray(batch.positions, np.int32)
+        counts = np.asarray([len(sequences) for sequences in batch.sequences], np.int32)
+        members = np.asarray([sequence for sequences in batch.sequences for sequence in sequences], np.int32)
+        starts = members.ctypes.data + 4 * (np.cumsum(counts) - counts).astype(np.uintp)
+        outputs = np.asarray(batch.outputs, np.int8)
+        int32 = ctypes.POINTER(ctypes.c_int32)
+        native = self._llama.llama_batch(
+            n_tokens=len(tokens),
+            token=tokens.ctypes.data_as(int32),
+            pos=positions.ctypes.data_as(int32),
+            n_seq_id=counts.ctypes.data_as(int32),
+            seq_id=starts.astype(np.uintp).ctypes.data_as(ctypes.POINTER(int32)),
+            logits=outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+        status = self._llama.llama_decode(self._context, native)
+        if status != 0:
+            raise StageError("GGUFInvalid", f"llama.cpp ended decoding of {self.path.name} with status {status}", ExitCode.CRASH)
+        pointer = self._llama.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (int(outputs.sum()), self.vocabulary_size)).copy()
+
+    def close(self) -> None:
+        if self._context:
+            self._llama.llama_free(self._context)
+            self._llama.llama_model_free(self._model)
+            self._context = self._model = None
+
+    def __enter__(self) -> GGUFModel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _add_choice(batch: _Batch, choice: Choice, free: int) -> int:
+    """Adds the prompt once for all answers and each answer in a sequence of its own; returns the next free sequence."""
+    sequences = list(range(free, free + len(choice.answers)))
+    last = len(choice.prompt) - 1
+    batch.add(choice.prompt, 0, sequences, (position == last for position in range(len(choice.prompt))))
+    for sequence, answer in zip(sequences, choice.answers, strict=True):
+        batch.add(answer, len(choice.prompt), [sequence], [True] * len(answer))
+    return free + len(choice.answers)
+
+
+def _choice_losses(choice: Choice, found: Logits, first: int) -> tuple[list[npt.NDArray[np.float64]], int]:
+    """Losses of each answer from the logits that begin at row `first`, and the row after them."""
+    after_prompt = found[first : first + 1]
+    first += 1 if len(choice.prompt) else 0
+    losses = []
+    for answer in choice.answers:
+        own = found[first : first + len(answer)]
+        first += len(answer)
+        # Without a prompt nothing predicts the first token.
+        before = np.concatenate([after_prompt, own[:-1]]) if len(choice.prompt) else own[:-1]
+        targets = answer if len(choice.prompt) else answer[1:]
+        losses.append(token_losses(before, targets))
+    return losses, first
+
+
+def token_losses(logits: Logits, targets: Sequence[int]) -> npt.NDArray[np.float64]:
+    """−log p of each target under its row of logits: (n, vocabulary), n → (n,), in nats."""
+    wide = logits.astype(np.float64)
+    highest = wide.max(axis=1)
+    normalizer = highest + np.log(np.exp(wide - highest[:, None]).sum(axis=1))
+    chosen: npt.NDArray[np.float64] = normalizer - wide[np.arange(len(targets)), np.asarray(targets, np.int64)]
+    return chosen
+
+
+@cache
+def _library() -> ModuleType:
+    home = llama_home()
+    os.environ.setdefault("LLAMA_CPP_LIB_PATH", str(home.libraries))
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 1)  # it prints every line of loading otherwise
+    if str(home.python) not in sys.path:
+        sys.path.append(str(home.python))
+    library = import_module("llama_cpp")
+    library.llama_backend_init()
+    return library
