@@ -28,7 +28,7 @@ import (
 var programs = map[string]func() int{
 	"kube-apiserver":          component(kubeapiserver.NewAPIServerCommand),
 	"kube-controller-manager": component(kubecontrollermanager.NewControllerManagerCommand),
-	"kube-scheduler":          component(kubescheduler.NewSchedulerCommand),
+	"kube-scheduler":          component(func() *cobra.Command { return kubescheduler.NewSchedulerCommand() }),
 	"kube-proxy":              component(kubeproxy.NewProxyCommand),
 	"kubelet":                 component(func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }),
 	"kubeadm":                 func() int { return exitCode(kubeadm.Run()) },

@@ -1,0 +1,71 @@
+"""Finding and ending what was started here, however the run that started it ended."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .progress import MARKER, CommandFailed
+
+PROC = Path("/proc")
+
+
+def marked_processes(cache: Path) -> set[int]:
+    """Processes whose environment says that they belong to this cache: dockerd, containerd, shims, builds."""
+    wanted = f"{MARKER}={cache}".encode()
+    return {pid for pid in _all_pids() if pid != os.getpid() and wanted in _read(PROC / str(pid) / "environ").split(b"\0")}
+
+
+def is_running(pid: int, *words: str) -> bool:
+    """Whether the process lives and its command line holds all the words: pids are used again."""
+    command = _read(PROC / str(pid) / "cmdline")
+    return bool(command) and all(word.encode() in command for word in words)
+
+
+def read_pid(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def end(pids: Iterable[int], *, grace_s: float = 10) -> None:
+    """Ends processes: SIGTERM first, SIGKILL for those still there after the grace."""
+    left = set(pids)
+    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
+        left = _signal(left, number)
+        deadline = time.monotonic() + wait_s
+        while left and time.monotonic() < deadline:
+            time.sleep(0.1)
+            left = {pid for pid in left if _is_alive(pid)}
+    if left:
+        raise CommandFailed(f"processes {sorted(left)} survive SIGKILL (frozen, or stuck in the kernel)")
+
+
+def _signal(pids: set[int], number: signal.Signals) -> set[int]:
+    reached = set()
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+            reached.add(pid)
+        except ProcessLookupError:
+            pass
+    return reached
+
+
+def _is_alive(pid: int) -> bool:
+    """A zombie counts as dead: nothing of it runs, and only its parent can take it away."""
+    status = _read(PROC / str(pid) / "stat")
+    return bool(status) and status.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+def _all_pids() -> Iterator[int]:
+    return (int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:  # it ended while we looked
+        return b""
