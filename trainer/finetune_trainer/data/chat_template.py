@@ -171,6 +171,7 @@ def _refuse_hostile(text: str, environment: ImmutableSandboxedEnvironment) -> No
     if any(True for _ in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends))):
         raise _hostile("it loads other templates")
     reached = [node.attr for node in tree.find_all(nodes.Getattr)]
+    reached += [node.key for node in tree.find_all(nodes.Keyword)] + [node.attr for node in tree.find_all(nodes.NSRef)]
     reached += [str(node.value) for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
     if any(name.startswith("__") and name.endswith("__") for name in reached):
         raise _hostile("it reaches for Python internals")

@@ -85,8 +85,8 @@ class Encoder:
             trained = [position for position in turns if position >= example.first_trained]
             if self.loss is SFTLoss.COMPLETION:
                 trained = trained[-1:]
-            whole = template.render(example.messages, example.tools)
             spans = [self._answer_span(template, example, turn) for turn in trained]
+            whole = spans[-1][0]  # conversations end with an answer
             if all(whole.startswith(text) for text, _ in spans):
                 return [Rendered(whole, [span for _, span in spans], "Chat", example.messages[: trained[-1]])]
             return [Rendered(text, [span], "Chat", example.messages[:turn]) for turn, (text, span) in zip(trained, spans, strict=True)]
@@ -116,11 +116,34 @@ class Encoder:
         return rows
 
     def _chat_row(self, item: Rendered, encoding: Encoding, eos_ids: frozenset[int]) -> TokenRow:
-        answers = [answer_positions(item.text, encoding, span, eos_ids) for span in item.answers]
+        answers = [self._answer_positions(item.text, encoding, span, eos_ids) for span in item.answers]
         last = answers[-1][1] - 1
         answer_text = item.text[item.answers[-1][0] : encoding.offsets[last][0]]
         everything = [(0, len(encoding.ids))] if self.loss is SFTLoss.ALL_TOKENS else answers
         return TokenRow(encoding.ids, labels_of(encoding.ids, everything), answers, item, answer_text)
+
+    def _answer_positions(self, text: str, encoding: Encoding, span: Span, eos_ids: frozenset[int]) -> Span:
+        """Token positions of an answer, cut after the first of the stop tokens that close it.
+
+        Templates put white space or further control tokens after the one that ends a turn (ChatML a line feed, Phi-3 <|endoftext|>);
+        the model stops before those, so they are not trained. Errors: StopTokenAbsent.
+        """
+        start = first_token_at(encoding, span[0])
+        end = start
+        while end < len(encoding.ids) and encoding.offsets[end][0] < span[1]:
+            end += 1
+        cut, last_visible = None, None
+        for position in range(end - 1, start - 1, -1):
+            token_id = encoding.ids[position]
+            visible = bool(text[slice(*encoding.offsets[position])].strip())
+            last_visible = token_id if last_visible is None and visible else last_visible
+            if token_id in eos_ids:
+                cut = position + 1
+            elif visible and self.tokenizer.added_token(token_id) is None:
+                break
+        if cut is None:
+            raise StopTokenAbsent(last_visible)
+        return start, cut
 
     def _framed(self, item: Rendered, encoding: Encoding) -> TokenRow:
         """A text outside a chat: bos as the tokenizer puts it, eos always, so that the model learns to stop."""
@@ -156,32 +179,6 @@ class StopTokenAbsent(Exception):
 def first_token_at(encoding: Encoding, start: int) -> int:
     """Position of the first token that stands for no character before `start`."""
     return next((i for i, (begin, end) in enumerate(encoding.offsets) if begin >= start and end > start), len(encoding.ids))
-
-
-def answer_positions(text: str, encoding: Encoding, span: Span, eos_ids: frozenset[int]) -> Span:
-    """Token positions of an answer, cut after the first of the stop tokens that close it.
-
-    Templates put white space or a second eos after the token that ends a turn (ChatML a line feed, Phi-3 <|endoftext|>); the model
-    stops before those, so they are not trained. Errors: StopTokenAbsent.
-    """
-    start = first_token_at(encoding, span[0])
-    end = start
-    while end < len(encoding.ids) and encoding.offsets[end][0] < span[1]:
-        end += 1
-    cut = None
-    for position in range(end - 1, start - 1, -1):
-        if encoding.ids[position] in eos_ids:
-            cut = position + 1
-        elif text[slice(*encoding.offsets[position])].strip():
-            break
-    if cut is None:
-        raise StopTokenAbsent(_last_visible(text, encoding, start, end))
-    return start, cut
-
-
-def _last_visible(text: str, encoding: Encoding, start: int, end: int) -> int | None:
-    visible = (encoding.ids[i] for i in range(end - 1, start - 1, -1) if text[slice(*encoding.offsets[i])].strip())
-    return next(visible, None)
 
 
 def labels_of(ids: Sequence[int], trained: Iterable[Span]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ from finetune_trainer.data.tokenizer_files import write_tokenizer_files
 from finetune_trainer.errors import StageError
 from finetune_trainer.spec import ExitCode, digest_of
 from finetune_trainer.storage import JobStorage, hash_file, hash_folder
+
+log = logging.getLogger(__name__)
 
 COMPARED_TEXTS = 500
 _CONVERTER = "convert_hf_to_gguf.py"
@@ -69,6 +72,7 @@ def make_vocab(home: LlamaHome, storage: JobStorage, files: Path) -> Path:
 
 
 def _convert(home: LlamaHome, files: Path, output: Path) -> None:
+    log.info("making llama.cpp's vocabulary of this tokenizer once")
     command = [sys.executable, str(home.folder / _CONVERTER), str(files), "--vocab-only", "--outfile", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, env=home.environment(), check=False)
     if done.returncode == 0 and output.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from tokenizers import AddedToken, Tokenizer
 from finetune_trainer.errors import StageError
 from finetune_trainer.spec import ExitCode
 from finetune_trainer.storage import JobStorage
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -185,6 +188,7 @@ def _convert(model_folder: Path, cached: Path, writer: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
+        log.info("the model has no tokenizer.json: converting its tokenizer.model once")
         command = [sys.executable, "-c", _CONVERT, str(model_folder), str(aside / "tokenizer.json")]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "USE_TORCH": "0"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
