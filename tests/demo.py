@@ -13,7 +13,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tests.install import REPOSITORY, cluster, cluster_environment, install, step
