@@ -73,11 +73,13 @@ class Pace:
 
     def __init__(self) -> None:
         self._start: tuple[float, float] | None = None
+        self._last = 0.0
 
     def remaining_seconds(self, time_s: float, fraction: float) -> int | None:
         """None until there is a pace. A fraction that falls (a new phase) starts the measure anew."""
-        if self._start is None or fraction < self._start[1]:
+        if self._start is None or fraction < self._last:
             self._start = (time_s, fraction)
+        self._last = fraction
         done, elapsed = fraction - self._start[1], time_s - self._start[0]
         if fraction >= 1:
             return 0
