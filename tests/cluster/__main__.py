@@ -201,9 +201,12 @@ def parse(words: list[str]) -> argparse.Namespace:
             command.add_argument("images", nargs="+", metavar="IMAGE")
         if name == "tools":
             command.add_argument("--all", action="store_true", help="those too that only a few tests use")
-        if name == "build":
-            command.add_argument("words", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="docker build's own")
-    return parser.parse_args(words)
+    arguments, others = parser.parse_known_args(words)
+    if others and arguments.command != "build":
+        parser.error(f"unknown arguments: {' '.join(others)}")
+    # Everything after `build` is docker build's, options among it, which argparse cannot hand on in their order.
+    arguments.words = words[words.index("build") + 1 :] if arguments.command == "build" else []
+    return arguments
 
 
 @contextlib.contextmanager
