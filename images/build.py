@@ -154,12 +154,13 @@ class Engine:
 
 def build_command(image: Image) -> list[str]:
     """The command that builds the image with its content tag, with all that this machine's builds need."""
-    command = [*TEST_CLUSTER, "build", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
+    # The context comes first: argparse, over there, hands on only what follows a word without a dash.
+    command = [*TEST_CLUSTER, "build", ".", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
     if image.uses_llama:
         command += ["--build-arg", f"LLAMA={reference(IMAGES['llama'])}"]
     if image.is_ours:
         command += ["--label", f"org.opencontainers.image.version={project_version(REPOSITORY)}"]
-    return [*command, "."]
+    return command
 
 
 def build(engine: Engine, image: Image, *, again: bool = False) -> None:
