@@ -25,7 +25,7 @@ def main() -> None:
     logs.configure(flags.log_level)
     settings = _settings(flags)
     listening = Listening(flags.status_port, os.environ.get("POD_IP", ""), flags.status_service, flags.status_secret)
-    options = Options(listening, lease=flags.lease, probe_port=flags.probe_port, workers=flags.workers)
+    options = Options(listening, lease=flags.lease, health_port=flags.health_port, metrics_port=flags.metrics_port, workers=flags.workers)
     runtime = Runtime(settings, options, partial(connect, _kubeconfig()), PLANNERS)
     kopf.run(
         registry=handlers.register(runtime),
@@ -40,10 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m finetune_operator", description="Runs FineTuneJobs and ModelVersions.")
     parser.add_argument("--settings", metavar="FILE", help="YAML file with the members of Settings. Default: none.")
     parser.add_argument("--lease", default="finetune-operator", help="Lease by which one replica leads. Default: %(default)s")
-    parser.add_argument("--probe-port", type=int, default=8081, help="port of /healthz, /readyz, /metrics. Default: %(default)s")
+    parser.add_argument("--health-port", type=int, default=8080, help="port of /healthz and /readyz. Default: %(default)s")
+    parser.add_argument("--metrics-port", type=int, default=9090, help="port of /metrics. Default: %(default)s")
     parser.add_argument("--status-port", type=int, default=8443, help="port of the progress endpoint. Default: %(default)s")
-    parser.add_argument("--status-service", default="finetune-operator-status", help="its Service. Default: %(default)s")
-    parser.add_argument("--status-secret", default="finetune-operator-status", help="Secret with its keys. Default: %(default)s")
+    parser.add_argument("--status-service", default="finetune-status", help="its Service. Default: %(default)s")
+    parser.add_argument("--status-secret", default="finetune-status-tls", help="Secret with its keys. Default: %(default)s")
     parser.add_argument("--workers", type=int, default=8, help="passes at a time. Default: %(default)s")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"], help="Default: %(default)s")
     return parser

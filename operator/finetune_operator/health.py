@@ -57,12 +57,14 @@ class Health:
     def ready(self) -> str:
         return "" if self.store.synced else "not every watched kind was listed yet"
 
-    def routes(self) -> list[web.RouteDef]:
+    def probes(self) -> list[web.RouteDef]:
         return [
             web.get("/healthz", lambda request: _answer(self.alive())),
             web.get("/readyz", lambda request: _answer(self.ready())),
-            web.get("/metrics", self._metrics),
         ]
+
+    def metrics_route(self) -> web.RouteDef:
+        return web.get("/metrics", self._metrics)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -44,7 +44,8 @@ class Options:
 
     listening: Listening
     lease: str = "finetune-operator"
-    probe_port: int = 8081
+    health_port: int = 8080
+    metrics_port: int = 9090
     workers: int = 8
 
 
@@ -92,7 +93,8 @@ class Runtime:
         actor = Actor(client, self.store, lambda: self._leader.may_write, self._mark)
         self._reconciler = Reconciler(actor, self._world(client), self._recorder, self.planners, self.metrics)
         health = Health(self.store, self.queue, self._sync, self.metrics, self.settings.resync_s, lambda: self.leading)
-        await self._serve_probes(health)
+        await self._serve(self.options.health_port, health.probes())
+        await self._serve(self.options.metrics_port, [health.metrics_route()])
         self._spawn("lag", health.measure_lag())
         self._spawn("events", self._recorder.run())
         self._spawn("crds", self._watch_crds(client))
@@ -159,13 +161,13 @@ class Runtime:
                     log.warning("a watched kind came or went: ending, to start anew")
                     self.stopping.set()
 
-    async def _serve_probes(self, health: Health) -> None:
+    async def _serve(self, port: int, routes: list[web.RouteDef]) -> None:
         application = web.Application()
-        application.add_routes(health.routes())
+        application.add_routes(routes)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, port=self.options.probe_port).start()
+        await web.TCPSite(runner, port=port).start()
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(self._guarded(name, work), name=name))

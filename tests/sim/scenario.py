@@ -1,0 +1,152 @@
+"""A job's whole life in the simulated cluster, with what may go wrong on the way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from finetune_operator.core.names import Object
+from finetune_operator.kube.client import Request
+
+from tests.sim.cluster import Cluster
+from tests.sim.kubelet import Ending, Kubelet
+from tests.sim.operator_process import OperatorProcess
+
+NAMESPACE = "team"
+JOB = ("finetunejobs", NAMESPACE, "demo")
+
+
+class Crash(BaseException):
+    """The operator is killed: nothing of it runs on, whatever it had in memory is gone."""
+
+
+def make_job(name: str = "demo", **spec: Any) -> Object:
+    wanted = {
+        "model": {"source": "pvc://base/model"},
+        "datasets": [{"name": "data", "source": "pvc://base/data.jsonl"}],
+        "resources": {"gpusPerNode": 0},
+        "export": {"gguf": ["F16"]},
+        "storage": {"persistentVolumeClaim": {"size": "1Gi"}},
+        "publish": {"model": "bot"},
+    }
+    return {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {**wanted, **spec}}
+
+
+def make_cluster() -> Cluster:
+    cluster = Cluster()
+    cluster.put_new(
+        "persistentvolumeclaims", {"metadata": {"name": "base", "namespace": NAMESPACE}, "spec": {}, "status": {"phase": "Bound"}}
+    )
+    return cluster
+
+
+@dataclass
+class Life:
+    """Runs operator and cluster by turns, in an order that the seed chooses, until nothing moves and nothing is due soon."""
+
+    seed: int = 0
+    script: dict[Any, list[Ending]] = field(default_factory=dict)
+    crash_after: int | None = None
+    lose: float = 0.0
+    cluster: Cluster = field(default_factory=make_cluster)
+    crashes: int = 0
+    ends: dict[str, str] = field(default_factory=dict)
+    """Status of condition Succeeded by uid, once it was not Unknown any more."""
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.kubelet = Kubelet(self.cluster, self.rng, {stage: list(endings) for stage, endings in self.script.items()})
+        if self.crash_after is not None:
+            self.cluster.after = self._crash_at_write
+
+    def _crash_at_write(self, request: Request, writes: int) -> None:
+        if writes and len(self.cluster.writes) == self.crash_after and not self.crashes:
+            self.crashes += 1
+            raise Crash
+
+    def submit(self, job: Object | None = None) -> None:
+        self.cluster.put_new("finetunejobs", job or make_job())
+
+    async def run(self, until: Callable[[Cluster], bool] | None = None, steps: int = 3000) -> OperatorProcess:
+        operator = await self._start()
+        for _ in range(steps):
+            self._check()
+            if until is not None and until(self.cluster):
+                return operator
+            try:
+                moved = await self._turn(operator)
+            except Crash:
+                operator = await self._start()
+                continue
+            if not moved and not await self._advance(operator):
+                return operator
+        raise AssertionError(f"no end after {steps} steps: {self.status().get('conditions')}")
+
+    def _check(self) -> None:
+        """What must hold at every moment, whatever went wrong before."""
+        assert self.kubelet.most_live <= 1, "two attempts were alive at once"
+        for id, live in self.cluster.objects.items():
+            if id[0] == "finetunejobs":
+                self._check_end(live)
+        in_production = [id[2] for id, live in self.cluster.objects.items() if (live.get("status") or {}).get("stage") == "Production"]
+        assert len(in_production) <= 1, f"{in_production} are in production at once"
+
+    def _check_end(self, job: Object) -> None:
+        uid = job["metadata"]["uid"]
+        conditions = (job.get("status") or {}).get("conditions", [])
+        ended = next((c["status"] for c in conditions if c["type"] == "Succeeded" and c["status"] != "Unknown"), None)
+        assert uid not in self.ends or self.ends[uid] == ended, "a terminal job left its end"
+        if ended:
+            self.ends[uid] = ended
+
+    async def _start(self) -> OperatorProcess:
+        while True:
+            operator = OperatorProcess(self.cluster, self.rng, self.lose)
+            try:
+                await operator.start()
+            except Crash:
+                continue
+            return operator
+
+    async def _turn(self, operator: OperatorProcess) -> bool:
+        if self.rng.random() < 0.5:
+            return await operator.one_pass() or self.kubelet.step()
+        return self.kubelet.step() or await operator.one_pass()
+
+    async def _advance(self, operator: OperatorProcess) -> bool:
+        """Time goes on to the next thing that is due, losses are found by the resync. False where nothing is due within a day."""
+        if self.lose:
+            await operator.resync()
+            if operator.dirty:
+                return True
+        if self.kubelet.free_lost_pods():
+            return True
+        due = min(operator.due.values(), default=None)
+        if due is None or due - self.cluster.now > timedelta(days=1):
+            return False
+        self.cluster.now = max(due, self.cluster.now + timedelta(seconds=1))
+        return True
+
+    def status(self, id: tuple[str, str, str] = JOB) -> Object:
+        status: Object = self.cluster.objects[id].get("status") or {}
+        return status
+
+    def condition(self, type: str, id: tuple[str, str, str] = JOB) -> Object:
+        return next(condition for condition in self.status(id)["conditions"] if condition["type"] == type)
+
+
+def verdict(life: Life) -> Object:
+    """What must not depend on faults: conditions without times and words, numbers of attempts, what was registered."""
+    objects = life.cluster.objects
+    return {
+        "conditions": {c["type"]: (c["status"], c["reason"]) for c in life.status()["conditions"]},
+        "phase": life.status()["phase"],
+        "attempts": [(a["stage"], a["number"], a["reason"]) for a in life.status().get("attempts", [])],
+        "artifacts": life.status().get("artifacts"),
+        "version": life.status().get("modelVersionRef"),
+        "versions": {id[2]: (live.get("status") or {}).get("stage") for id, live in objects.items() if id[0] == "modelversions"},
+        "children": sorted(id[:1] + id[2:] for id in objects if id[0] in ("deployments", "services", "httproutes")),
+    }
