@@ -233,6 +233,17 @@ def test_the_run_digest_names_the_content(change: dict[str, Any], same: bool) ->
     assert (before == after) is same
 
 
+def test_a_started_run_does_not_go_on_with_another_content() -> None:
+    world = run_to("prepare")
+    world.job["spec"]["training"] = {"args": {"adam_beta1": 0.5}}
+    world.end("job-prepare-1", ANSWERS["prepare"])
+    assert world.step().actions == ()
+    assert world.condition("Validated")["reason"] == "SpecChanged"
+    del world.job["spec"]["training"]
+    world.step()
+    assert world.condition("Prepared")["status"] == "True"
+
+
 def test_terminal_never_leaves() -> None:
     world = run_to_end()
     world.observed = Observed()

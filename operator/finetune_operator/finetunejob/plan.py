@@ -46,9 +46,9 @@ def plan(job: Object, observed: Observed, settings: Settings, now: datetime) -> 
 
 
 def _validate(draft: Draft, spec: FineTuneJobSpec) -> bool:
-    """Before the start only: what runs was right when it started, and cannot change."""
+    """Before the start; afterwards only that it is still the run that was started."""
     if draft.status.get("startTime"):
-        return False
+        return _has_changed(draft, spec)
     if _is_published_already(draft, spec):
         return True
     found = checks.findings(checks.Subject(spec, draft.job, draft.observed, draft.settings))
@@ -57,6 +57,20 @@ def _validate(draft: Draft, spec: FineTuneJobSpec) -> bool:
         return True
     draft.set(ConditionType.VALIDATED, "True", "Valid", "")
     return False
+
+
+def _has_changed(draft: Draft, spec: FineTuneJobSpec) -> bool:
+    """CEL refuses most edits of a started run, but cannot see free-form members (training.args, tolerations, affinity)."""
+    if run_digest(spec, draft.observed.config_maps) == draft.status.get("runDigest"):
+        draft.set(ConditionType.VALIDATED, "True", "Valid")
+        return False
+    message = "the spec (or a ConfigMap it names) differs from what was started; put it back, or create another job for another run"
+    if not _already_refused(draft, "SpecChanged"):
+        draft.event("SpecChanged", message, warning=True)
+    draft.set(ConditionType.VALIDATED, "False", "SpecChanged", message)
+    draft.stalled = ("SpecChanged", message)
+    draft.recheck(draft.now + timedelta(seconds=draft.settings.missing_recheck_s))
+    return True
 
 
 def _is_published_already(draft: Draft, spec: FineTuneJobSpec) -> bool:

@@ -1,0 +1,263 @@
+"""`python -m finetune_operator.crdgen`: pydantic models → structural CRD schemas in crds/.
+
+The models are the one source of schema, defaults, CEL rules and the words of `kubectl explain`. Every string, list and map must be
+bounded: without bounds the API server refuses the CRD for the estimated cost of its CEL rules.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from finetune_operator.core import names
+from finetune_operator.finetunejob import types as finetunejob
+from finetune_operator.modelversion import types as modelversion
+
+Schema = dict[str, Any]
+
+_MUTABLE = "x-finetune-mutable"
+_DROPPED = ("title", "$defs", "additionalProperties", "propertyNames", "discriminator", _MUTABLE)
+_BOUNDS = {"string": ("maxLength", "enum", "format"), "array": ("maxItems",), "object": ("maxProperties",)}
+_NAME_RULE = (
+    "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+    "metadata.name: at most 40 lower-case letters, digits and dashes, a letter first: children are named after it",
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a CRD is made of."""
+
+    kind: str
+    plural: str
+    short_name: str
+    spec: type[BaseModel]
+    status: type[BaseModel]
+    columns: list[tuple[str, str, str, int]]
+    root_rules: tuple[tuple[str, str], ...]
+
+
+def kinds() -> tuple[Kind, Kind]:
+    spec = finetunejob.FineTuneJobSpec
+    immutable = immutability_rule(spec)
+    return (
+        Kind(names.FINETUNEJOB, "finetunejobs", "ftj", spec, finetunejob.FineTuneJobStatus, finetunejob.COLUMNS, (_NAME_RULE, immutable)),
+        Kind(
+            names.MODELVERSION,
+            "modelversions",
+            "mver",
+            modelversion.ModelVersionSpec,
+            modelversion.ModelVersionStatus,
+            modelversion.COLUMNS,
+            tuple(modelversion.ROOT_RULES),
+        ),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------- schemas
+
+
+def structural(model: type[BaseModel]) -> Schema:
+    """The model's JSON schema as the API server wants it: no references, no unions with null, one type per node."""
+    raw = model.model_json_schema(by_alias=True)
+    return _convert(raw, raw.get("$defs", {}))
+
+
+def _convert(node: Schema, definitions: Schema) -> Schema:
+    node = _merged(node, definitions)
+    made: Schema = {key: value for key, value in node.items() if key not in (*_DROPPED, "properties", "items", "required", "default")}
+    if made.pop("const", None) is not None:
+        made["enum"] = [node["const"]]
+    _bounds_of_openapi(made, node)
+    if node.get("default") is not None:
+        made["default"] = _without_nulls(node["default"])
+    properties = node.get("properties")
+    if properties is not None:
+        made["type"] = "object"
+        made["properties"] = {name: _convert(member, definitions) for name, member in properties.items()}
+        required = [name for name in node.get("required", [])]
+        if required:
+            made["required"] = required
+    values = node.get("additionalProperties")
+    if isinstance(values, dict) and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made["additionalProperties"] = _convert(values, definitions)
+    if "items" in node:
+        made["items"] = _convert(node["items"], definitions)
+    if "type" not in made and "x-kubernetes-preserve-unknown-fields" not in made:
+        made["x-kubernetes-preserve-unknown-fields"] = True
+    return made
+
+
+def _merged(node: Schema, definitions: Schema) -> Schema:
+    """References resolved and `X | None` reduced to X; what stands beside them wins."""
+    beside = {key: value for key, value in node.items() if key not in ("$ref", "anyOf", "allOf")}
+    if "$ref" in node:
+        return {**_merged(definitions[node["$ref"].rpartition("/")[2]], definitions), **beside}
+    options = [option for option in node.get("anyOf", node.get("allOf", [])) if option.get("type") != "null"]
+    if len(options) == 1:
+        return {**_merged(options[0], definitions), **beside}
+    return beside
+
+
+def _bounds_of_openapi(made: Schema, node: Schema) -> None:
+    """OpenAPI 3.0 has booleans for what JSON Schema has numbers for."""
+    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if exclusive in node:
+            made[bound] = node[exclusive]
+            made[exclusive] = True
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(member) for key, member in value.items() if member is not None}
+    return value
+
+
+def lenient(schema: Schema) -> Schema:
+    """A status schema: nothing required, nothing defaulted."""
+    made = {key: value for key, value in schema.items() if key not in ("required", "default")}
+    for member in ("items", "additionalProperties"):
+        if isinstance(made.get(member), dict):
+            made[member] = lenient(made[member])
+    if "properties" in made:
+        made["properties"] = {name: lenient(member) for name, member in made["properties"].items()}
+    return made
+
+
+def unbounded(schema: Schema, path: str = "") -> Iterator[str]:
+    """Paths of strings, lists and maps without a bound."""
+    kind = schema.get("type")
+    free = schema.get("x-kubernetes-preserve-unknown-fields") or "properties" in schema
+    if kind in _BOUNDS and not (kind == "object" and free) and not any(bound in schema for bound in _BOUNDS[kind]):
+        yield path
+    for name, member in schema.get("properties", {}).items():
+        yield from unbounded(member, f"{path}.{name}")
+    for member in ("items", "additionalProperties"):
+        if isinstance(schema.get(member), dict):
+            yield from unbounded(schema[member], f"{path}[]")
+
+
+def undescribed(schema: Schema, path: str = "") -> Iterator[str]:
+    """Paths of spec members that `kubectl explain` would have no sentence for."""
+    for name, member in schema.get("properties", {}).items():
+        if not member.get("description"):
+            yield f"{path}.{name}"
+        yield from undescribed(member, f"{path}.{name}")
+    if isinstance(schema.get("items"), dict):
+        yield from undescribed(schema["items"], f"{path}[]")
+
+
+# -------------------------------------------------------------------------------------------------------------- immutability
+
+
+def immutability_rule(spec: type[BaseModel]) -> tuple[str, str]:
+    """One rule at the root: not started, or every member without a `mutable` mark is present as before and equal.
+
+    At the root, because a rule on a field is bypassed by removing the field and adding it again. Members that CEL cannot see
+    (free-form ones) are left to the operator, which compares the run's digest.
+    """
+    clauses = [clause for path in _immutable_members(spec, "spec") for clause in (_unchanged(path),)]
+    return (
+        "!has(oldSelf.status) || !has(oldSelf.status.startTime) || (" + " && ".join(clauses) + ")",
+        "the run has started: only suspend, activeDeadlineSeconds, ttlSecondsAfterFinished, recovery.maxAttempts, "
+        "scheduling.priorityClassName and podMetadata may change; create another job for another run",
+    )
+
+
+def _immutable_members(section: type[BaseModel], path: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        marks = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if marks.get(_MUTABLE) or marks.get("x-kubernetes-preserve-unknown-fields") or "items" in marks:
+            continue
+        member = f"{path}.{field.alias or name}"
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and _has_marks(inner):
+            yield from _immutable_members(inner, member)
+        else:
+            yield member
+
+
+def _has_marks(section: type[BaseModel]) -> bool:
+    return any(isinstance(field.json_schema_extra, dict) and _MUTABLE in field.json_schema_extra for field in section.model_fields.values())
+
+
+def _unchanged(path: str) -> str:
+    return f"(has(self.{path}) == has(oldSelf.{path}) && (!has(self.{path}) || self.{path} == oldSelf.{path}))"
+
+
+# ---------------------------------------------------------------------------------------------------------------- whole CRDs
+
+
+def make_crd(kind: Kind) -> Schema:
+    spec = structural(kind.spec)
+    status = lenient(structural(kind.status))
+    problems = [f"unbounded: {path}" for part in (spec, status) for path in unbounded(part)]
+    problems += [f"without description: spec{path}" for path in undescribed(spec)]
+    if problems:
+        raise SystemExit(f"{kind.kind}: " + "; ".join(problems))
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{kind.plural}.{names.GROUP}"},
+        "spec": {
+            "group": names.GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": kind.kind,
+                "listKind": f"{kind.kind}List",
+                "plural": kind.plural,
+                "singular": kind.kind.lower(),
+                "shortNames": [kind.short_name],
+                "categories": ["finetune"],
+            },
+            "versions": [
+                {
+                    "name": names.VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [_column(*column) for column in kind.columns],
+                    "schema": {"openAPIV3Schema": _root(kind, spec, status)},
+                }
+            ],
+        },
+    }
+
+
+def _root(kind: Kind, spec: Schema, status: Schema) -> Schema:
+    return {
+        "type": "object",
+        "description": f"{kind.spec.__doc__ or kind.kind}".strip().splitlines()[0],
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "maxLength": 256},
+            "kind": {"type": "string", "maxLength": 256},
+            "metadata": {"type": "object"},
+            "spec": {"description": "What is asked.", **spec},
+            "status": {"description": "What is true; written by the operator.", **status},
+        },
+        "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in kind.root_rules],
+    }
+
+
+def _column(name: str, type: str, path: str, priority: int) -> Schema:
+    return {"name": name, "type": type, "jsonPath": path, **({"priority": priority} if priority else {})}
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for kind in kinds():
+        text = yaml.safe_dump(make_crd(kind), sort_keys=False, width=140, allow_unicode=True)
+        (folder / f"{names.GROUP}_{kind.plural}.yaml").write_text(
+            f"# Generated from the Python models by `make generate`; do not edit.\n{text}"
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[2] / "crds")
