@@ -53,7 +53,7 @@ def conditions_of(version: Version, outlook: Outlook) -> list[Condition]:
     serving = [_ready(version, outlook), _traffic_accepted(version, outlook)] if version.in_service else []
     stalled = _stalled(version, outlook, [verified, reachable, applied, *serving])
     reconciling = _reconciling(version, outlook, serving, applied) if stalled is None else None
-    return [
+    every = [
         *serving,
         verified,
         reachable,
@@ -62,6 +62,7 @@ def conditions_of(version: Version, outlook: Outlook) -> list[Condition]:
         reconciling or Condition(ConditionType.RECONCILING, "False", Reason.SETTLED if stalled is None else stalled.reason),
         stalled or Condition(ConditionType.STALLED, "False", Reason.NOT_STALLED),
     ]
+    return [Condition(str(one.type), one.status, str(one.reason), one.message) for one in every]
 
 
 def _ready(version: Version, outlook: Outlook) -> Condition:

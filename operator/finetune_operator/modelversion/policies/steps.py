@@ -87,7 +87,8 @@ def next_step(version: Version, gate: Gate) -> Move | None:
     if index is None:
         return None
     step = version.steps[index]
-    why = f"{describe(version)}; on to step {step.name} ({index + 1} of {len(version.steps)})"
+    done = "its pods are ready" if version.place.stage == Stage.REGISTERED else f"{describe(version)} is done"
+    why = f"{done}; on to step {step.name} ({index + 1} of {len(version.steps)})"
     return Move(version.name, Place(Stage(step.stage), index, gate.now), "Rollout", why, _evidence(version, gate))
 
 
