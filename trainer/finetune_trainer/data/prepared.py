@@ -155,6 +155,14 @@ class Prepared:
             for line in lines:
                 yield HeldOutRow.model_validate(json.loads(line))
 
+    def write_tokenizer_files(self, target: Path) -> None:
+        """Writes the tokenizer files, generation_config.json and config.json of the finished model: the base's own bytes, edited only
+        where the run brought a chat template of its own. The tokenizer proof was made on exactly these."""
+        from finetune_trainer.data.tokenizer_files import write_tokenizer_files
+
+        own_template = self.chat_template if self.file.chat_template_source in ("Named", "ConfigMap") else None
+        write_tokenizer_files(self.model_folder, target, self.tokens, own_template)
+
     def verify_model(self) -> None:
         """Hashes the base model's files again. Errors: StageError(BaseModelChanged)."""
         problem = verify_files(self.model_folder, self.model.files)

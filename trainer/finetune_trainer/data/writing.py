@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 
@@ -51,10 +54,7 @@ class SetWriter:
 
     def _flush(self) -> None:
         if self._buffer:
-            columns = [
-                pa.array([row.ids for row in self._buffer], SCHEMA.field(0).type),
-                pa.array([row.labels for row in self._buffer], SCHEMA.field(1).type),
-            ]
+            columns = [_lists([row.ids for row in self._buffer]), _lists([row.labels for row in self._buffer])]
             self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
             self._buffer = []
 
@@ -66,3 +66,15 @@ class SetWriter:
 
     def described(self) -> PreparedSet:
         return PreparedSet(name=self.name, arrow=self.arrow, rows=self.rows, tokens=self.tokens, held_out=self.held_out)
+
+
+def _lists(rows: list[list[int]]) -> pa.ListArray:
+    """Rows as a list array, made of buffers: `pyarrow.array` would import pandas, which takes a second."""
+    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    values = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
+    return pa.ListArray.from_arrays(_int32(offsets), _int32(values))
+
+
+def _int32(values: npt.NDArray[np.int32]) -> pa.Array:
+    return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
