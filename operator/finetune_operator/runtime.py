@@ -104,6 +104,8 @@ class Runtime:
         """Lets go of everything; another replica may lead at once."""
         for task in self._tasks:
             task.cancel()
+        # kopf's waiter for this flag outlives a signal, and kopf then waits 5 s for it
+        self.stopping.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.leading = False
         await self._leader.release()

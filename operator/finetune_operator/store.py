@@ -173,10 +173,22 @@ def keys_of(live: Object) -> tuple[Key, ...]:
     if live["kind"] == REFUSAL.kind:
         job = job_of_refusal(live["involvedObject"]["name"])
         return (Key(names.FINETUNEJOB, namespace, job),) if job else ()
-    return (
-        *((Key(names.FINETUNEJOB, namespace, labels[names.JOB_LABEL]),) if labels.get(names.JOB_LABEL) else ()),
-        *((Key(MODEL, namespace, labels[names.MODEL_LABEL]),) if labels.get(names.MODEL_LABEL) else ()),
-    )
+    found = [
+        *([Key(names.FINETUNEJOB, namespace, labels[names.JOB_LABEL])] if labels.get(names.JOB_LABEL) else []),
+        *([Key(MODEL, namespace, labels[names.MODEL_LABEL])] if labels.get(names.MODEL_LABEL) else []),
+        # a claim is labelled with the job that made it, and later belongs to versions
+        *(Key(MODEL, namespace, model_of(owner["name"])) for owner in metadata.get("ownerReferences") or () if _is_version(owner)),
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _is_version(owner: Object) -> bool:
+    return bool(owner["kind"] == names.MODELVERSION and owner["apiVersion"].startswith(names.GROUP))
+
+
+def model_of(version: str) -> str:
+    """The model that a ModelVersion belongs to, by its name `<model>-v<number>`."""
+    return version.rpartition("-v")[0]
 
 
 def job_of_refusal(stage_job: str) -> str | None:

@@ -117,7 +117,7 @@ class Cluster:
         start, limit = int(query.get("continue", 0)), int(query.get("limit", 500))
         page = [{"metadata": item["metadata"]} if metadata_only else item for item in items[start : start + limit]]
         following = str(start + limit) if start + limit < len(items) else ""
-        return {"kind": "List", "metadata": {"resourceVersion": str(self.revision), "continue": following}, "items": page}
+        return {"kind": "List", "metadata": {"resourceVersion": str(self.revision), "continue": following}, "items": page or None}
 
     def _matching(self, plural: str, namespace: str, selector: str) -> Iterator[tuple[Id, Object]]:
         wanted = dict(part.split("=", 1) for part in selector.split(",") if part)

@@ -83,9 +83,10 @@ class Client:
                 timeout_s=max(self.timeout_s, 60.0),
             )
             listing = await self._call("list", resource.plural, request)
-            for item in listing["items"]:
+            items = listing.get("items") or []  # null where a metadata-only LIST found nothing
+            for item in items:
                 item["apiVersion"], item["kind"] = resource.api_version, resource.kind
-            yield Page(listing["items"], listing["metadata"]["resourceVersion"])
+            yield Page(items, listing["metadata"]["resourceVersion"])
             token = listing["metadata"].get("continue") or ""
             if not token:
                 return
