@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from . import addons, base, build, cgroups, check, config, debian, engine, gotools, kind, mounts, share
+from . import addons, base, build, cgroups, check, config, debian, engine, gotools, kind, mounts, nodeimage, share
 from .paths import Paths
-from .progress import MARKER, CommandFailed, say, step
+from .progress import MARKER, CommandFailed, output, say, step
 
 Command = Callable[[Paths, argparse.Namespace], int]
 
@@ -33,15 +33,17 @@ def up(paths: Paths, _: argparse.Namespace) -> int:
 
 
 def _is_usable(paths: Paths, running: engine.Engine, wanted: config.Config) -> bool:
-    if not running.nodes(config.cluster_name(wanted)):
+    cgroups.thaw(paths.cgroup)
+    if not running.wake_nodes(config.cluster_name(wanted)):
         return False
-    cgroups.thaw()
     with step("look at the cluster that is there"):
-        # A test that stopped a node may have started it again just now.
+        # A node that was just started takes a moment.
         found = kind.wait_until_usable(paths, wanted, timeout_s=45)
     if found:
         say(f"    {'; '.join(found)}: it is made anew")
         return False
+    if not nodeimage.is_current(kind.image_that_runs(paths)):
+        say("    the files here make another node image than it runs on: `down`, then `up`, to have that")
     if addons.problems(paths, wanted):
         addons.ensure_addons(paths, running, wanted)
     return True
@@ -74,7 +76,7 @@ def logs(paths: Paths, _: argparse.Namespace) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         with step("export the nodes' logs"), contextlib.suppress(CommandFailed):
             # It ends in an error on the nodes that are built here, which have no crictl; the files are written.
-            kind.output([paths.bin / "kind", "export", "logs", "--name", name, folder], environment=running.environment)
+            output([paths.bin / "kind", "export", "logs", "--name", name, folder], environment=running.environment)
     print(paths.logs)
     print(paths.audit / config.AUDIT_LOG)
     return 0
@@ -163,9 +165,9 @@ def environment(paths: Paths, _: argparse.Namespace) -> int:
     return 0
 
 
-def thaw(_: Paths, __: argparse.Namespace) -> int:
+def thaw(paths: Paths, _: argparse.Namespace) -> int:
     """wakes cgroups that a killed runc left frozen"""
-    say(f"{cgroups.thaw()} frozen cgroups woken")
+    say(f"{cgroups.thaw(paths.cgroup)} frozen cgroups woken")
     return 0
 
 

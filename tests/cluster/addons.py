@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import config, gotools, kind, packages
 from .engine import Engine
-from .nodeimage import BUSYBOX_IMAGE, busybox_entries
+from .nodebuild import BUSYBOX_IMAGE, busybox_entries
 from .ociimage import Entry, ImageConfig, write_archive, write_layer
 from .paths import MANIFESTS, Paths
 from .progress import CommandFailed, step

@@ -24,7 +24,7 @@ class Bootstrap:
         ensure_programs(["debootstrap"], self._log)
         clear_folder(self.folder)
         self._sources = read_debian_sources(SUITE, self._log)
-        command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, self.folder]
+        command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, str(self.folder)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, self._sources[0].split()[1]],

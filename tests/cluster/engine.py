@@ -19,6 +19,7 @@ START_TIMEOUT_S = 60
 DEBIAN_CLIENT = "/usr/bin/docker"
 # kind puts this label, with the cluster's name, on its node containers.
 KIND_LABEL = "io.x-k8s.kind.cluster"
+_LIST_NODES = ("ps", "--all", "--filter")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class Engine:
         if loaded.returncode or unpack.returncode:
             raise CommandFailed(f"docker load of {archive} failed:\n{tail(log)}")
 
+    def drop_other_tags(self, image: str) -> None:
+        """Removes former versions of an image; one that a container still uses stays."""
+        for other in self.docker("images", "--format", "{{.Repository}}:{{.Tag}}", image.partition(":")[0]).split():
+            if other != image:
+                with contextlib.suppress(CommandFailed):
+                    self.docker("rmi", other)
+
     def pull(self, image: str, log: Path) -> bool:
         """Whether a registry gave the image. No retries: where there is none, the answer comes at once."""
         with contextlib.suppress(CommandFailed):
@@ -67,11 +75,22 @@ class Engine:
 
     def nodes(self, cluster: str) -> list[str]:
         """The node containers of a kind cluster, running or not."""
-        return self.docker("ps", "-a", "--filter", f"label={KIND_LABEL}={cluster}", "--format", "{{.Names}}").split()
+        return self.docker(*_LIST_NODES, f"label={KIND_LABEL}={cluster}", "--format", "{{.Names}}").split()
+
+    def wake_nodes(self, cluster: str) -> bool:
+        """Starts nodes that a test has stopped or paused; False if there is none, or all are down: a killed engine's."""
+        listed = self.docker(*_LIST_NODES, f"label={KIND_LABEL}={cluster}", "--format", "{{.Names}} {{.State}}")
+        states = dict(line.split() for line in listed.splitlines())
+        if "running" not in states.values():
+            return False
+        for node, state in states.items():
+            if state != "running":
+                say(f"    {node} was {state}")
+                self.docker("unpause" if state == "paused" else "start", node)
+        return True
 
     def remove_nodes(self, cluster: str) -> None:
         if nodes := self.nodes(cluster):
-            cgroups.thaw()
             self.docker("rm", "--force", "--volumes", *nodes)
 
 
@@ -121,7 +140,7 @@ def daemon_configuration(paths: Paths) -> dict[str, Any]:
         "storage-driver": "overlay2",
         # systemd's driver on cgroup v1 left frozen cgroups behind when nodes were killed; this one did not.
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
-        "cgroup-parent": f"/{cgroups.PARENT}",
+        "cgroup-parent": f"/{paths.cgroup}",
         "default-runtime": "runc-drop-caps",
         "runtimes": {"runc-drop-caps": {"path": str(paths.bin / "runc-drop-caps")}},
         "oom-score-adjust": 0,
@@ -176,13 +195,13 @@ def _link_client(paths: Paths) -> None:
 
 def _clear_remains(paths: Paths) -> None:
     """Takes away what a dockerd that was killed left: its containers' processes, mounts, sockets and pid files."""
-    cgroups.thaw()
+    cgroups.thaw(paths.cgroup)
     pid = processes.read_pid(paths.engine_pid)
     daemons = {pid} if pid and processes.is_running(pid, "dockerd", str(paths.run)) else set()
     # dockerd first: it would start again what is ended under its eyes.
     processes.end(daemons, grace_s=20)
-    processes.end(processes.marked_processes(paths.cache) | cgroups.members())
-    cgroups.remove()
+    processes.end(processes.marked_processes(paths.cache) | cgroups.members(paths.cgroup))
+    cgroups.remove(paths.cgroup)
     mounts.unmount_below(paths.run)
     mounts.unmount_below(paths.engine_data)
     shutil.rmtree(paths.run / "exec", ignore_errors=True)
@@ -192,7 +211,6 @@ def _clear_remains(paths: Paths) -> None:
 
 def remove_containers(engine: Engine) -> None:
     """Empties our own engine of containers and networks; images and the build cache stay."""
-    cgroups.thaw()
     if containers := engine.docker("ps", "-aq").split():
         engine.docker("rm", "--force", "--volumes", *containers)
     engine.docker("network", "prune", "--force")
@@ -204,6 +222,7 @@ def stop(paths: Paths) -> None:
     engine = find(paths)
     if engine is not None and engine.is_ours:
         try:
+            cgroups.thaw(paths.cgroup)
             remove_containers(engine)
         except CommandFailed as error:
             say(f"    {error}; its processes are ended one by one")

@@ -117,7 +117,7 @@ def _build(paths: Paths, tool: GoTool) -> None:
         log = paths.logs / f"build-{tool.name}.log"
         # -v: the names of the packages, as they are compiled, are the life signs of a build of minutes.
         if tool.module:
-            command = [go(paths), "build", "-v", *flags, "-o", partial, tool.package]
+            command = [go(paths), "build", "-v", *flags, "-o", str(partial), tool.package]
             run(command, log, environment=environment, folder=tool.folder)
         else:
             # `go install` chooses the binary's name, so it gets a folder of its own.

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import config, gotools, mounts, nodeimage
+from . import cgroups, config, gotools, mounts, nodeimage
 from .engine import Engine
 from .paths import KIND_CONFIG, Paths
 from .progress import CommandFailed, output, run, step
@@ -34,7 +34,7 @@ def create(paths: Paths, engine: Engine, wanted: config.Config) -> None:
     file = paths.run / "kind-config.json"
     file.write_text(json.dumps(config.with_overlay(wanted, _prepare_host(paths, engine)), indent=2))
     with step(f"kind create cluster ({config.node_count(wanted)} nodes, {image})"):
-        command = ["create", "cluster", "--config", file, "--image", image, "--kubeconfig", paths.kubeconfig]
+        command = ["create", "cluster", "--config", str(file), "--image", image, "--kubeconfig", str(paths.kubeconfig)]
         run(
             [paths.bin / "kind", *command, "--wait", f"{READY_TIMEOUT_S}s"],
             paths.logs / "kind.log",
@@ -61,6 +61,7 @@ def delete(paths: Paths, engine: Engine, name: str) -> None:
     """Removes the cluster, whatever is left of it."""
     if engine.nodes(name):
         with step("remove the former cluster"):
+            cgroups.thaw(paths.cgroup)
             engine.remove_nodes(name)
     paths.kubeconfig.unlink(missing_ok=True)
 
@@ -81,6 +82,12 @@ def problems(paths: Paths, wanted: config.Config) -> list[str]:
 
 def is_ready(node: dict[str, Any]) -> bool:
     return any(one["type"] == "Ready" and one["status"] == "True" for one in node["status"].get("conditions", []))
+
+
+def image_that_runs(paths: Paths) -> str:
+    """The node image of the cluster that was made last."""
+    file = paths.run / "node-image"
+    return file.read_text() if file.exists() else ""
 
 
 def wait_until_usable(paths: Paths, wanted: config.Config, timeout_s: float = READY_TIMEOUT_S) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import cgroups
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 GO_MODULES = HERE / "go"
@@ -68,6 +70,10 @@ class Paths:
     @property
     def run(self) -> Path:
         return self.cache / "run"
+
+    @property
+    def cgroup(self) -> str:
+        return cgroups.parent(self.cache)
 
     @property
     def logs(self) -> Path:

@@ -12,9 +12,23 @@ PROC = Path("/proc")
 
 
 def marked_processes(cache: Path) -> set[int]:
-    """Processes whose environment says that they belong to this cache: dockerd, containerd, shims, builds."""
+    """Processes whose environment says that they belong to this cache: dockerd, containerd, shims, builds.
+
+    Not ourselves, nor those that started us.
+    """
     wanted = f"{MARKER}={cache}".encode()
-    return {pid for pid in _all_pids() if pid != os.getpid() and wanted in _read(PROC / str(pid) / "environ").split(b"\0")}
+    mine = _ancestors(os.getpid())
+    return {pid for pid in _all_pids() if pid not in mine and wanted in _read(PROC / str(pid) / "environ").split(b"\0")}
+
+
+def _ancestors(pid: int) -> set[int]:
+    """The process and those above it."""
+    found = set()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        fields = _stat_fields(pid)
+        pid = int(fields[1]) if len(fields) > 1 else 0
+    return found
 
 
 def is_running(pid: int, *words: str) -> bool:
@@ -56,8 +70,13 @@ def _signal(pids: set[int], number: signal.Signals) -> set[int]:
 
 def _is_alive(pid: int) -> bool:
     """A zombie counts as dead: nothing of it runs, and only its parent can take it away."""
-    status = _read(PROC / str(pid) / "stat")
-    return bool(status) and status.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    fields = _stat_fields(pid)
+    return bool(fields) and fields[0] not in (b"Z", b"X")
+
+
+def _stat_fields(pid: int) -> list[bytes]:
+    """State, parent and so on, after the name, which may itself hold spaces. Source: proc(5)."""
+    return _read(PROC / str(pid) / "stat").rpartition(b")")[2].split()
 
 
 def _all_pids() -> Iterator[int]:

@@ -30,7 +30,7 @@ def share(paths: Paths, engine: Engine, cluster: str, images: Sequence[str]) -> 
             if engine.is_ours:
                 _share_layers(paths, engine, nodes, image)
             else:
-                command = [paths.bin / "kind", "load", "docker-image", "--name", cluster, image]
+                command = [str(paths.bin / "kind"), "load", "docker-image", "--name", cluster, image]
                 output(command, environment=engine.environment, timeout_s=1800)
 
 

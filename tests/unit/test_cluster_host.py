@@ -83,23 +83,43 @@ def test_mounts_are_found_innermost_first_and_only_ours(monkeypatch: pytest.Monk
 
 def test_frozen_cgroups_of_ours_are_woken_and_no_others(tmp_path: Path) -> None:
     states = {
-        "freezer/finetune-operator/a/kubelet": "FROZEN",
-        "freezer/finetune-operator/b": "THAWED",
+        "freezer/ours/a/kubelet": "FROZEN",
+        "freezer/ours/b": "THAWED",
         "freezer/docker/c": "FROZEN",
     }
     for folder, state in states.items():
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "freezer.state").write_text(state + "\n")
-    assert cgroups.thaw(tmp_path) == 1
-    assert (tmp_path / "freezer/finetune-operator/a/kubelet/freezer.state").read_text() == "THAWED"
+    assert cgroups.thaw("ours", tmp_path) == 1
+    assert (tmp_path / "freezer/ours/a/kubelet/freezer.state").read_text() == "THAWED"
     assert (tmp_path / "freezer/docker/c/freezer.state").read_text() == "FROZEN\n"
 
 
 def test_members_of_cgroups_on_both_versions(tmp_path: Path) -> None:
-    for folder, pids in {"finetune-operator/a": "1\n2\n", "cpu/finetune-operator/a/b": "2\n3\n", "cpu/other": "4\n"}.items():
+    for folder, pids in {"ours/a": "1\n2\n", "cpu/ours/a/b": "2\n3\n", "cpu/other": "4\n"}.items():
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "cgroup.procs").write_text(pids)
-    assert cgroups.members(tmp_path) == {1, 2, 3}
+    assert cgroups.members("ours", tmp_path) == {1, 2, 3}
+
+
+def test_two_caches_have_two_parents() -> None:
+    assert cgroups.parent(Path("/a")) != cgroups.parent(Path("/b"))
+
+
+def test_ourselves_and_those_that_started_us_are_never_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def process(pid: int, parent: int, marked: bool) -> None:
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a (b) c) S {parent} 1")
+        (tmp_path / str(pid) / "environ").write_text("A=b\0" + f"{processes.MARKER}=/cache\0" * marked)
+
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    own = processes.os.getpid()
+    process(1, 0, marked=False)
+    process(own + 1, 1, marked=True)
+    process(own, own + 1, marked=True)
+    process(own + 2, own, marked=True)
+    process(own + 3, 1, marked=False)
+    assert processes.marked_processes(Path("/cache")) == {own + 2}
 
 
 def test_a_pid_counts_only_with_the_right_command_line() -> None:
