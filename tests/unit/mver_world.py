@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from finetune_operator.core.containment import contains
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, ActionProblem, Apply, Delete, SetOwners
 from finetune_operator.core.settings import Settings
@@ -64,15 +65,6 @@ def claim(name: str, **changes: Any) -> Object:
         "spec": {"accessModes": changes.pop("access_modes", ["ReadWriteOnce"])},
         "status": {"phase": changes.pop("phase", "Bound")},
     }
-
-
-def contains(live: Any, wanted: Any) -> bool:
-    """Whether applying `wanted` onto `live` would change nothing."""
-    if isinstance(wanted, dict):
-        return isinstance(live, dict) and all(key in live and contains(live[key], value) for key, value in wanted.items())
-    if isinstance(wanted, list):
-        return isinstance(live, list) and len(live) == len(wanted) and all(map(contains, live, wanted))
-    return bool(live == wanted)
 
 
 @dataclass

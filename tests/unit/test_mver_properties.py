@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.unit.mver_world import STEPS, World, contains, model_version
+from tests.unit.mver_world import STEPS, World, model_version
 
 TERMINAL = {"RolledBack", "Rejected"}
 MANY_STEPS = [
@@ -96,11 +96,16 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def thrive(self) -> None:
-        for _ in range(3):
+        for _ in range(4):
             self.world.run_pass()
             self.world.all_ready()
             self.world.accept_route()
             self._note_unrouted()
+
+    @rule()
+    def holds_are_over(self) -> None:
+        self.world.tick(minutes=10)
+        self.thrive()
 
     @precondition(lambda self: self.world.versions)
     @rule()
@@ -189,12 +194,3 @@ Model.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestModel = Model.TestCase
-
-
-def test_contains_sees_a_difference() -> None:
-    """The world's own judgement of `already so`, on which the properties rest."""
-    live = {"a": [{"b": 1, "defaulted": 2}], "c": "d"}
-    assert contains(live, {"a": [{"b": 1}]})
-    assert not contains(live, {"a": [{"b": 2}]})
-    assert not contains(live, {"a": []})
-    assert not contains(live, {"a": [{"b": 1}], "e": 1})

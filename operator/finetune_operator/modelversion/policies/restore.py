@@ -64,7 +64,7 @@ def _from_numbers(lost: Sequence[Version], now: datetime) -> list[Move]:
     """The newest version that stands is in production; each older one was replaced by the next. Their pods are not made again."""
     standing = [version for version in lost if version.stands]
     moves = []
-    for older, newer in zip(standing, [*standing[1:], None], strict=True):
+    for older, newer in zip(standing, [*standing[1:], None], strict=False):
         if newer:
             why = "restored without status and HTTPRoute: an older version"
             moves.append(Move(older.name, Place(Stage.ARCHIVED, replaced_by=newer.name), "Operator", why))

@@ -7,7 +7,6 @@ import hashlib
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import Settings
-from finetune_operator.modelversion.resources.quantity import canonical
 from finetune_operator.modelversion.types import PublishedArtifact
 from finetune_operator.modelversion.versions import Version, claim_and_path
 
@@ -132,8 +131,7 @@ def _arguments(version: Version) -> list[str]:
 def _resources(version: Version) -> Object:
     serving = version.spec.serving
     gpus = {serving.gpu_resource_name: str(serving.gpus)} if serving.gpus else {}
-    memory = canonical(serving.memory)
-    return {"requests": {"cpu": canonical(serving.cpu), "memory": memory, **gpus}, "limits": {"memory": memory, **gpus}}
+    return {"requests": {"cpu": serving.cpu, "memory": serving.memory, **gpus}, "limits": {"memory": serving.memory, **gpus}}
 
 
 def _same_node(own: dict[str, str]) -> Object:
