@@ -14,7 +14,7 @@ from finetune_operator.queue import Queue
 from finetune_operator.store import Store
 
 # a second series per counter with the time of its birth, which nobody asks for
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _PREFIX = "finetune_operator"
 _PASS_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
