@@ -120,11 +120,13 @@ def _without_nulls(value: Any) -> Any:
 
 
 def lenient(schema: Schema) -> Schema:
-    """A status schema: nothing required, nothing defaulted."""
+    """A status schema: nothing defaulted, and nothing required but the keys of lists (the API server insists on those)."""
     made = {key: value for key, value in schema.items() if key not in ("required", "default")}
     for member in ("items", "additionalProperties"):
         if isinstance(made.get(member), dict):
             made[member] = lenient(made[member])
+    if keys := made.get("x-kubernetes-list-map-keys"):
+        made["items"]["required"] = list(keys)
     if "properties" in made:
         made["properties"] = {name: lenient(member) for name, member in made["properties"].items()}
     return made
