@@ -19,8 +19,6 @@ import pyarrow.ipc
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
-
 from finetune_trainer.__main__ import run_stage
 from finetune_trainer.data.prepared import PREPARED_FILE, PreparedFile, PreparedModel, PreparedSet, SpecialTokens
 from finetune_trainer.data.shape import count_parameters, read_shape
@@ -28,6 +26,7 @@ from finetune_trainer.memory import RowStatistics, plan_memory
 from finetune_trainer.progress import Progress
 from finetune_trainer.spec import DatasetReport, LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage, folder_digest, hash_folder
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 torch.set_num_threads(1)
 
@@ -43,7 +42,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(folder)
 
 
-def make_llama(folder: Path, **changes: Any) -> Path:
+def make_llama(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
     torch.manual_seed(0)
     sizes = {
         "vocab_size": VOCABULARY,
@@ -59,7 +58,7 @@ def make_llama(folder: Path, **changes: Any) -> Path:
         "tie_word_embeddings": False,
     }
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(sizes | changes)))
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     words = {"<pad>": 0, "<end>": 1} | {f"w{i}": i for i in range(2, VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -105,8 +104,7 @@ class TrainedJob:
 
     @property
     def output(self) -> Path:
-        manifest, folder = self.storage.finished(Stage.TRAIN)
-        return folder
+        return self.storage.finished(Stage.TRAIN)[1]
 
     @property
     def checkpoints(self) -> list[str]:

@@ -52,7 +52,7 @@ def _second_logits(trainer: Any, rows: list[list[int]]) -> torch.Tensor:
     inputs.pop("labels")
     was_training = trainer.model.training
     trainer.model.eval()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
+    with torch.no_grad(), trainer.accelerator.autocast():
         logits = trainer.model(**inputs, use_cache=False).logits
     trainer.model.train(was_training)
     return logits[0, _PROBE_TOKENS:].float()
