@@ -130,13 +130,22 @@ class Engine:
     @classmethod
     def ensure(cls) -> "Engine":
         """An engine that answers; the test cluster's own is started where there is no other."""
-        started = subprocess.run([*TEST_CLUSTER, "engine"], cwd=REPOSITORY, stdout=sys.stderr)
-        if started.returncode:
-            raise BuildFailed("there is no Docker engine to build with")
+        if (engine := cls._find()).answers():
+            return engine
+        subprocess.run([*TEST_CLUSTER, "engine"], cwd=REPOSITORY, stdout=sys.stderr)
+        if (engine := cls._find()).answers():
+            return engine
+        raise BuildFailed("there is no Docker engine to build with")
+
+    @classmethod
+    def _find(cls) -> "Engine":
         # A shell knows best what a shell is told.
         script = f'variables=$({shlex.join(TEST_CLUSTER)} env) && eval "$variables" && env -0'
         printed = subprocess.run(["sh", "-c", script], cwd=REPOSITORY, check=True, capture_output=True, text=True)
         return cls(dict(entry.split("=", 1) for entry in printed.stdout.split("\0") if "=" in entry))
+
+    def answers(self) -> bool:
+        return subprocess.run(["docker", "version"], env=self.environment, capture_output=True).returncode == 0
 
     def docker(self, *arguments: str) -> str:
         """What `docker` prints."""
@@ -171,13 +180,13 @@ def build(engine: Engine, image: Image, *, again: bool = False) -> None:
         if image.uses_llama:
             build(engine, IMAGES["llama"])
         say(f"{name}: building …")
-        _run_logged(build_command(image), engine.environment, cache_folder(os.environ) / "images" / f"{image.name}.log")
+        run_logged(build_command(image), engine.environment, cache_folder(os.environ) / "images" / f"{image.name}.log")
     engine.docker("tag", name, f"finetune-operator/{image.name}:dev")
     size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", name))
     say(f"{name}: {size / 1e6:,.0f} MB, {time.monotonic() - began:.1f} s")
 
 
-def _run_logged(command: list[str], environment: Mapping[str, str], log: Path) -> None:
+def run_logged(command: list[str], environment: Mapping[str, str], log: Path) -> None:
     """Runs a program with its output in a new `log`; shows the last line now and then, the end of it on failure."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:

@@ -117,3 +117,35 @@ def test_the_test_cluster_understands_the_command() -> None:
     command = build.build_command(build.IMAGES["server"])
     words = command[len(build.TEST_CLUSTER) :]
     assert parse(words).words == words[1:]
+
+
+def test_a_failed_build_is_explained_by_the_end_of_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "image.log"
+    with pytest.raises(build.BuildFailed, match=r"(?s)ended with 3; the end of .*image\.log:\n.*no such package"):
+        build.run_logged(["sh", "-c", "echo no such package >&2; exit 3"], {"PATH": "/usr/bin:/bin"}, log)
+
+
+def test_an_image_that_is_there_is_tagged_and_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = build.IMAGES["server"]
+    asked: list[tuple[str, ...]] = []
+
+    class Engine:
+        environment: dict[str, str] = {}
+
+        def has(self, name: str) -> bool:
+            return name == build.reference(image)
+
+        def docker(self, *arguments: str) -> str:
+            asked.append(arguments)
+            return "107000000"
+
+    monkeypatch.setattr(build, "run_logged", lambda *_: pytest.fail("it was built"))
+    build.build(Engine(), image)
+    assert asked[0] == ("tag", build.reference(image), "finetune-operator/server:dev")
+
+
+def test_the_tree_on_the_host_is_used_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(build.Engine, "ensure", lambda: pytest.fail("it asked for an engine"))
+    build.llama_home().mkdir(parents=True)
+    assert build.ensure_llama_home() == build.llama_home()
