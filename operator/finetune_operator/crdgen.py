@@ -161,8 +161,8 @@ def undescribed(schema: Schema, path: str = "") -> Iterator[str]:
 def immutability_rule(spec: type[BaseModel]) -> tuple[str, str]:
     """One rule at the root: not started, or every member without a `mutable` mark is present as before and equal.
 
-    At the root, because a rule on a field is bypassed by removing the field and adding it again. Members that CEL cannot see
-    (free-form ones) are left to the operator, which compares the run's digest.
+    At the root, because a rule on a field is bypassed by removing the field and adding it again. Free-form members (affinity,
+    training.args) are compared as well: CEL cannot look into them, but equality can (tested in tests/api).
     """
     clauses = [clause for path in _immutable_members(spec, "spec") for clause in (_unchanged(path),)]
     return (
@@ -175,7 +175,7 @@ def immutability_rule(spec: type[BaseModel]) -> tuple[str, str]:
 def _immutable_members(section: type[BaseModel], path: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         marks = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        if marks.get(_MUTABLE) or marks.get("x-kubernetes-preserve-unknown-fields") or "items" in marks:
+        if marks.get(_MUTABLE):
             continue
         member = f"{path}.{field.alias or name}"
         inner = field.annotation

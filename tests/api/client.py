@@ -42,13 +42,12 @@ class Api:
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         self.server = cluster["server"]
         self.headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self.pool = urllib3.PoolManager(ssl_context=_context(cluster, user), retries=False)
 
     def call(self, method: str, path: str, body: Any = None, *, type: str = "application/json", **query: str) -> Answer:
         url = self.server + path + (f"?{urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body)
-        headers = {**self.headers, "Content-Type": type, "Accept": query.pop("accept", "application/json")}
+        headers = {**self.headers, "Content-Type": type, "Accept": "application/json"}
         reply = self.pool.request(method, url, body=data, headers=headers)
         try:
             return Answer(reply.status, json.loads(reply.data))
@@ -68,19 +67,12 @@ class Api:
     def create(self, path: str, body: Object) -> Answer:
         return self.call("POST", path, body, fieldValidation="Strict")
 
-    def is_ready(self) -> bool:
-        try:
-            return self.call("GET", "/readyz").code == 200
-        except urllib3.exceptions.HTTPError:
-            return False
-
 
 def _context(cluster: Object, user: Object) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if cluster.get("insecure-skip-tls-verify"):
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if "certificate-authority" in cluster:
+        context = ssl.create_default_context(cafile=cluster["certificate-authority"])
     else:
-        context.load_verify_locations(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+        context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
     if "client-certificate-data" in user:
         with tempfile.TemporaryDirectory() as folder:
             certificate = Path(folder) / "client.pem"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +63,10 @@ def api(server: Api, crds: dict[str, Any]) -> Iterator[Api]:
         time.sleep(0.2)
     yield server
     server.call("DELETE", f"/api/v1/namespaces/{NAMESPACE}")
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> Path:
+    found = shutil.which("kubectl", path=f"{cache_folder(os.environ) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
+    assert found, "kubectl is not built: run `python3 -m tests.cluster up` first"
+    return Path(found)

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import urllib3
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tests.api.client import Api
 
 START_TIMEOUT_S = 120
 TOKEN = "only-for-this-test"
@@ -51,8 +54,8 @@ def control_plane(binaries: Path, folder: Path) -> Iterator[Path]:
                 ],
             )
         )
-        kubeconfig = _kubeconfig(folder, f"https://127.0.0.1:{port}")
-        _wait_until_ready(port, server, folder / "apiserver.log")
+        kubeconfig = _kubeconfig(folder, f"https://127.0.0.1:{port}", certificates / "apiserver.crt")
+        _wait_until_ready(kubeconfig, server, folder / "apiserver.log")
         yield kubeconfig
 
 
@@ -75,12 +78,12 @@ def _running(log: Path, command: list[str]) -> Iterator[subprocess.Popen[bytes]]
                 process.kill()
 
 
-def _kubeconfig(folder: Path, server: str) -> Path:
-    """The server's certificate is its own, made at start, and the port is on loopback: nothing is verified here."""
+def _kubeconfig(folder: Path, server: str, authority: Path) -> Path:
+    """`authority`: the certificate that the server makes for itself at its first start."""
     config = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "test", "cluster": {"server": server, "insecure-skip-tls-verify": True}}],
+        "clusters": [{"name": "test", "cluster": {"server": server, "certificate-authority": str(authority)}}],
         "users": [{"name": "test", "user": {"token": TOKEN}}],
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         "current-context": "test",
@@ -90,15 +93,19 @@ def _kubeconfig(folder: Path, server: str) -> Path:
     return path
 
 
-def _wait_until_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    from tests.api.client import Api
-
-    api = Api(log.parent / "kubeconfig")
+def _wait_until_ready(kubeconfig: Path, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
             break
-        if api.is_ready():
+        if is_ready(kubeconfig):
             return
         time.sleep(0.2)
     raise RuntimeError(f"the API server did not start; its last words:\n{log.read_text()[-3000:]}")
+
+
+def is_ready(kubeconfig: Path) -> bool:
+    try:
+        return Api(kubeconfig).call("GET", "/readyz").code == 200
+    except (FileNotFoundError, urllib3.exceptions.HTTPError):
+        return False

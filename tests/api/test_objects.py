@@ -1,0 +1,193 @@
+"""Defaults, immutability, status: what becomes of objects once they are accepted; and the children that are made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_operator.core.containment import contains
+from finetune_operator.core.settings import Settings
+from finetune_operator.finetunejob.types import FineTuneJobSpec
+from finetune_operator.modelversion.resources.deployment import make_deployment
+from finetune_operator.modelversion.resources.service import make_service
+from finetune_operator.modelversion.types import ModelVersionSpec
+from finetune_operator.modelversion.versions import read_versions
+
+from tests.api.client import Api, Object
+from tests.api.manifests import GATEWAY, JOBS, NAMESPACE, STEPS, VERSIONS, job, version, with_
+
+RICH_JOB: dict[str, Any] = {
+    "publish": {"model": "bot", "rollout": {"traffic": GATEWAY, "steps": STEPS}},
+    "export": {"gguf": ["Q8_0", "F16"]},
+    "training": {"learningRate": 2e-4, "args": {"logging_steps": 5, "lr_scheduler_kwargs": {"num_cycles": 0.5}}},
+    "scheduling": {
+        "priorityClassName": "batch",
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {"x": [{"y": 1}]}},
+    },
+    "podMetadata": {"labels": {"team": "a"}},
+    "evaluation": {"gates": [{"name": "g", "metric": "AnswerChoice", "against": "Base", "minImprovement": 0}]},
+}
+
+
+def where(body: Object) -> str:
+    return f"{JOBS if body['kind'] == 'FineTuneJob' else VERSIONS}/{body['metadata']['name']}"
+
+
+OBJECTS = [job, version, lambda: job(**RICH_JOB), lambda: version(rollout={"traffic": GATEWAY, "steps": STEPS})]
+
+
+@pytest.mark.parametrize("make", OBJECTS)
+def test_applying_again_changes_nothing(api: Api, make: Any) -> None:
+    body = make()
+    first = api.apply(where(body), body)
+    assert first.ok, first.message
+    again = api.apply(where(body), body)
+    read = api.call("GET", where(body)).body
+    assert again.body["metadata"]["resourceVersion"] == first.body["metadata"]["resourceVersion"] == read["metadata"]["resourceVersion"]
+    assert read["metadata"]["generation"] == 1
+
+
+@pytest.mark.parametrize("make", OBJECTS)
+def test_what_was_read_can_be_written_back(api: Api, make: Any) -> None:
+    live = api.create(where(body := make()).rpartition("/")[0], body).body
+    written = api.call("PUT", where(live), live)
+    assert written.body["spec"] == live["spec"]
+    assert written.body["metadata"]["generation"] == 1
+
+
+@pytest.mark.parametrize(("make", "model"), [(job, FineTuneJobSpec), (version, ModelVersionSpec)])
+def test_defaults_of_the_api_server_are_those_of_the_models(api: Api, make: Any, model: Any) -> None:
+    """A spec means the same whether the API server filled it in or the model did: no default is said twice."""
+    body = make()
+    live = api.create(where(body).rpartition("/")[0], body).body
+    assert model.model_validate(live["spec"]) == model.model_validate(body["spec"])
+    assert model.model_validate(live["spec"]).wire() == model.model_validate(body["spec"]).wire()
+    assert contains(live["spec"], model.model_validate(body["spec"]).wire())
+
+
+def test_nested_defaults_are_filled_in(api: Api) -> None:
+    live = api.create(JOBS, job(publish={"model": "bot", "rollout": {"traffic": GATEWAY, "steps": STEPS}}, export={"gguf": ["F16"]})).body
+    assert live["spec"]["publish"]["serving"]["keepPrevious"] == "1h"
+    assert live["spec"]["publish"]["rollout"]["steps"][1] == {"name": "production", "stage": "Production", "hold": "0s"}
+    assert live["spec"]["preparation"]["split"] == {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42}
+
+
+# --------------------------------------------------------------------------------------------------------------- immutability, status
+
+
+@pytest.fixture(scope="module")
+def started(api: Api) -> Object:
+    live = api.create(JOBS, job(**RICH_JOB)).body
+    live["status"] = {"startTime": "2026-01-01T00:00:00Z"}
+    answer = api.call("PUT", f"{where(live)}/status", live)
+    assert answer.ok, answer.message
+    return answer.body  # type: ignore[no-any-return]
+
+
+IMMUTABLE: list[tuple[str, Any]] = [
+    ("spec.model.source", "pvc://base/other"),
+    ("spec.model.dtype", "Float32"),
+    ("spec.datasets", [{"name": "b", "source": "pvc://b/c"}]),
+    ("spec.preparation.split.seed", 7),
+    ("spec.adapter.type", "None"),
+    ("spec.adapter.lora", {"rank": 8}),
+    ("spec.quantization.type", "NF4"),
+    ("spec.training.learningRate", 1e-5),
+    ("spec.training.learningRate", None),
+    ("spec.training.maxSteps", 5),
+    ("spec.training.args.logging_steps", 6),
+    ("spec.training.args.max_new", 1),
+    ("spec.training.args", None),
+    ("spec.resources.memory", "16Gi"),
+    ("spec.stages.prepare.memory", "16Gi"),
+    ("spec.image", "trainer:other"),
+    ("spec.scheduling.nodeSelector", {"a": "b"}),
+    ("spec.scheduling.tolerations.0.key", "other"),
+    ("spec.scheduling.affinity.nodeAffinity.x.0.y", 2),
+    ("spec.scheduling.affinity", None),
+    ("spec.scheduling.runtimeClassName", "nvidia"),
+    ("spec.imagePullSecrets", [{"name": "s"}]),
+    ("spec.checkpoints.keep", 3),
+    ("spec.evaluation.gates", None),
+    ("spec.export.gguf", ["F16"]),
+    ("spec.storage.persistentVolumeClaim", {"claimName": "files"}),
+    ("spec.publish", None),
+    ("spec.publish.rollout.steps", []),
+    ("spec.retention.artifacts", "Keep"),
+    ("spec.runId", "again"),
+    ("spec.resumeFrom", {"jobName": "older"}),
+]
+
+MUTABLE: list[tuple[str, Any]] = [
+    ("spec.suspend", True),
+    ("spec.activeDeadlineSeconds", 60),
+    ("spec.ttlSecondsAfterFinished", 60),
+    ("spec.recovery.maxAttempts", 5),
+    ("spec.scheduling.priorityClassName", "urgent"),
+    ("spec.scheduling.priorityClassName", None),
+    ("spec.podMetadata", None),
+    ("spec.podMetadata.labels", {"team": "b"}),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), IMMUTABLE)
+def test_started_run_keeps_its_content(api: Api, started: Object, path: str, value: Any) -> None:
+    refused = api.call("PUT", where(started), with_(started, path, value), dryRun="All")
+    assert refused.code == 422
+    assert "the run has started: only suspend" in refused.message
+
+
+@pytest.mark.parametrize(("path", "value"), MUTABLE)
+def test_started_run_takes_these_edits(api: Api, started: Object, path: str, value: Any) -> None:
+    answer = api.call("PUT", where(started), with_(started, path, value), dryRun="All")
+    assert answer.ok, answer.message
+
+
+def test_every_member_of_a_job_is_tried(api: Api) -> None:
+    """A new member of the spec is either in IMMUTABLE or in MUTABLE."""
+    tried = {path.split(".")[1] for path, _ in IMMUTABLE + MUTABLE}
+    members = {field.alias or name for name, field in FineTuneJobSpec.model_fields.items()}
+    only_one_value = {"method"}
+    assert tried == members - only_one_value
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("spec.training.learningRate", 1e-5), ("spec.model.source", "pvc://base/other"), ("spec.publish", None)]
+)
+def test_job_that_has_not_started_may_change(api: Api, path: str, value: Any) -> None:
+    live = api.create(JOBS, job(**RICH_JOB)).body
+    answer = api.call("PUT", where(live), with_(live, path, value))
+    assert answer.ok, answer.message
+    assert answer.body["metadata"]["generation"] == 2
+
+
+@pytest.mark.parametrize("make", [job, version])
+def test_status_is_written_apart(api: Api, make: Any) -> None:
+    body = make()
+    live = api.create(where(body).rpartition("/")[0], body | {"status": {"observedGeneration": 5}}).body
+    assert "status" not in live, "create takes no status"
+    status = with_(live, "status.observedGeneration", 1)
+    written = api.call("PUT", f"{where(live)}/status", with_(status, "spec.suspend", True)).body
+    assert written["status"]["observedGeneration"] == 1
+    assert (written["spec"], written["metadata"]["generation"]) == (live["spec"], 1), "and status no spec"
+    stale = api.call("PUT", f"{where(live)}/status", status)
+    assert stale.code == 409, "a status computed from an older object is refused"
+
+
+# ----------------------------------------------------------------------------------------------------------------------- children
+
+
+@pytest.mark.parametrize("one_node", [True, False])
+def test_children_are_accepted_and_then_as_wanted(api: Api, one_node: bool) -> None:
+    """Strictly: no misspelt member; and what comes back contains what was sent, so that the next pass writes nothing."""
+    live = api.create(VERSIONS, version(serving={"cpu": "0.5", "memory": "1024Mi", "replicas": 2})).body
+    item = read_versions([live])[0][0]
+    assert item.artifact
+    deployment = make_deployment(item, item.artifact, "server:dev", one_node=one_node, settings=Settings())
+    service = make_service(item)
+    for path, body in (("apis/apps/v1", deployment), ("api/v1", service)):
+        plural = f"{body['kind'].lower()}s"
+        answer = api.apply(f"/{path}/namespaces/{NAMESPACE}/{plural}/{item.name}", body)
+        assert answer.ok, answer.message
+        assert contains(answer.body, body)
