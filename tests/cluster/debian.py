@@ -6,10 +6,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import mounts
+from . import mounts, processes
 from .packages import ensure_programs, read_debian_sources, with_apt_proxy
 from .paths import Paths
-from .progress import CommandFailed, tail
+from .progress import CommandFailed, end_with_parent, tail
 
 # bookworm: the last Debian whose systemd runs on cgroup v1, which some of the machines have.
 SUITE = "bookworm"
@@ -32,6 +32,7 @@ class Bootstrap:
                 stdout=log,
                 stderr=log,
                 env=with_apt_proxy(os.environ),
+                preexec_fn=end_with_parent,
             )
 
     def __enter__(self) -> "Bootstrap":
@@ -66,6 +67,7 @@ def slim_down(root: Path) -> None:
 
 def clear_folder(folder: Path) -> None:
     """Removes a folder with what is mounted in it: a debootstrap that was killed leaves /proc and /sys there."""
+    processes.end(processes.inside(folder), grace_s=2)
     mounts.unmount_below(folder)
     if mounts.mounted_below(folder):
         raise CommandFailed(f"cannot unmount {mounts.mounted_below(folder)}; nothing below it is removed")

@@ -200,7 +200,8 @@ def _clear_remains(paths: Paths) -> None:
     daemons = {pid} if pid and processes.is_running(pid, "dockerd", str(paths.run)) else set()
     # dockerd first: it would start again what is ended under its eyes.
     processes.end(daemons, grace_s=20)
-    processes.end(processes.marked_processes(paths.cache) | cgroups.members(paths.cgroup))
+    # A container's first process does not heed SIGTERM, so that waiting long is in vain.
+    processes.end(processes.marked_processes(paths.cache) | cgroups.members(paths.cgroup), grace_s=2)
     cgroups.remove(paths.cgroup)
     mounts.unmount_below(paths.run)
     mounts.unmount_below(paths.engine_data)

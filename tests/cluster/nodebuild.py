@@ -17,7 +17,7 @@ from . import gotools, ociimage, packages
 from .debian import Bootstrap, slim_down
 from .ociimage import Entry, ImageConfig, Layer
 from .paths import MANIFESTS, Paths
-from .progress import CommandFailed, output, run, step, tail
+from .progress import CommandFailed, end_with_parent, output, run, step, tail
 
 ETCD_IMAGE = "registry.k8s.io/etcd:3.6.5-0"  # these three: what kubeadm of this Kubernetes version asks for
 COREDNS_IMAGE = "registry.k8s.io/coredns/coredns:v1.12.1"
@@ -232,7 +232,7 @@ def _containerd(paths: Paths, work: Path, store: Path) -> Iterator[list[str | Pa
     log = paths.logs / "preload.log"
     client: list[str | Path] = ["ctr", "-a", socket, "-n", "k8s.io"]
     with log.open("wb") as text:
-        daemon = subprocess.Popen(["containerd", "--config", configuration], stdout=text, stderr=text)
+        daemon = subprocess.Popen(["containerd", "--config", configuration], stdout=text, stderr=text, preexec_fn=end_with_parent)
     try:
         for _ in range(100):
             if subprocess.run([*client, "version"], capture_output=True).returncode == 0:

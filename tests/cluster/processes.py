@@ -21,6 +21,18 @@ def marked_processes(cache: Path) -> set[int]:
     return {pid for pid in _all_pids() if pid not in mine and wanted in _read(PROC / str(pid) / "environ").split(b"\0")}
 
 
+def inside(folder: Path) -> set[int]:
+    """Processes that have the folder, or one below it, as root or as working folder: a killed debootstrap's."""
+    return {pid for pid in _all_pids() if any(_is_below(PROC / str(pid) / link, folder) for link in ("root", "cwd"))}
+
+
+def _is_below(link: Path, folder: Path) -> bool:
+    try:
+        return link.readlink().is_relative_to(folder)
+    except OSError:  # it ended while we looked, or it is the kernel's
+        return False
+
+
 def _ancestors(pid: int) -> set[int]:
     """The process and those above it."""
     found = set()

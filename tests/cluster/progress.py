@@ -1,6 +1,8 @@
 """What a waiting person sees: a line per step, life signs from long ones, and the end of the log that explains a failure."""
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +35,13 @@ def step(text: str) -> Iterator[None]:
     say(f"{text}: {time.monotonic() - began:.1f} s")
 
 
+def end_with_parent() -> None:
+    """For a child: it is killed when its parent dies, however that is. On Linux; elsewhere nothing happens."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG. Source: prctl(2)
+
+
 def run(
     command: Sequence[str | Path],
     log: Path,
@@ -45,7 +54,13 @@ def run(
     with log.open("ab") as output:
         before = output.tell()
         process = subprocess.Popen(
-            list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            preexec_fn=end_with_parent,
         )
         try:
             code = _wait(process, log, before, timeout_s)
