@@ -62,7 +62,14 @@ def helm_install(images: dict[str, str], *values: str) -> None:
         repository, _, tag = images[name].rpartition(":")
         chosen += [f"images.{name}.repository={repository}", f"images.{name}.tag={tag}"]
     command = ["helm", "upgrade", "--install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--create-namespace"]
-    command += ["--wait", "--timeout", "180s", "--take-ownership", *(word for value in chosen for word in ("--set", value))]
+    command += [
+        "--wait",
+        "--timeout",
+        "180s",
+        "--take-ownership",
+        "--force-conflicts",
+        *(word for value in chosen for word in ("--set", value)),
+    ]
     subprocess.run(command, check=True, env=cluster_environment(), stdout=subprocess.DEVNULL)
 
 
