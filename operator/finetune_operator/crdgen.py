@@ -99,7 +99,7 @@ def _merged(node: Schema, definitions: Schema) -> Schema:
     beside = {key: value for key, value in node.items() if key not in ("$ref", "anyOf", "allOf")}
     if "$ref" in node:
         return {**_merged(definitions[node["$ref"].rpartition("/")[2]], definitions), **beside}
-    options = [option for option in node.get("anyOf", node.get("allOf", [])) if option.get("type") != "null"]
+    options = [option for option in node.get("anyOf") or node.get("allOf") or [] if option.get("type") != "null"]
     if len(options) == 1:
         return {**_merged(options[0], definitions), **beside}
     return beside

@@ -14,7 +14,8 @@ import yaml
 
 from tests.api.client import CRD_PATH, Api
 from tests.api.control_plane import control_plane
-from tests.cluster.paths import cache_folder
+from tests.cluster import gotools
+from tests.cluster.paths import Paths, cache_folder
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 NAMESPACE = "finetune-api-test"
@@ -70,3 +71,20 @@ def kubectl() -> Path:
     found = shutil.which("kubectl", path=f"{cache_folder(os.environ) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
     assert found, "kubectl is not built: run `python3 -m tests.cluster up` first"
     return Path(found)
+
+
+@pytest.fixture(scope="session")
+def gateway_api(api: Api) -> Iterator[None]:
+    """HTTPRoutes as the Gateway API's own CRD defines them; it goes afterwards unless it was there before."""
+    folder = gotools.module_folder(Paths.from_environment(), "gateway", "sigs.k8s.io/gateway-api") / "config/crd/standard"
+    crd = yaml.safe_load((folder / "gateway.networking.k8s.io_httproutes.yaml").read_text())
+    path = f"{CRD_PATH}/{crd['metadata']['name']}"
+    there = api.call("GET", path).ok
+    assert there or api.apply(path, crd).ok
+    deadline = time.monotonic() + 60
+    while not api.call("GET", "/apis/gateway.networking.k8s.io/v1/httproutes").ok:
+        assert time.monotonic() < deadline, "HTTPRoutes are not served"
+        time.sleep(0.2)
+    yield
+    if not there:
+        api.call("DELETE", path)

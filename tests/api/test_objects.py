@@ -9,8 +9,9 @@ from finetune_operator.core.containment import contains
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.types import FineTuneJobSpec
 from finetune_operator.modelversion.resources.deployment import make_deployment
+from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
-from finetune_operator.modelversion.types import ModelVersionSpec
+from finetune_operator.modelversion.types import GatewayAPI, ModelVersionSpec
 from finetune_operator.modelversion.versions import read_versions
 
 from tests.api.client import Api, Object
@@ -191,3 +192,20 @@ def test_children_are_accepted_and_then_as_wanted(api: Api, one_node: bool) -> N
         answer = api.apply(f"/{path}/namespaces/{NAMESPACE}/{plural}/{item.name}", body)
         assert answer.ok, answer.message
         assert contains(answer.body, body)
+
+
+@pytest.mark.usefixtures("gateway_api")
+def test_route_is_accepted_and_loses_the_owner_that_left(api: Api) -> None:
+    live = [api.create(VERSIONS, version()).body for _ in range(2)]
+    versions = read_versions(live)[0]
+    path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/bot"
+    settings = GatewayAPI.model_validate(GATEWAY["gatewayAPI"])
+    first, second = (item.name for item in versions)
+    both = make_http_route(versions, {first: 95, second: 5}, settings)
+    answer = api.apply(path, both, force="true")
+    assert answer.ok, answer.message
+    assert contains(answer.body, both)
+    one = make_http_route(versions[1:], {second: 100}, settings)
+    answer = api.apply(path, one, force="true")
+    assert contains(answer.body, one)
+    assert [owner["name"] for owner in answer.body["metadata"]["ownerReferences"]] == [second]
