@@ -1,0 +1,162 @@
+"""Bad input: each gets its refusal or condition, with what was expected and what to do, and takes no GPU."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.demo import JOB
+from tests.e2e import cluster
+from tests.e2e.cluster import Object, condition, kubectl, wait
+from tests.e2e.conftest import quick_job
+
+
+@pytest.fixture(scope="module")
+def planted(base: str, namespace: str) -> str:
+    """Folders of bad data on the base's claim."""
+    good = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+    script = f"""
+set -e
+mkdir -p /claim/bad/broken /claim/bad/empty
+printf '%s\\n%s\\n' '{good}' '{{"messages": [' > /claim/bad/broken/train.jsonl
+: > /claim/bad/empty/train.jsonl
+"""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "plant", "namespace": namespace},
+        "spec": {
+            "restartPolicy": "Never",
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "plant",
+                    "image": cluster.image("operator"),
+                    "command": ["sh", "-c", script],
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "volumeMounts": [{"name": "claim", "mountPath": "/claim"}],
+                }
+            ],
+            "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": JOB}}],
+        },
+    }
+    cluster.delete("pod", "plant", namespace)
+    cluster.apply(pod)
+    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/plant", "-n", namespace, "--timeout=120s")
+    cluster.delete("pod", "plant", namespace, "--wait=false")
+    return f"pvc://{JOB}/bad"
+
+
+def gpu_jobs(name: str, namespace: str) -> list[Object]:
+    return cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={name},finetune-operator.io/stage=train")
+
+
+BAD_DATA = {"broken": ("InvalidDataset", "line 2"), "empty": ("", "faq"), "missing": ("", "faq")}
+
+
+@pytest.mark.parametrize("folder", BAD_DATA)
+def test_bad_data_ends_the_job_before_a_gpu(folder: str, planted: str, namespace: str, job_name: str) -> None:
+    reason, says = BAD_DATA[folder]
+    name = f"bad-{folder}"
+    cluster.apply(quick_job(name, datasets=[{"name": "faq", "source": f"{planted}/{folder}"}]))
+    job = cluster.wait_for_condition("finetunejob", name, namespace, "Succeeded", "False", timeout_s=180)
+    prepared = condition(job, "Prepared")
+    print(prepared["reason"], prepared["message"])
+    assert prepared["status"] == "False"
+    if reason:
+        assert prepared["reason"] == reason
+    assert says in prepared["message"]
+    assert gpu_jobs(name, namespace) == []
+    assert len(job["status"]["attempts"]) == 1, "a wrong input is not tried again"
+    cluster.delete("finetunejob", name, namespace, "--wait=false")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a wrong enum": ({"method": {"type": "SFTT"}}, "SFT"),
+    "two members of a union": (
+        {"model": {"source": "pvc://a/b", "chatTemplate": {"type": "Model", "named": "ChatML"}}},
+        "named belongs to type Named",
+    ),
+    "an unknown field": ({"trainig": {}}, "unknown field"),
+    "both epochs and steps": ({"training": {"epochs": 1, "maxSteps": 1}}, "not both"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
+def test_apply_refuses(case: tuple[dict[str, Any], str], namespace: str) -> None:
+    change, says = case
+    with pytest.raises(cluster.KubectlFailed, match=says):
+        cluster.apply(quick_job("refused", **change))
+
+
+def test_an_unknown_training_argument_is_named_within_seconds(base: str, namespace: str, job_name: str) -> None:
+    training = {"maxSteps": 1, "args": {"learning_rat": 0.1, "output_dir": "/tmp/x"}}
+    cluster.apply(quick_job(job_name, training=training))
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Validated", "False", timeout_s=5)
+    message = condition(job, "Validated")["message"]
+    assert "learning_rat" in message
+    assert "output_dir" in message
+    assert condition(job, "Validated")["reason"] == "InvalidArgument"
+    assert cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}") == []
+
+
+def test_a_missing_secret_is_named_and_picked_up_by_itself(base: str, namespace: str, job_name: str) -> None:
+    secret = {"name": "hub-token-late", "key": "token"}
+    cluster.delete("secret", "hub-token-late", namespace)
+    model = {"source": "hf://org/nothing", "tokenSecretRef": secret}
+    cluster.apply(quick_job(job_name, model=model))
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Stalled", timeout_s=60)
+    assert 'secret "hub-token-late" not found' in condition(job, "Stalled")["message"]
+    canary = "hf_canarytokenthatmustnotleak"
+    kubectl("create", "secret", "generic", "hub-token-late", "-n", namespace, f"--from-literal=token={canary}")
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Succeeded", "False", timeout_s=180)
+    everything = (
+        json.dumps(job) + cluster.stage_logs(job_name, namespace) + kubectl("get", "events,jobs,pods", "-n", namespace, "-o", "json")
+    )
+    assert canary not in everything
+    assert gpu_jobs(job_name, namespace) == []
+
+
+def test_a_missing_claim_is_named_and_picked_up_by_itself(base: str, namespace: str, job_name: str) -> None:
+    claim = f"{job_name}-late"[:50]
+    cluster.apply(quick_job(job_name, storage={"persistentVolumeClaim": {"claimName": claim}}))
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Validated", "False", timeout_s=10)
+    assert claim in condition(job, "Validated")["message"]
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": claim, "namespace": namespace},
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+        }
+    )
+    cluster.wait_for_condition("finetunejob", job_name, namespace, "Validated", timeout_s=60)
+    cluster.delete("finetunejob", job_name, namespace, "--wait", "--timeout=60s")
+    cluster.delete("pvc", claim, namespace, "--wait=false")
+
+
+def test_a_quota_is_told_in_the_apis_words(base: str, namespace: str, job_name: str) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "tight", "namespace": namespace},
+        "spec": {"hard": {"count/jobs.batch": "0"}},
+    }
+    cluster.apply(quota)
+    try:
+        cluster.apply(quick_job(job_name))
+        job = cluster.wait_for_condition("finetunejob", job_name, namespace, "ResourcesApplied", "False", timeout_s=60)
+        assert "quota" in condition(job, "ResourcesApplied")["message"]
+    finally:
+        cluster.delete("resourcequota", "tight", namespace)
+    wait(lambda: cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}"), "the job goes on by itself", 90)
+
+
+def test_more_gpus_than_any_node_has_is_said_and_not_terminal(base: str, namespace: str, job_name: str) -> None:
+    cluster.apply(quick_job(job_name, resources={"gpusPerNode": 8, "memory": "2Gi", "cpu": "1"}))
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Stalled", timeout_s=240)
+    assert "Insufficient nvidia.com/gpu" in condition(job, "Stalled")["message"]
+    assert any("8 GPUs" in warning for warning in job["status"]["plan"]["warnings"])
+    assert condition(job, "Succeeded")["status"] == "Unknown"
