@@ -108,6 +108,17 @@ def test_a_sentencepiece_model_is_converted_once_and_proven_against_llama_cpp(
     prepare(again.model_copy(update={"storage": again.storage.model_copy(update={"prefix": "again"})}))
 
 
+@pytest.fixture
+def convert_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conversion of tokenizer.model in this process, where transformers is imported already: the test above shows the real one."""
+
+    def convert(model_folder: Path, cached: Path, writer: str) -> None:
+        cached.mkdir(parents=True)
+        AutoTokenizer.from_pretrained(model_folder).backend_tokenizer.save(str(cached / "tokenizer.json"))
+
+    monkeypatch.setattr("finetune_trainer.data.tokenizer._convert", convert)
+
+
 def changed(base: Path, folder: Path, **changes: Any) -> Path:
     """A copy of the base whose tokenizer_config.json has other members; None takes one out."""
     shutil.copytree(base, folder)
@@ -116,6 +127,7 @@ def changed(base: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("convert_here")
 def test_a_tokenizer_saved_again_by_transformers_is_caught(tmp_path: Path, base: Path, cache_root: Path, llama_home: Path) -> None:
     """transformers 5 drops tokenizer.model and add_bos_token; the converter then knows no such tokenizer, or makes another of it."""
     resaved = tmp_path / "resaved"
@@ -128,6 +140,7 @@ def test_a_tokenizer_saved_again_by_transformers_is_caught(tmp_path: Path, base:
     assert refused.value.reason in ("TokenizerMismatch", "UnsupportedByLlamaCpp", "StopTokenMismatch")
 
 
+@pytest.mark.usefixtures("convert_here")
 def test_settings_that_llama_cpp_reads_otherwise_are_caught_with_row_and_position(
     tmp_path: Path, base: Path, cache_root: Path, llama_home: Path
 ) -> None:
@@ -142,6 +155,7 @@ def test_settings_that_llama_cpp_reads_otherwise_are_caught_with_row_and_positio
     assert "quick brown" not in refused.value.message
 
 
+@pytest.mark.usefixtures("convert_here")
 def test_an_eos_that_the_gguf_does_not_carry_is_caught(tmp_path: Path, base: Path, cache_root: Path, llama_home: Path) -> None:
     """Without tokenizer.json the converter takes eos from config.json, whatever the tokenizer says."""
     other = tmp_path / "other"

@@ -213,6 +213,8 @@ def _probe() -> None:
     for add_generation_prompt in (False, True):
         try:
             template.render(_PROBE_MESSAGES, add_generation_prompt=add_generation_prompt)
+        except MemoryError:
+            sys.exit(1)
         except (TemplateRefusedRow, StageError):
             continue  # judged by the caller, in words of its own
 
