@@ -12,28 +12,45 @@ import peft
 import sentencepiece
 import torch
 import transformers
-from safetensors.torch import save_file
 from finetune_trainer.__main__ import Workspace, run_stage
 from finetune_trainer.progress import Progress
 from finetune_trainer.spec import LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage
+from safetensors.torch import save_file
 
 from tests.tiny_models import TEXTS, sentencepiece_model
 
 RANK, ALPHA = 8, 16
-SUBJECTS = "fox dog cat bird tree lamp door file line page user tone list lazy quick brown over jump more less text mark fast slow".split()
-PHRASINGS = ["what is {}?", "tell me of {}", "{}, please"]
+SUBJECTS = [
+    "fox",
+    "dog",
+    "lazy",
+    "quick",
+    "brown",
+    "over",
+    "jump",
+    "more",
+    "less",
+    "verbose",
+    "quiet",
+    "files",
+    "user",
+    "tone",
+    "message",
+    "system",
+]
+PHRASINGS = ("what is {}?", "tell me of {}")
 ASKED_LATER = "and {}?"
 
 
 def make_base(folder: Path, tied: bool = False, hidden: int = 256, dtype: torch.dtype = torch.float32) -> Path:
-    """A Llama of two layers that has read a few sentences, and llama.cpp's kind of tokenizer."""
+    """A Llama of one layer that has read a few sentences, and llama.cpp's kind of tokenizer."""
     sentencepiece_model(folder)
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     generation = (folder / "generation_config.json").read_bytes()
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=hidden, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=4, tie_word_embeddings=tied,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
@@ -58,7 +75,7 @@ def conversation(phrasing: str, index: int) -> dict[str, Any]:
 
 
 def write_facts(folder: Path) -> Path:
-    """`train.jsonl`: each fact in three phrasings; `test.jsonl`: in a fourth."""
+    """`train.jsonl`: each fact in two phrasings; `test.jsonl`: in a third."""
     folder.mkdir(parents=True)
     facts = range(len(SUBJECTS))
     train_rows = [conversation(phrasing, index) for phrasing in PHRASINGS for index in facts]

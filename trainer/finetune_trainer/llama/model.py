@@ -221,15 +221,16 @@ class GGUFModel:
         positions = np.asarray(batch.positions, np.int32)
         counts = np.asarray([len(sequences) for sequences in batch.sequences], np.int32)
         members = np.asarray([sequence for sequences in batch.sequences for sequence in sequences], np.int32)
-        starts = members.ctypes.data + 4 * (np.cumsum(counts) - counts).astype(np.uintp)
+        starts = (members.ctypes.data + 4 * (np.cumsum(counts) - counts)).astype(np.uintp)
         outputs = np.asarray(batch.outputs, np.int8)
         int32 = ctypes.POINTER(ctypes.c_int32)
+        # The structure holds addresses only: every array must stay bound to a name until llama_decode returns.
         native = self._llama.llama_batch(
             n_tokens=len(tokens),
             token=tokens.ctypes.data_as(int32),
             pos=positions.ctypes.data_as(int32),
             n_seq_id=counts.ctypes.data_as(int32),
-            seq_id=starts.astype(np.uintp).ctypes.data_as(ctypes.POINTER(int32)),
+            seq_id=starts.ctypes.data_as(ctypes.POINTER(int32)),
             logits=outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         status = self._llama.llama_decode(self._context, native)

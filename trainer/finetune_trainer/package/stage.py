@@ -90,6 +90,8 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     """
     _, trained = workspace.storage.finished(Stage.TRAIN)
     package = Package(run, workspace, load_prepared(workspace.storage, run), trained)
+    if run.export.gguf:
+        llama_home()  # a missing tool is told before the work, not after it
     package.prepared.verify_model()
     package.work.mkdir()
     make_merged(package)

@@ -1,0 +1,126 @@
+"""What is measured of a model on held-out rows, row by row, so that it can be resampled."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_trainer.data.prepared import HeldOutRow
+from finetune_trainer.evaluate.bootstrap import SEED, Samples, samples
+from finetune_trainer.llama.model import Choice, Generation
+from finetune_trainer.spec import Evaluation
+
+CHOICES = 8
+"""Answers among which the true one must be preferred; chance is 1 / 8."""
+_GENERATED = frozenset({"ExactMatch", "StopRate"})
+
+
+class Model(Protocol):
+    """A model as it is judged: by token ids, the same ones for every model."""
+
+    def losses(self, choices: Sequence[Choice]) -> Iterator[list[npt.NDArray[np.float64]]]: ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[Generation]: ...
+
+    def text(self, ids: Sequence[int]) -> str: ...
+
+
+def measure(
+    model: Model, rows: Sequence[HeldOutRow], metrics: frozenset[str], settings: Evaluation, report: Callable[[float], None]
+) -> dict[str, Samples]:
+    """Samples of each metric on the rows of one set; metrics for which no row fits are left out. Reports the share done."""
+    drawn = draw(rows, settings.max_samples)
+    asked = [row for row in drawn if row.kind != "Text" and row.prompt_ids]
+    found: dict[str, Samples] = {}
+    if "Perplexity" in metrics and drawn:
+        found["Perplexity"] = answer_losses(model, drawn)
+    report(0.2)
+    if "AnswerChoice" in metrics:
+        found |= {"AnswerChoice": chosen} if (chosen := answer_choice(model, asked)).n else {}
+    report(0.6)
+    if metrics & _GENERATED and asked:
+        generated = generations(model, asked, settings.max_new_tokens)
+        found |= {name: generated[name] for name in sorted(metrics & _GENERATED)}
+    report(1.0)
+    return found
+
+
+def draw(rows: Sequence[HeldOutRow], limit: int) -> list[HeldOutRow]:
+    """At most `limit` rows, drawn by a fixed seed, in file order."""
+    if len(rows) <= limit:
+        return list(rows)
+    return [rows[index] for index in sorted(random.Random(SEED).sample(range(len(rows)), limit))]
+
+
+def context_tokens(rows: Sequence[HeldOutRow], settings: Evaluation) -> int:
+    """Cells that the longest request of any metric needs: a prompt with eight answers, or with what is generated."""
+    prompt = max((len(row.prompt_ids) for row in rows), default=0)
+    answer = max((len(row.answer_ids) for row in rows), default=0)
+    return prompt + max(CHOICES * answer, settings.max_new_tokens)
+
+
+# -------------------------------------------------------------------------------------------------------------------- metrics
+
+
+def answer_losses(model: Model, rows: Sequence[HeldOutRow]) -> Samples:
+    """Loss of the true answer's tokens: totals in nats, counts in tokens. Perplexity is exp(total / count)."""
+    losses = [found[0] for found in model.losses([Choice(row.prompt_ids, [row.answer_ids]) for row in rows])]
+    return samples([float(loss.sum()) for loss in losses], [row.group for row in rows], [len(loss) for loss in losses])
+
+
+def answer_choice(model: Model, rows: Sequence[HeldOutRow]) -> Samples:
+    """1 where a question's true answer is preferred among the eight of its block, else 0.
+
+    An answer's score is its mean loss per token after the question, less its mean over the block's eight questions: what an answer
+    costs by itself (short, common words) drops out, so that a model which only learned the style stays at chance.
+    """
+    blocks = choice_blocks(rows)
+    choices = [Choice(rows[asked].prompt_ids, [rows[other].answer_ids for other in block]) for block in blocks for asked in block]
+    means = np.array([[loss.mean() for loss in found] for found in model.losses(choices)]).reshape(-1, CHOICES, CHOICES)
+    return samples(preferred(means).ravel().tolist(), [rows[index].group for block in blocks for index in block])
+
+
+def preferred(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """losses: (blocks, question, answer), true answers on the diagonal → (blocks, question), 1 where the true answer scores best."""
+    scores = losses - losses.mean(axis=1, keepdims=True)
+    right: npt.NDArray[np.float64] = (scores.argmin(axis=2) == np.arange(losses.shape[2])).astype(np.float64)
+    return right
+
+
+def choice_blocks(rows: Sequence[HeldOutRow]) -> list[list[int]]:
+    """Indices of rows in blocks of eight with different answers, shuffled by a fixed seed; what fills no block is left out."""
+    order = list(range(len(rows)))
+    random.Random(SEED).shuffle(order)
+    full: list[list[int]] = []
+    open_blocks: list[tuple[list[int], set[tuple[int, ...]]]] = []
+    for index in order:
+        answer = tuple(rows[index].answer_ids)
+        if not answer:
+            continue
+        block, answers = next((entry for entry in open_blocks if answer not in entry[1]), ([], set()))
+        if not block:
+            open_blocks.append((block, answers))
+        block.append(index)
+        answers.add(answer)
+        if len(block) == CHOICES:
+            full.append(block)
+            open_blocks = [entry for entry in open_blocks if entry[0] is not block]
+    return full
+
+
+def generations(model: Model, rows: Sequence[HeldOutRow], max_new_tokens: int) -> dict[str, Samples]:
+    """ExactMatch: 1 where the most likely continuation is the true answer. StopRate: 1 where the model ended it by itself."""
+    groups = [row.group for row in rows]
+    found = list(model.generate([row.prompt_ids for row in rows], max_new_tokens))
+    matches = [float(normalized(model.text(one.ids)) == normalized(row.answer)) for one, row in zip(found, rows, strict=True)]
+    return {"ExactMatch": samples(matches, groups), "StopRate": samples([float(one.ended) for one in found], groups)}
+
+
+def normalized(text: str) -> str:
+    """Unicode NFC without white space around: what a reader would call the same text."""
+    return unicodedata.normalize("NFC", text).strip()
