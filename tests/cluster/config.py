@@ -17,12 +17,12 @@ AUDIT_LOG = "audit.log"
 
 @dataclass(frozen=True)
 class Host:
-    """Folders of the host that the nodes mount, and whether the engine is the one that engine.py starts."""
+    """What of the host decides about the nodes."""
 
     audit_policy: str
     audit_logs: str
     shared: str = ""  # empty: images are copied into the nodes
-    engine_is_ours: bool = False
+    has_cgroup_v1: bool = False
 
 
 def audit_policy() -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _static_pod_volume(name: str, path: str, path_type: str, *, read_only: bool)
     return {"name": name, "hostPath": path, "mountPath": path, "pathType": path_type, "readOnly": read_only}
 
 
-# For cgroup v1 and machines without systemd: its cgroup driver left frozen cgroups behind there.
+# On cgroup v1 systemd's driver leaves frozen cgroups behind when a node is killed; nodes then cannot be removed.
 CGROUPFS_KUBELET = {"kind": "KubeletConfiguration", "cgroupDriver": "cgroupfs"}
 CGROUPFS_CONTAINERD = '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]\n  SystemdCgroup = false\n'
 
@@ -79,7 +79,7 @@ def with_overlay(config: Mapping[str, Any], host: Host) -> Config:
     merged = copy.deepcopy(dict(config))
     merged["nodes"] = [_with_mounts(node, host) for node in merged.get("nodes") or [{"role": "control-plane"}]]
     patches = [cluster_patch()]
-    if host.engine_is_ours:
+    if host.has_cgroup_v1:
         patches.append(CGROUPFS_KUBELET)
         merged["containerdConfigPatches"] = [*merged.get("containerdConfigPatches", []), CGROUPFS_CONTAINERD]
     # JSON is YAML, and kind takes the patches as text.

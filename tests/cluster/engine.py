@@ -38,6 +38,10 @@ class Engine:
             settings["DOCKER_HOST"] = self.host
         return {**os.environ, **settings}
 
+    @property
+    def has_cgroup_v1(self) -> bool:
+        return str(self._info.get("CgroupVersion", "2")) == "1"
+
     def docker(self, *words: str | Path, stdin: bytes | None = None, timeout_s: float = 300) -> str:
         return output([self.client, *words], environment=self.environment, stdin=stdin, timeout_s=timeout_s)
 

@@ -9,7 +9,7 @@ from typing import Any
 from . import cgroups, config, gotools, mounts, nodeimage
 from .engine import Engine
 from .paths import KIND_CONFIG, Paths
-from .progress import CommandFailed, output, run, step
+from .progress import CommandFailed, output, run, say, step
 
 READY_TIMEOUT_S = 120
 
@@ -33,6 +33,17 @@ def create(paths: Paths, engine: Engine, wanted: config.Config) -> None:
     delete(paths, engine, name)
     file = paths.run / "kind-config.json"
     file.write_text(json.dumps(config.with_overlay(wanted, _prepare_host(paths, engine)), indent=2))
+    try:
+        _create(paths, engine, wanted, file, image)
+    except CommandFailed as error:
+        # On a busy machine kubeadm's own deadlines (40 s for some) may pass; a broken cluster fails twice.
+        say(f"    {error}\n    once more")
+        delete(paths, engine, name)
+        _create(paths, engine, wanted, file, image)
+    (paths.run / "node-image").write_text(image)
+
+
+def _create(paths: Paths, engine: Engine, wanted: config.Config, file: Path, image: str) -> None:
     with step(f"kind create cluster ({config.node_count(wanted)} nodes, {image})"):
         command = ["create", "cluster", "--config", str(file), "--image", image, "--kubeconfig", str(paths.kubeconfig)]
         run(
@@ -41,7 +52,6 @@ def create(paths: Paths, engine: Engine, wanted: config.Config) -> None:
             environment=engine.environment,
             timeout_s=900,
         )
-        (paths.run / "node-image").write_text(image)
 
 
 def _prepare_host(paths: Paths, engine: Engine) -> config.Host:
@@ -54,7 +64,7 @@ def _prepare_host(paths: Paths, engine: Engine) -> config.Host:
     if engine.is_ours:
         mounts.mount_shared(paths.shared)
     shared = str(paths.shared) if engine.is_ours else ""
-    return config.Host(str(policy), str(paths.audit), shared, engine.is_ours)
+    return config.Host(str(policy), str(paths.audit), shared, engine.has_cgroup_v1)
 
 
 def delete(paths: Paths, engine: Engine, name: str) -> None:

@@ -11,7 +11,7 @@ from tests.cluster import config
 from tests.cluster.paths import KIND_CONFIG
 
 HOST = config.Host(audit_policy="/run/policy.json", audit_logs="/run/audit")
-OUR_HOST = config.Host(audit_policy="/run/policy.json", audit_logs="/run/audit", shared="/run/shared", engine_is_ours=True)
+OUR_HOST = config.Host(audit_policy="/run/policy.json", audit_logs="/run/audit", shared="/run/shared", has_cgroup_v1=True)
 SMALL: dict[str, Any] = {"kind": "Cluster", "name": "x", "nodes": [{"role": "control-plane"}, {"role": "worker"}]}
 
 
@@ -45,17 +45,20 @@ def test_the_api_server_mounts_what_it_is_told_to_read_and_write() -> None:
     assert any(server["extraArgs"]["audit-log-path"].startswith(path + "/") for path in mounted)
 
 
-def test_a_users_engine_keeps_its_cgroup_driver_and_copies_images() -> None:
+def test_with_cgroup_v2_the_cgroup_driver_is_kinds_own() -> None:
     merged = config.with_overlay(SMALL, HOST)
     assert "KubeletConfiguration" not in patches_of(merged)
     assert "containerdConfigPatches" not in merged
 
 
-def test_our_engine_means_cgroupfs_everywhere_and_a_shared_folder_in_every_node() -> None:
+def test_with_cgroup_v1_kubelet_and_containerd_agree_on_cgroupfs() -> None:
     merged = config.with_overlay(SMALL, OUR_HOST)
     assert patches_of(merged)["KubeletConfiguration"]["cgroupDriver"] == "cgroupfs"
     assert any("SystemdCgroup = false" in patch for patch in merged["containerdConfigPatches"])
-    for node in merged["nodes"]:
+
+
+def test_images_that_are_mounted_later_appear_in_every_node() -> None:
+    for node in config.with_overlay(SMALL, OUR_HOST)["nodes"]:
         shared = next(mount for mount in node["extraMounts"] if mount["containerPath"] == config.NODE_SHARED)
         assert shared["propagation"] == "HostToContainer"
         assert shared["readOnly"] is True

@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
@@ -13,7 +14,11 @@ import (
 
 func main() {
 	object := &unstructured.Unstructured{}
-	err := json.NewDecoder(os.Stdin).Decode(&object.Object)
+	// Its own decoder: encoding/json makes whole numbers floats, which the library refuses.
+	text, err := io.ReadAll(os.Stdin)
+	if err == nil {
+		err = object.UnmarshalJSON(text)
+	}
 	var verdict *status.Result
 	if err == nil {
 		verdict, err = status.Compute(object)
