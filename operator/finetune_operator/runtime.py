@@ -181,18 +181,19 @@ class Runtime:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            if _is(error, LeadershipLost, NotLeading):
-                log.error("leadership lost: %s", error)
+            lost = _inner(error, LeadershipLost, NotLeading)
+            if lost is not None:
+                log.error("leadership lost: %s", lost)
             else:
                 log.critical("part %s failed", name, exc_info=error)
             self.exit(1)
 
 
-def _is(error: BaseException, *kinds: type[BaseException]) -> bool:
-    """Whether an exception is of these kinds, or a group with one of them."""
+def _inner(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
+    """The exception itself or one of its group that is of these kinds; None where there is none."""
     if isinstance(error, BaseExceptionGroup):
-        return any(_is(inner, *kinds) for inner in error.exceptions)
-    return isinstance(error, kinds)
+        return next((found for inner in error.exceptions if (found := _inner(inner, *kinds))), None)
+    return error if isinstance(error, kinds) else None
 
 
 async def _patiently(what: Callable[[], Awaitable[T]]) -> T:
