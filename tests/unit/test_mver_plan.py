@@ -268,6 +268,7 @@ def test_abort_before_production_takes_the_weight_at_once_and_the_pods_after_a_d
     world.run_pass()
     assert (world.stages()["bot-v2"], world.routed()) == ("RolledBack", {"bot-v1": 100})
     assert ("Deployment", "bot-v2") in world.children
+    world.settle()
     world.tick(minutes=5)
     world.settle()
     assert ("Deployment", "bot-v2") in world.children, "the Gateway has not accepted the route without it"
