@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from finetune_trainer.data.prepared import Prepared
-from finetune_trainer.data.tokenizer import TOKENIZER_FILES
+from finetune_trainer.data.stopping import model_template
+from finetune_trainer.data.tokenizer import TOKENIZER_FILES, read_optional_json
 from finetune_trainer.data.tokenizer_files import write_tokenizer_files
 from finetune_trainer.errors import StageError
 from finetune_trainer.spec import ExitCode
@@ -15,6 +16,8 @@ from finetune_trainer.storage import hash_file, read_json
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md")
 _EDITED_KEYS = frozenset({"chat_template", "eos_token", "pad_token", "eos_token_id", "pad_token_id", "tie_word_embeddings"})
 """Members that a run may change. Everything else is the base's, byte for byte or value for value."""
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+_NEVER_MADE = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "added_tokens.json")
 
 
 def write_model_files(prepared: Prepared, target: Path, unties: bool) -> None:
@@ -48,24 +51,28 @@ def check_model_files(prepared: Prepared, exported: Path) -> None:
     recorded = {record.path: record.sha256 for record in prepared.model.files}
     for name in (*TOKENIZER_FILES, "config.json"):
         original, copy = prepared.model_folder / name, exported / name
-        if original.is_file() != copy.is_file():
-            if name in ("chat_template.jinja", "chat_template.json", "generation_config.json", "tokenizer_config.json") and _is_edit(copy):
-                continue
-            raise _failed(name, "was lost" if original.is_file() else "is not among the base model's files")
+        if name in _TEMPLATE_FILES and prepared.chat_template is not None:
+            continue  # judged as a template below
+        if original.is_file() and not copy.is_file():
+            raise _failed(name, "was lost")
+        if copy.is_file() and not original.is_file() and (name in _NEVER_MADE or _without_edits(copy)):
+            raise _failed(name, "is not among the base model's files")
         if not original.is_file() or hash_file(copy) == recorded.get(name, hash_file(original)):
             continue
-        if name == "chat_template.jinja":
-            if copy.read_text(encoding="utf-8") != prepared.chat_template:
-                raise _failed(name, "is not the template that rows were rendered with")
-        elif not name.endswith(".json") or _without_edits(original) != _without_edits(copy):
+        if not name.endswith(".json") or _without_edits(original) != _without_edits(copy):
             raise _failed(name, "is not the base model's; tokenizer files must be copied, never saved again")
+    _check_template(prepared, exported)
 
 
-def _is_edit(copy: Path) -> bool:
-    """A file that the base lacks and that holds nothing but what a run may set; a chat_template.json that gave way to .jinja."""
-    if not copy.is_file() or copy.suffix == ".jinja":
-        return True
-    return not _without_edits(copy)
+def _check_template(prepared: Prepared, exported: Path) -> None:
+    """Every place from which a template may be read holds the one that rows were rendered with."""
+    if prepared.chat_template is None:
+        return
+    if model_template(exported) != prepared.chat_template:
+        raise _failed("chat_template.jinja", "is not the template that rows were rendered with")
+    entry = read_optional_json(exported / "tokenizer_config.json").get("chat_template")
+    if isinstance(entry, str) and entry != prepared.chat_template:
+        raise _failed("tokenizer_config.json", "holds another chat template than rows were rendered with")
 
 
 def _without_edits(path: Path) -> object:
