@@ -59,16 +59,22 @@ class Health:
 
     def probes(self) -> list[web.RouteDef]:
         return [
-            web.get("/healthz", lambda request: _answer(self.alive())),
-            web.get("/readyz", lambda request: _answer(self.ready())),
+            web.get("/healthz", self._alive),
+            web.get("/readyz", self._ready),
         ]
 
     def metrics_route(self) -> web.RouteDef:
         return web.get("/metrics", self._metrics)
 
+    async def _alive(self, request: web.Request) -> web.Response:
+        return _answer(self.alive())
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        return _answer(self.ready())
+
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def _answer(problem: str) -> web.Response:
+def _answer(problem: str) -> web.Response:
     return web.Response(status=503 if problem else 200, text=(problem or "ok") + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -86,11 +85,14 @@ class Cluster:
     def _serve(self, request: Request) -> Object:
         query = {key: values[0] for key, values in parse_qs(request.query).items()}
         plural, namespace, name, subresource = _parsed(request.path)
+        if plural == "discovery":
+            group_version = request.path.split("/", 2)[2]
+            return {"resources": [{"name": name} for name, (api_version, _) in SERVED.items() if api_version == group_version]}
         self._check_rights(request, plural, name, subresource)
         if plural == "newevents":
             self.events.append(request.body or {})
             return request.body or {}
-        body = copy.deepcopy(request.body or {})
+        body = _copied(request.body or {})
         if request.method == "GET":
             return self._get(plural, namespace, name, query, "PartialObjectMetadata" in request.accept)
         if request.method == "POST":
@@ -112,8 +114,8 @@ class Cluster:
     def _get(self, plural: str, namespace: str, name: str, query: dict[str, str], metadata_only: bool) -> Object:
         if name:
             self.reads.append(f"{plural}/{name}")
-            return copy.deepcopy(self._live((plural, namespace, name)))
-        items = [copy.deepcopy(live) for _, live in self._matching(plural, namespace, query.get("labelSelector", ""))]
+            return _copied(self._live((plural, namespace, name)))
+        items = [_copied(live) for _, live in self._matching(plural, namespace, query.get("labelSelector", ""))]
         start, limit = int(query.get("continue", 0)), int(query.get("limit", 500))
         page = [{"metadata": item["metadata"]} if metadata_only else item for item in items[start : start + limit]]
         following = str(start + limit) if start + limit < len(items) else ""
@@ -174,7 +176,7 @@ class Cluster:
             "uid": live["metadata"]["uid"],
         }
         if changed == live:
-            return copy.deepcopy(live)
+            return _copied(live)
         self._written(verb, id, subresource)
         return self.replace(id, changed)
 
@@ -185,7 +187,7 @@ class Cluster:
         self._written("delete", id)
         self.delete(id, foreground=options.get("propagationPolicy") == "Foreground")
         if id in self.objects:
-            return copy.deepcopy(self.objects[id])
+            return _copied(self.objects[id])
         return {"kind": "Status", "status": "Success", "details": {"uid": live["metadata"]["uid"]}}
 
     def _live(self, id: Id) -> Object:
@@ -217,7 +219,7 @@ class Cluster:
     def replace(self, id: Id, changed: Object) -> Object:
         """Stores a changed object; its generation counts changes of spec."""
         old = self.objects[id]
-        changed = copy.deepcopy(changed)
+        changed = _copied(changed)
         if changed.get("spec") != old.get("spec"):
             changed["metadata"]["generation"] = old["metadata"]["generation"] + 1
         return self._commit(id, changed, "MODIFIED")
@@ -228,7 +230,7 @@ class Cluster:
 
     def delete(self, id: Id, *, foreground: bool = False) -> None:
         """Foreground: the object stays, marked, until its dependents are gone. Background: they are collected later."""
-        live = copy.deepcopy(self.objects[id])
+        live = _copied(self.objects[id])
         has_dependents = any(True for _ in self.dependents(live["metadata"]["uid"]))
         if id[0] == "pods" and live.get("status", {}).get("phase") not in ("Succeeded", "Failed"):
             has_dependents = True  # a running pod has its grace
@@ -243,7 +245,7 @@ class Cluster:
         live = self.objects.pop(id)
         self.revision += 1
         live["metadata"] = {**live["metadata"], "resourceVersion": str(self.revision)}
-        self.watch("DELETED", copy.deepcopy(live))
+        self.watch("DELETED", _copied(live))
 
     def dependents(self, uid: str) -> Iterator[Id]:
         for id, live in sorted(self.objects.items()):
@@ -271,13 +273,20 @@ class Cluster:
         self.revision += 1
         live["metadata"]["resourceVersion"] = str(self.revision)
         self.objects[id] = live
-        self.watch(type, copy.deepcopy(live))
-        return copy.deepcopy(live)
+        self.watch(type, _copied(live))
+        return _copied(live)
+
+
+def _copied(value: Any) -> Any:
+    """JSON data only: five times as fast as deepcopy, and a life makes a thousand copies."""
+    return json.loads(json.dumps(value))
 
 
 def _parsed(path: str) -> tuple[str, str, str, str]:
     parts = path.strip("/").split("/")
     parts = parts[3:] if parts[0] == "apis" else parts[2:]
+    if not parts:
+        return "discovery", "", "", ""
     namespace = ""
     if parts[0] == "namespaces" and len(parts) > 2:
         namespace, parts = parts[1], parts[2:]
@@ -290,7 +299,7 @@ def _parsed(path: str) -> tuple[str, str, str, str]:
 def _merged(live: Any, patch: Any) -> Any:
     """RFC 7386."""
     if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
+        return _copied(patch)
     merged = dict(live) if isinstance(live, dict) else {}
     for key, value in patch.items():
         if value is None:
@@ -304,4 +313,4 @@ def _overlaid(live: Any, desired: Any) -> Any:
     """Server-side apply by one manager: maps are merged, lists replaced."""
     if isinstance(live, dict) and isinstance(desired, dict):
         return {**live, **{key: _overlaid(live.get(key), value) for key, value in desired.items()}}
-    return copy.deepcopy(desired)
+    return _copied(desired)

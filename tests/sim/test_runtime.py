@@ -1,0 +1,142 @@
+"""Whole processes against the simulated API server: they start, one leads, the other takes over, nobody is in two minds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from finetune_operator.core.settings import Settings
+from finetune_operator.kube.client import Request, Response, Send
+from finetune_operator.leader import Timing
+from finetune_operator.planners import PLANNERS
+from finetune_operator.runtime import Options, Runtime
+from finetune_operator.status_server.service import Listening
+
+from tests.sim.cluster import SERVED, Cluster
+from tests.sim.kubelet import Kubelet
+from tests.sim.scenario import JOB, make_cluster, make_job
+
+FAST = Timing(lease_s=1.0, renew_deadline_s=0.6, retry_s=0.05, request_s=0.04)
+
+
+class World:
+    """Several operator processes over one cluster; each sees the watch events until it ends."""
+
+    def __init__(self) -> None:
+        self.cluster: Cluster = make_cluster()
+        self.cluster.put_new("secrets", {"metadata": {"name": "tls", "namespace": "system"}})
+        self.cluster.watch = self._watch
+        self.kubelet = Kubelet(self.cluster, random.Random(0))
+        self.runtimes: dict[str, Runtime] = {}
+        self.exits: dict[str, int] = {}
+        self.cut_off: set[str] = set()
+        self.writers: list[str] = []
+
+    def _watch(self, type: str, live: Any) -> None:
+        for runtime in self.runtimes.values():
+            if live["kind"] not in ("Lease", "Secret", "EndpointSlice"):
+                runtime.seen(type, live)
+
+    async def start(self, identity: str) -> Runtime:
+        @asynccontextmanager
+        async def connect() -> AsyncIterator[Send]:
+            async def send(request: Request) -> Response:
+                await asyncio.sleep(0)
+                if identity in self.cut_off:
+                    raise ConnectionResetError("cut off")
+                if request.method != "GET" and "/leases" not in request.path:
+                    self.writers.append(identity)
+                return await self.cluster.send(request)
+
+            yield send
+
+        settings = Settings(namespace="system", identity=identity, status_url="https://status.system.svc:8443", resync_s=0.2)
+        options = Options(Listening(0, "10.0.0.1", "status", "tls"), health_port=0, metrics_port=0)
+        runtime = Runtime(settings, options, connect, PLANNERS, FAST, exit=lambda code: self.exits.__setitem__(identity, code))
+        self.runtimes[identity] = runtime
+        await runtime.start()
+        return runtime
+
+    async def until(self, holds: Callable[[], bool], within_s: float = 10.0) -> None:
+        async with asyncio.timeout(within_s):
+            while not holds():
+                self.kubelet.step()
+                await asyncio.sleep(0.005)
+
+    def phase(self) -> str:
+        return str((self.cluster.objects[JOB].get("status") or {}).get("phase", ""))
+
+    @property
+    def holder(self) -> str:
+        lease = self.cluster.objects.get(("leases", "system", "finetune-operator"))
+        return str(lease["spec"]["holderIdentity"]) if lease else ""
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    yield made
+    for runtime in made.runtimes.values():
+        await runtime.stop()
+
+
+async def test_a_process_leads_serves_and_brings_a_job_to_its_end(world: World) -> None:
+    runtime = await world.start("a")
+    world.cluster.put_new("finetunejobs", make_job())
+    await world.until(lambda: world.phase() == "Succeeded")
+    assert world.cluster.objects["secrets", "system", "tls"]["data"]["ca.crt"]
+    assert world.cluster.objects["endpointslices", "system", "status"]["endpoints"][0]["addresses"] == ["10.0.0.1"]
+    stage_job = world.cluster.objects["jobs", "team", "demo-train-1"]
+    assert "BEGIN CERTIFICATE" in str(stage_job["spec"]["template"]["metadata"]["annotations"])
+    assert runtime.metrics.leader._value.get() == 1
+
+
+async def test_a_follower_is_synced_and_writes_nothing_until_the_leader_goes(world: World) -> None:
+    first = await world.start("a")
+    await world.until(lambda: first.leading)
+    second = await world.start("b")
+    await world.until(lambda: second.store.synced)
+    world.cluster.put_new("finetunejobs", make_job())
+    await world.until(lambda: world.phase() == "Training")
+    assert set(world.writers) == {"a"}
+    await world.runtimes.pop("a").stop()
+    assert world.holder == ""
+    await world.until(lambda: world.phase() == "Succeeded")
+    assert world.holder == "b"
+    assert all(len(pods) == 1 for pods in world.kubelet.started.values())
+
+
+async def test_a_leader_that_hears_nothing_ends_before_another_leads(world: World) -> None:
+    first = await world.start("a")
+    await world.until(lambda: first.leading)
+    await world.start("b")
+    world.cluster.put_new("finetunejobs", make_job())
+    await world.until(lambda: world.phase() == "Training")
+    world.cut_off.add("a")
+    await world.until(lambda: "a" in world.exits)
+    assert world.exits["a"] == 1
+    assert world.holder == "a", "another led before the old leader gave up"
+    await world.until(lambda: world.phase() == "Succeeded")
+    assert world.holder == "b"
+
+
+async def test_a_crd_that_comes_or_goes_ends_the_process_cleanly(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_operator.runtime._PROBE_CRDS_S", 0.02)
+    runtime = await world.start("a")
+    await asyncio.sleep(0.1)
+    assert not runtime.stopping.is_set()
+    monkeypatch.delitem(SERVED, "httproutes")
+    await asyncio.wait_for(runtime.stopping.wait(), 2)
+    assert world.exits == {}
+
+
+async def test_without_its_secret_the_operator_works_on_without_progress(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_operator.status_server.service._START_S", 0.05)
+    world.cluster.remove(("secrets", "system", "tls"))
+    await world.start("a")
+    world.cluster.put_new("finetunejobs", make_job())
+    await world.until(lambda: world.phase() == "Succeeded")
