@@ -15,6 +15,7 @@ from .paths import Paths
 from .progress import CommandFailed, output, run, say, step, tail
 
 START_TIMEOUT_S = 60
+INOTIFY_INSTANCES = 1024
 # Debian's client: another one on PATH may be newer and refuse to build without a plugin that is not there.
 DEBIAN_CLIENT = "/usr/bin/docker"
 # kind puts this label, with the cluster's name, on its node containers.
@@ -157,6 +158,7 @@ def daemon_configuration(paths: Paths) -> dict[str, Any]:
 def _start(paths: Paths) -> Engine:
     gotools.ensure_tools(paths, gotools.FOR_ENGINE)
     _clear_remains(paths)
+    raise_inotify_limit()
     with step("start dockerd"):
         log = paths.logs / "dockerd.log"
         configuration = paths.run / "docker.json"
@@ -176,6 +178,16 @@ def _start(paths: Paths) -> Engine:
         engine = _wait_until_it_answers(paths, daemon, log)
         _link_client(paths)
     return engine
+
+
+def raise_inotify_limit(setting: Path = Path("/proc/sys/fs/inotify/max_user_instances")) -> None:
+    """Lets more than one or two clusters' worth of systemds and kubelets watch files.
+
+    Without, the last ones to start fail with "too many open files". Source: kind's documentation, "Known Issues".
+    """
+    with contextlib.suppress(OSError):  # read-only, or not Linux: a small cluster gets by
+        if int(setting.read_text()) < INOTIFY_INSTANCES:
+            setting.write_text(str(INOTIFY_INSTANCES))
 
 
 def _wait_until_it_answers(paths: Paths, daemon: subprocess.Popen[bytes], log: Path) -> Engine:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import addons, build, cgroups, gotools, mounts, nodeimage, packages, processes
+from tests.cluster import addons, build, cgroups, engine, gotools, mounts, nodeimage, packages, processes
 from tests.cluster.paths import REPOSITORY, Paths, cache_folder
 
 ENVIRONMENTS = {
@@ -100,6 +100,15 @@ def test_members_of_cgroups_on_both_versions(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "cgroup.procs").write_text(pids)
     assert cgroups.members("ours", tmp_path) == {1, 2, 3}
+
+
+def test_the_inotify_limit_is_raised_and_never_lowered(tmp_path: Path) -> None:
+    setting = tmp_path / "max_user_instances"
+    for before, after in {"128\n": "1024", "8192\n": "8192\n"}.items():
+        setting.write_text(before)
+        engine.raise_inotify_limit(setting)
+        assert setting.read_text() == after
+    engine.raise_inotify_limit(tmp_path / "absent")
 
 
 def test_two_caches_have_two_parents() -> None:
