@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -298,6 +299,25 @@ def test_a_late_writer_publishes_nothing(make_interrupted: JobMaker, undisturbed
         job.train("pod-0")
     assert error.value.reason == "Superseded"
     assert not (job.storage.folder / "train" / "manifest.json").exists()
+    job.train("pod-1")
+    assert_same_run(job, undisturbed)
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_no_torso(make_interrupted: JobMaker, undisturbed: TrainedJob, tmp_path: Path) -> None:
+    """The fault is the kernel's: no file of the child may grow beyond 20 kB, and an optimizer's states are larger."""
+    job, answer = make_interrupted(checkpoints={"type": "Steps", "everySteps": 2}), tmp_path / "answer"
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        try:
+            job.train("pod-0")
+        except StageError as error:
+            answer.write_text(f"{error.reason} {error.exit_code.value} {error.message}")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert answer.read_text().startswith("StorageError 15 the checkpoint of step 2: ")
+    assert job.checkpoints == []
     job.train("pod-1")
     assert_same_run(job, undisturbed)
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -43,7 +43,7 @@ STAGES: dict[Stage, str] = {
 }
 
 
-def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, report_only: bool = False) -> StageResult:
+def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, report_only: bool = False, rank: int = 0) -> StageResult:
     """The stage's answer: of its own earlier run, of the older job it resumes from, or of working now.
 
     Running a stage twice is free; its manifest is written last and exists only for a finished stage. `report_only` never works:
@@ -69,6 +69,9 @@ def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, re
     if result is None:
         stage_function: StageFunction = import_module(STAGES[stage]).run
         result = stage_function(run, Workspace(storage, folder, progress))
+    if rank:  # rank 0 publishes for all
+        shutil.rmtree(folder, ignore_errors=True)
+        return result
     published = storage.publish(stage, folder, wanted, result)
     if stage is Stage.EVALUATE and run.retention == "Delete":
         shutil.rmtree(storage.folder / "checkpoints", ignore_errors=True)
@@ -112,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _end(StageResult(stage=stage, reason="InvalidRunFile", message=str(error)[:1000]), ExitCode.INVALID_RUN_FILE)
     progress = Progress.from_environment(os.environ)
     try:
-        result = run_stage(stage, run, os.environ.get("POD_UID") or uuid.uuid4().hex, progress, report_only=options.report)
+        result = run_stage(stage, run, _writer(os.environ), progress, report_only=options.report, rank=_rank(os.environ))
     except StageError as error:
         answer = (error.result or StageResult(stage=stage)).model_copy(update={"reason": error.reason, "message": error.message})
         return _end(answer, error.exit_code)
@@ -129,6 +132,17 @@ def main(arguments: list[str] | None = None) -> int:
     return _end(result, ExitCode.OK)
 
 
+def _rank(environ: Mapping[str, str]) -> int:
+    """This process among those that torchrun started; 0 where it is the only one."""
+    return int(environ.get("RANK", "0"))
+
+
+def _writer(environ: Mapping[str, str]) -> str:
+    """Names this process's folders: two processes never write to one."""
+    uid = environ.get("POD_UID") or uuid.uuid4().hex
+    return f"{uid}-rank{_rank(environ)}" if _rank(environ) else uid
+
+
 def _crashed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
     """Names the kind of error only: its text may quote the data."""
     kind = type(error).__name__
@@ -139,6 +153,8 @@ def _crashed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
 
 
 def _end(result: StageResult, code: ExitCode) -> int:
+    if _rank(os.environ):  # the pod has one termination message: rank 0's
+        return int(code)
     message = result.termination_message()
     print(message, flush=True)
     log_path = os.environ.get("FINETUNE_TERMINATION_LOG", "/dev/termination-log")

@@ -120,6 +120,10 @@ class CheckpointStore:
         self._retain()
         return self.newest
 
+    def discard(self, folder: Path) -> None:
+        """Removes what could not be written whole, which frees its space."""
+        _remove(folder)
+
     def check_claim(self) -> None:
         """Errors: StageError(Superseded) where another process has claimed the run since."""
         claim = self._read_claim()

@@ -7,10 +7,10 @@ from typing import Any
 
 from finetune_trainer.arguments import argument_findings
 from finetune_trainer.errors import StageError
+from finetune_trainer.memory import DEFAULT_EPOCHS
 from finetune_trainer.precision import Dtypes
 from finetune_trainer.spec import MemoryPlan, Optimizer, RunSpec, Scheduler, Switch, Training
 
-DEFAULT_EPOCHS = 3.0
 DEFAULT_WARMUP_RATIO = 0.03
 
 _SCHEDULERS = {

@@ -15,17 +15,22 @@ from typing import Any
 import numpy
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_trainer.adapters import load_trained, save_trained
 from finetune_trainer.cadence import Cadence
 from finetune_trainer.checkpoint import CheckpointStore
+from finetune_trainer.data.prepared import IGNORED_LABEL
 from finetune_trainer.errors import StageError
 from finetune_trainer.guard import StepGuard, any_rank
 from finetune_trainer.interruption import Interruption, terminated
 from finetune_trainer.spec import ExitCode, Stage, StageResult
 
 log = logging.getLogger(__name__)
+
+_WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+"""What writing to a full or failing disk raises. RuntimeError: torch.save's own (`PytorchStreamWriter failed writing file`)."""
 
 
 @dataclass(frozen=True)
@@ -111,25 +116,31 @@ class GuardedLoop:
         """Saves the last whole step with the random state at its end, from which the next step begins."""
         began = time.monotonic()
         step = self.state.global_step
-        folder = self.controls.store.folder
+        folder = self._agree_on(self.controls.store.new_folder(step) if self.is_world_process_zero() else None)
+        try:
+            self._write_files(folder)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                self.controls.store.publish(step, folder)
+        except _WRITE_ERRORS as error:
+            self.controls.store.discard(folder)
+            raise StageError("StorageError", f"the checkpoint of step {step}: {error}"[:400], ExitCode.STORAGE, self._so_far()) from error
+        self.controls.cadence.saved(step, time.monotonic() - began)
+
+    def _write_files(self, folder: Path) -> None:
         if self.is_world_process_zero():
-            folder = self.controls.store.new_folder(step)
             save_trained(self.model, folder)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
-        if self.args.world_size > 1:
-            folder = self._agree_on(folder)
         torch.save(self.rng_at_step_end, folder / self._rng_file())
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            self.controls.store.publish(step, folder)
-        self.controls.cadence.saved(step, time.monotonic() - began)
 
-    def _agree_on(self, folder: Path) -> Path:
+    def _agree_on(self, folder: Path | None) -> Path:
         """Rank 0's folder, on every rank."""
         agreed = [folder]
-        torch.distributed.broadcast_object_list(agreed, src=0)
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(agreed, src=0)
+        assert agreed[0] is not None
         return agreed[0]
 
     def _rng_file(self) -> str:
@@ -149,7 +160,7 @@ class GuardedLoop:
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._end_if_asked()
         outcome = super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        tokens = (inputs["labels"][:, 1:] != -100).sum().double()
+        tokens = (inputs["labels"][:, 1:] != IGNORED_LABEL).sum().double()
         self.eval_sums += torch.stack([outcome[0].double() * tokens, tokens]).cpu()
         return outcome
 

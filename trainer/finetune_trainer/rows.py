@@ -8,7 +8,7 @@ import datasets
 import torch
 import trl
 
-from finetune_trainer.data.prepared import Prepared
+from finetune_trainer.data.prepared import IGNORED_LABEL, Prepared
 from finetune_trainer.spec import Packing, Training
 
 _PROBE_TOKENS = 8
@@ -24,9 +24,18 @@ def training_rows(prepared: Prepared, training: Training) -> datasets.Dataset:
     return trl.pack_dataset(shuffled, training.max_length, "bfd")
 
 
-def validation_rows(prepared: Prepared) -> datasets.Dataset | None:
-    """Rows of the validation split, never packed; None where there are none."""
-    return _rows(prepared, "validation") if prepared.set("validation").rows else None
+def validation_rows(prepared: Prepared, rows_per_round: int) -> datasets.Dataset | None:
+    """Rows of the validation split, never packed; None where there are none.
+
+    Filled up with rows that train nothing to whole rounds of `rows_per_round` over all ranks: ranks that run short would otherwise
+    be given rows of the beginning again, and those count twice.
+    """
+    count = prepared.set("validation").rows
+    if not count:
+        return None
+    rows, missing = _rows(prepared, "validation"), -count % rows_per_round
+    fill = {"input_ids": [[prepared.tokens.pad_id]] * missing, "labels": [[IGNORED_LABEL]] * missing}
+    return datasets.concatenate_datasets([rows, datasets.Dataset.from_dict(fill, features=rows.features)]) if missing else rows
 
 
 def _rows(prepared: Prepared, name: str) -> datasets.Dataset:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.cadence import Cadence
 from finetune_trainer.checkpoint import CheckpointStore
+from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.data.prepared import Prepared, load_prepared
 from finetune_trainer.errors import StageError
 from finetune_trainer.hf_arguments import Surroundings
@@ -54,6 +55,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
             progress=workspace.progress,
             scratch=Path(scratch),
         )
+        _limit_threads(job.around.world_size)
         _claim(store, job.around)
         method: Callable[[TrainingJob], Trained] = import_module(METHODS[run.method.type]).train
         trained = _guarding_memory(method, job)
@@ -103,6 +105,14 @@ def _controls(run: RunSpec, store: CheckpointStore, interruption: Interruption) 
         interruption=interruption,
         save_on_sigterm=run.checkpoints.on_preemption == "Save",
     )
+
+
+def _limit_threads(world_size: int) -> None:
+    """One thread for each CPU that the container may use: torch counts the node's, and threads beyond a quota only wait."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, usable_cpus() // world_size))
 
 
 def _claim(store: CheckpointStore, around: Surroundings) -> None:

@@ -79,7 +79,7 @@ def build(job: TrainingJob, padding_free: bool) -> Any:
         model=model,
         args=arguments,
         train_dataset=rows.training_rows(prepared, run.training),
-        eval_dataset=rows.validation_rows(prepared),
+        eval_dataset=rows.validation_rows(prepared, arguments.per_device_eval_batch_size * job.around.world_size),
         processing_class=_tokenizer(job),
         peft_config=adapters.peft_config(run.adapter, model, prepared.model.source.removeprefix("hf://")),
         callbacks=[ProgressCallback(job.progress, job.controls.store)],
