@@ -533,6 +533,16 @@ def test_progress_reaches_status_and_columns_at_most_every_ten_seconds() -> None
     assert world.job["status"]["progress"]["percent"] == 43
 
 
+def test_the_loss_of_training_stays_in_its_column() -> None:
+    world = run_to("train")
+    world.step(progress=report(42))
+    world.end("job-train-1", ANSWERS["train"])
+    world.step(progress=None)
+    assert world.job["status"]["display"] == {"progress": "", "eta": "", "loss": "1.5"}
+    ended = run_to_end()
+    assert ended.job["status"]["display"] == {"progress": "100%", "eta": "", "loss": "1.5"}
+
+
 @pytest.mark.parametrize("loss", ["nan", "inf", "many"])
 def test_numbers_that_are_none_stay_out_of_status(loss: str) -> None:
     world = run_to("train")

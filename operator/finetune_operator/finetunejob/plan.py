@@ -206,6 +206,8 @@ def _succeed(draft: Draft, reason: str, message: str) -> None:
     draft.phase = Phase.SUCCEEDED
     draft.set(ConditionType.SUCCEEDED, "True", reason, message)
     draft.reconciling, draft.stalled = "", None
+    if draft.status.get("startTime"):
+        draft.status["progress"] = {**(draft.status.get("progress") or {}), "percent": 100}
     _close(draft)
     draft.event("Succeeded", message)
 

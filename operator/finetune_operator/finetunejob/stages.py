@@ -47,7 +47,10 @@ def begin(draft: Draft, stage: Stage) -> None:
     """Records the stage's first attempt; its Job is made in the pass after that is durable."""
     _set_attempt(draft, stage, {"number": 1, "failures": 0})
     draft.set(CONDITION[stage], "False", "Running", f"stage {stage} is under way")
-    draft.status.pop("progress", None)
+    if kept := progress_policy.kept(draft.status.get("progress")):
+        draft.status["progress"] = {"stage": stage.value, **kept}
+    else:
+        draft.status.pop("progress", None)
 
 
 def _set_attempt(draft: Draft, stage: Stage, attempt: dict[str, Any]) -> None:
@@ -136,6 +139,8 @@ def _absorb(draft: Draft, result: StageResult) -> None:
     for member in ("artifacts", "parity"):
         if wire.get(member):
             draft.status[member] = wire[member]
+    if result.stage is Stage.TRAIN and result.train_loss is not None:
+        draft.status["progress"] = {**(draft.status.get("progress") or {}), "loss": result.train_loss}
     if result.plan is not None:
         _warn_of_missing_gpus(draft)
 
@@ -283,11 +288,11 @@ def _take_progress(draft: Draft, stage: Stage) -> None:
     report = draft.observed.progress
     if report is None:
         return
-    due = progress_policy.next_write_at(draft.status.get("progress"), draft.settings.progress_write_s)
+    old = draft.status.get("progress") or {}
+    due = progress_policy.next_write_at(old, draft.settings.progress_write_s)
     if due and due > draft.now:
         draft.recheck(due)
         return
-    fresh = progress_policy.to_status(stage.value, report, draft.now)
-    old = draft.status.get("progress") or {}
+    fresh = progress_policy.to_status(stage.value, report, old, draft.now)
     if {**old, "lastUpdateTime": ""} != {**fresh, "lastUpdateTime": ""}:
         draft.status["progress"] = fresh

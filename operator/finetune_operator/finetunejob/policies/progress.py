@@ -22,6 +22,15 @@ _NUMBERS = {
 }
 
 
+_KEPT = ("step", "totalSteps", "epoch", "loss", "evalLoss", "learningRate", "tokensPerSecond", "gpuMemoryBytes")
+"""What stays in status when a later stage reports: training's own numbers."""
+
+
+def kept(previous: Object | None) -> Object:
+    """What a new stage's progress begins with."""
+    return {member: value for member, value in (previous or {}).items() if member in _KEPT}
+
+
 def next_write_at(previous: Object | None, every_s: float) -> datetime | None:
     """When progress may be written again; None: now."""
     if not previous or not previous.get("lastUpdateTime"):
@@ -29,9 +38,9 @@ def next_write_at(previous: Object | None, every_s: float) -> datetime | None:
     return parse_timestamp(previous["lastUpdateTime"]) + timedelta(seconds=every_s)
 
 
-def to_status(stage: str, report: TrainerStatus, now: datetime) -> Object:
+def to_status(stage: str, report: TrainerStatus, previous: Object | None, now: datetime) -> Object:
     """`status.progress` from a report; numbers that do not parse or are not finite are left out."""
-    progress: Object = {"stage": stage, "lastUpdateTime": timestamp(now)}
+    progress: Object = {**kept(previous), "stage": stage, "lastUpdateTime": timestamp(now)}
     if report.progress_percentage is not None:
         progress["percent"] = report.progress_percentage
     if report.estimated_remaining_seconds is not None:
