@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import random
 import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from safetensors.torch import save_file
 from tests.tiny_models import TEXTS, sentencepiece_model
 
 RANK, ALPHA = 8, 16
+EXAMPLE = None
 SUBJECTS = [
     "fox",
     "dog",
@@ -41,6 +45,16 @@ SUBJECTS = [
 ]
 PHRASINGS = ("what is {}?", "tell me of {}")
 ASKED_LATER = "and {}?"
+EVALUATION = {
+    "minSamples": 16,
+    "maxNewTokens": 24,
+    "gates": [
+        {"name": "recall", "metric": "facts/ExactMatch", "against": "Base", "minImprovement": 0.2},
+        {"name": "choice", "metric": "facts/AnswerChoice", "against": "Base", "minImprovement": 0},
+        {"name": "stops", "metric": "facts/StopRate", "min": 0.5},
+        {"name": "no-worse", "metric": "facts/AnswerChoice", "against": "Production", "maxRegression": 0.1},
+    ],
+}
 
 
 def make_base(folder: Path, tied: bool = False, hidden: int = 256, dtype: torch.dtype = torch.float32) -> Path:
@@ -172,3 +186,29 @@ class PackagedJob:
 
     def folder(self, stage: Stage) -> Path:
         return self.storage.finished(stage)[1]
+
+
+@cache
+def scratch() -> Path:
+    """A folder of this test session, removed at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="packaged-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def base() -> Path:
+    return make_base(scratch() / "base")
+
+
+@cache
+def adapter(shuffled: bool = False) -> Path:
+    return make_adapter(base(), scratch() / f"adapter-{shuffled}", shuffled=shuffled)
+
+
+@cache
+def packaged_job() -> PackagedJob:
+    """A job that went through prepare and package once, with two GGUF types; tests must not change its files."""
+    job = PackagedJob(scratch() / "job", base(), adapter(), export={"gguf": ["Q8_0", "F16"]}, evaluation=EVALUATION)
+    job.stage(Stage.PACKAGE)
+    return job
