@@ -81,7 +81,7 @@ def _convert(node: Schema, definitions: Schema) -> Schema:
     if properties is not None:
         made["type"] = "object"
         made["properties"] = {name: _convert(member, definitions) for name, member in properties.items()}
-        required = [name for name in node.get("required", [])]
+        required = list(node.get("required", []))
         if required:
             made["required"] = required
     values = node.get("additionalProperties")

@@ -693,7 +693,9 @@ class RunSpec(Section):
     retention: Literal["Delete", "Keep"] = Field(default="Keep", description="Checkpoints after the last stage.")
     evaluation: Evaluation = Evaluation()
     export: Export = Export()
-    served_artifact: GGUFType | None = Field(default=None, description="GGUF type that will be served and is judged; the first of export.gguf.")
+    served_artifact: GGUFType | None = Field(
+        default=None, description="GGUF type that will be served and is judged; the first of export.gguf."
+    )
     chat_template_text: str | None = Field(default=None, description="The template of a ConfigMap, read by the operator.")
     gpus_per_node: int = Field(default=0, description="GPUs this pod was given; 0 allows CPU.")
     image: str = ""
@@ -712,7 +714,7 @@ class LocalDataset(Dataset):
 class LocalRunSpec(RunSpec):
     """A run file read by the trainer: sources may be local paths as well."""
 
-    model: LocalModel  # type: ignore[assignment]
+    model: LocalModel
     datasets: list[LocalDataset]  # type: ignore[assignment]
 
 
