@@ -51,6 +51,9 @@ def apply(kubectl: Kubectl, file: str, images: dict[str, str]) -> None:
 def make_base(kubectl: Kubectl, images: dict[str, str]) -> None:
     """A small base model and its data, made by a Job from documentation: no hub can be assumed."""
     apply(kubectl, "namespace.yaml", images)
+    if base_is_made(kubectl):
+        print("    it is there already")
+        return
     script = kubectl(
         "create", "configmap", "make-base", "-n", NAMESPACE, "--dry-run=client", "-o", "yaml",
         *(f"--from-file={file}" for file in sorted(map(str, EXAMPLE.glob("*.py")))),
@@ -71,6 +74,11 @@ def make_base(kubectl: Kubectl, images: dict[str, str]) -> None:
         return bool(status.get("succeeded"))
 
     wait(finished, 1200, "the base model")
+
+
+def base_is_made(kubectl: Kubectl) -> bool:
+    shown = kubectl("get", "job", "make-base", "-n", NAMESPACE, "-o", "jsonpath={.status.succeeded}", "--ignore-not-found")
+    return shown.strip() == "1"
 
 
 def follow(kubectl: Kubectl) -> None:
