@@ -128,6 +128,7 @@ def _start(draft: Draft, spec: FineTuneJobSpec) -> bool:
         },
     }
     draft.set(ConditionType.SUSPENDED, "False", "NotSuspended")
+    draft.set(ConditionType.RESOURCES_APPLIED, "True", "Applied")
     stages.begin(draft, Stage.PREPARE)
     draft.event("Started", "the run has started with stage prepare")
     return True

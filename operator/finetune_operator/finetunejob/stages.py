@@ -140,7 +140,8 @@ def _absorb(draft: Draft, result: StageResult) -> None:
         if wire.get(member):
             draft.status[member] = wire[member]
     if result.stage is Stage.TRAIN and result.train_loss is not None:
-        draft.status["progress"] = {**(draft.status.get("progress") or {}), "loss": result.train_loss}
+        # a run too short to have reported shows the mean loss; the last one is what people watched
+        draft.status["progress"] = {"loss": result.train_loss, **(draft.status.get("progress") or {})}
     if result.plan is not None:
         _warn_of_missing_gpus(draft)
 
