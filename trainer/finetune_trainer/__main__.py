@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.launch import ANSWERS_VARIABLE, ProcessAnswer, launch, needs_launch, write_answer
 from finetune_trainer.progress import Progress
 from finetune_trainer.spec import ExitCode, LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage, Manifest, copy_published, inputs_digest
@@ -113,6 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
         run = LocalRunSpec.model_validate_json(Path(options.run).read_bytes())
     except (OSError, ValidationError) as error:
         return _end(StageResult(stage=stage, reason="InvalidRunFile", message=str(error)[:1000]), ExitCode.INVALID_RUN_FILE)
+    if needs_launch(stage, run, os.environ):
+        return _tell(launch(stage, options.run, run.gpus_per_node))
     progress = Progress.from_environment(os.environ)
     try:
         result = run_stage(stage, run, _writer(os.environ), progress, report_only=options.report, rank=_rank(os.environ))
@@ -153,14 +156,19 @@ def _crashed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
 
 
 def _end(result: StageResult, code: ExitCode) -> int:
-    if _rank(os.environ):  # the pod has one termination message: rank 0's
-        return int(code)
-    message = result.termination_message()
-    print(message, flush=True)
+    return _tell(ProcessAnswer(int(code), result.termination_message()))
+
+
+def _tell(answer: ProcessAnswer) -> int:
+    """Gives the pod's answer, or among several processes this one's to the launcher. Returns the exit code."""
+    if ANSWERS_VARIABLE in os.environ:
+        write_answer(Path(os.environ[ANSWERS_VARIABLE]), _rank(os.environ), answer)
+        return answer.code
+    print(answer.message, flush=True)
     log_path = os.environ.get("FINETUNE_TERMINATION_LOG", "/dev/termination-log")
     if os.path.isfile(log_path):
-        Path(log_path).write_text(message)
-    return int(code)
+        Path(log_path).write_text(answer.message)
+    return answer.code
 
 
 if __name__ == "__main__":
