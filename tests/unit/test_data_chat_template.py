@@ -93,8 +93,26 @@ def test_a_template_that_does_not_parse_names_the_line() -> None:
     assert refused.value.reason == "InvalidTemplate"
 
 
+BOMBS = {
+    "repetition": "{{ ('x' * 9999999999) * 9 }}",
+    "power": "{{ 9 ** 999999999 }}",
+    "repetition in a condition": "{% if 9999999999 * [1] %}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_repetitions_and_powers_are_bounded(name: str) -> None:
+    with pytest.raises(StageError) as refused:
+        ChatTemplate(BOMBS[name], {}).render(ASKED)
+    assert refused.value.reason == "HostileTemplate"
+
+
+def test_ordinary_arithmetic_is_as_it_was() -> None:
+    assert ChatTemplate("{{ 2 * 3 }} {{ '-' * 3 }} {{ 2 ** 10 }} {{ none }} {{ [1, 'a'] }}", {}).render(ASKED) == "6 --- 1024 None [1, 'a']"
+
+
 def test_a_memory_bomb_goes_off_in_a_process_of_its_own() -> None:
-    bomb = "{{ ('x' * 9999999999) * 9 }}"
+    bomb = "{{ 'x' | center(9999999999) }}"
     ChatTemplate(bomb, {})  # compiling it is harmless
     with pytest.raises(StageError) as refused:
         probe_template(bomb, {})

@@ -331,7 +331,7 @@ def test_a_template_bomb_goes_off_outside(tmp_path: Path, model: Path, monkeypat
     monkeypatch.setattr(stopping, "probe_template", probe_template)
     base = tmp_path / "base"
     shutil.copytree(model, base)
-    edit("tokenizer_config.json", chat_template="{{ ('x' * 9999999999) * 9 }}")(base)
+    edit("tokenizer_config.json", chat_template="{{ 'x' | center(9999999999) }}")(base)
     source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
     assert Job(tmp_path, base, {"name": "d", "source": source}).refused().reason == "HostileTemplate"
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -94,10 +95,35 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
+_LONGEST_REPETITION = 10_000_000
+_LARGEST_EXPONENT = 1_000
+
+
+class _BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """A sandbox in which neither a repetition nor a power can fill the memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" and isinstance(right, int | float) and abs(right) > _LARGEST_EXPONENT:
+            raise SecurityError("a power too large")
+        for repeated, times in ((left, right), (right, left)):
+            is_repetition = operator == "*" and isinstance(repeated, str | list | tuple) and isinstance(times, int)
+            if is_repetition and len(repeated) * times > _LONGEST_REPETITION:
+                raise SecurityError("a repetition too long")
+        return super().call_binop(context, operator, left, right)
+
+
+@pass_context
+def _as_it_is(context: Context, value: Any) -> Any:
+    """What an expression prints. Being told the context, it cannot run at compile time, so constants are not folded there: a bomb
+    would go off before anything is rendered."""
+    return value
+
+
 def _environment(now: datetime) -> ImmutableSandboxedEnvironment:
-    # Not optimized: folding constants would let a bomb such as 'x' * 9999999999 go off while it is compiled.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_GenerationBlock, loopcontrols]
+    environment = _BoundedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=_as_it_is, extensions=[_GenerationBlock, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals |= {
@@ -209,14 +235,17 @@ def _probe() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (PROBE_MEMORY_BYTES, PROBE_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     request = json.load(sys.stdin)
-    template = ChatTemplate(request["text"], request["tokens"])
+    try:
+        template = ChatTemplate(request["text"], request["tokens"])
+    except StageError:
+        return  # judged by the caller, in words of its own
     for add_generation_prompt in (False, True):
         try:
             template.render(_PROBE_MESSAGES, add_generation_prompt=add_generation_prompt)
         except MemoryError:
             sys.exit(1)
         except (TemplateRefusedRow, StageError):
-            continue  # judged by the caller, in words of its own
+            continue
 
 
 if __name__ == "__main__":

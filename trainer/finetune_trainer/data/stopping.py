@@ -64,8 +64,8 @@ def choose_stop_rule(run: RunSpec, folder: Path, tokenizer: TextTokenizer) -> St
     text, source = template_text(run, folder)
     if text is None:
         return StopRule(None, None, _special_tokens(folder, tokenizer, None))
-    template = ChatTemplate(text, tokenizer.named)
     probe_template(text, tokenizer.named)
+    template = ChatTemplate(text, tokenizer.named)
     end = _turn_end(template, tokenizer) if source != "Model" else None
     tokens = _special_tokens(folder, tokenizer, end)
     if tokens.eos_changed:
