@@ -89,7 +89,8 @@ def test_deleting_the_job_leaves_production_serving_and_the_same_job_trains_noth
     version = version_of(example)
     cluster.delete("finetunejob", JOB, namespace, "--wait", "--timeout=120s")
     assert cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={JOB}") == []
-    pod = cluster.items("pods", namespace, f"finetune-operator.io/version={version}")[0]
+    pods = cluster.items("pods", namespace, f"finetune-operator.io/model={JOB}")
+    pod = next(pod for pod in pods if pod["metadata"]["name"].startswith(version))
     cluster.delete("pod", pod["metadata"]["name"], namespace, "--wait", "--timeout=120s")
     cluster.wait_for_condition("modelversion", version, namespace, "Ready", timeout_s=120)
     wait(lambda: _answers(), "the version answers again", 60)
