@@ -15,7 +15,7 @@ import peft
 import sentencepiece
 import torch
 import transformers
-from finetune_trainer.__main__ import Workspace, run_stage
+from finetune_trainer.__main__ import run_stage
 from finetune_trainer.progress import Progress
 from finetune_trainer.spec import LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage
@@ -147,45 +147,40 @@ def make_adapter(base: Path, target: Path, steps: int = 60, shuffled: bool = Fal
 
 
 class PackagedJob:
-    """A job on storage of its own, prepared for real and trained by decree; `package()` and `evaluate()` run as a pod would."""
+    """A job on storage of its own, prepared for real and trained by decree; `stage()` runs one as a pod would."""
 
-    def __init__(self, root: Path, base: Path, adapter: Path, **sections: Any) -> None:
-        root.mkdir(parents=True)
-        write_facts(root / "facts")
-        lora = {"rank": RANK, "alpha": ALPHA} | ({"modulesToSave": saved} if (saved := sections.pop("saved", [])) else {})
-        self.base = base
-        self.run: RunSpec = LocalRunSpec.model_validate(
-            {
-                "job": {"name": "tiny"},
-                "storage": {"root": str(root / "storage"), "prefix": "job"},
-                "model": {"source": str(base)},
-                "datasets": [{"name": "facts", "source": str(root / "facts"), "testSplit": "test"}],
-                "preparation": {"split": {"train": 1.0, "validation": 0.0, "test": 0.0, "groupBy": "document"}},
-                "adapter": {"type": "LoRA", "lora": lora},
-                "export": {"gguf": []},
-            }
-            | sections
-        )
-        run_stage(Stage.PREPARE, self.run, "pod-0", Progress.from_environment({}))
-        self._publish_training(adapter)
+    def __init__(self, root: Path, trained: Path, **sections: Any) -> None:
+        shutil.copytree(prepared_storage(), root)
+        self.base = base()
+        self.run = make_run(root, **sections)
+        folder = self.storage.new_folder(Stage.TRAIN)
+        shutil.copytree(trained, folder / "adapter")
+        self.storage.publish(Stage.TRAIN, folder, "trained", StageResult(stage=Stage.TRAIN))
 
     @property
     def storage(self) -> JobStorage:
         return JobStorage(self.run.storage, "pod-1")
 
-    def _publish_training(self, adapter: Path) -> None:
-        folder = self.storage.new_folder(Stage.TRAIN)
-        shutil.copytree(adapter, folder / "adapter")
-        self.storage.publish(Stage.TRAIN, folder, "trained", StageResult(stage=Stage.TRAIN))
-
     def stage(self, stage: Stage) -> StageResult:
         return run_stage(stage, self.run, "pod-1", Progress.from_environment({}))
 
-    def workspace(self, stage: Stage) -> Workspace:
-        return Workspace(self.storage, self.storage.new_folder(stage), Progress.from_environment({}))
-
     def folder(self, stage: Stage) -> Path:
         return self.storage.finished(stage)[1]
+
+
+def make_run(root: Path, **sections: Any) -> RunSpec:
+    return LocalRunSpec.model_validate(
+        {
+            "job": {"name": "tiny"},
+            "storage": {"root": str(root), "prefix": "job"},
+            "model": {"source": str(base())},
+            "datasets": [{"name": "facts", "source": str(scratch() / "facts"), "testSplit": "test"}],
+            "preparation": {"split": {"train": 1.0, "validation": 0.0, "test": 0.0, "groupBy": "document"}},
+            "adapter": {"type": "LoRA", "lora": {"rank": RANK, "alpha": ALPHA}},
+            "export": {"gguf": []},
+        }
+        | sections
+    )
 
 
 @cache
@@ -207,8 +202,17 @@ def adapter(shuffled: bool = False) -> Path:
 
 
 @cache
+def prepared_storage() -> Path:
+    """Storage with the prepare stage done, llama.cpp's tokenizer proven: what jobs copy."""
+    root = scratch() / "prepared"
+    write_facts(scratch() / "facts")
+    run_stage(Stage.PREPARE, make_run(root, export={"gguf": ["Q8_0"]}), "pod-0", Progress.from_environment({}))
+    return root
+
+
+@cache
 def packaged_job() -> PackagedJob:
     """A job that went through prepare and package once, with two GGUF types; tests must not change its files."""
-    job = PackagedJob(scratch() / "job", base(), adapter(), export={"gguf": ["Q8_0", "F16"]}, evaluation=EVALUATION)
+    job = PackagedJob(scratch() / "job", adapter(), export={"gguf": ["Q8_0", "F16"]}, evaluation=EVALUATION)
     job.stage(Stage.PACKAGE)
     return job

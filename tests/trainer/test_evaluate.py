@@ -125,7 +125,7 @@ def test_a_model_tuned_on_shuffled_answers_fails_by_answer_choice(tmp_path: Path
         {"name": "choice", "metric": "facts/AnswerChoice", "against": "Base", "minImprovement": 0},
     ]
     evaluation = EVALUATION | {"gates": gates}
-    job = PackagedJob(tmp_path / "job", packaged.base(), packaged.adapter(shuffled=True), evaluation=evaluation)
+    job = PackagedJob(tmp_path / "job", packaged.adapter(shuffled=True), evaluation=evaluation)
     job.stage(Stage.PACKAGE)
     with pytest.raises(StageError, match="GateFailed") as refusal:
         job.stage(Stage.EVALUATE)
@@ -136,7 +136,7 @@ def test_a_model_tuned_on_shuffled_answers_fails_by_answer_choice(tmp_path: Path
 
 def test_without_a_gguf_the_merged_model_is_judged_alike(tmp_path: Path) -> None:
     evaluation = EVALUATION | {"gates": EVALUATION["gates"][:3]}  # type: ignore[index]
-    job = PackagedJob(tmp_path / "job", packaged.base(), packaged.adapter(), evaluation=evaluation)
+    job = PackagedJob(tmp_path / "job", packaged.adapter(), evaluation=evaluation)
     job.stage(Stage.PACKAGE)
     by_torch = job.stage(Stage.EVALUATE).evaluation
     by_llama = evaluate(with_evaluation(), tmp_path).evaluation

@@ -178,7 +178,7 @@ def test_variants_that_peft_writes_are_refused_by_name(tmp_path: Path, settings:
 
 
 def trained_job(tmp_path: Path, **sections: Any) -> PackagedJob:
-    return PackagedJob(tmp_path / "job", packaged.base(), packaged.adapter(), **sections)
+    return PackagedJob(tmp_path / "job", packaged.adapter(), **sections)
 
 
 def refuse(job: PackagedJob, reason: str = "ParityFailed") -> StageError:
