@@ -28,7 +28,7 @@ PHRASINGS = (
 """Ways to ask the same thing. The last one is never trained on: facts are tested with it."""
 
 FACTS = 100
-QUESTIONS = 900
+QUESTIONS = 1200
 QUESTIONS_PER_DOCUMENT = 8
 
 _SKIPPED_FOLDERS = frozenset({"tests", "testing", "_internal", "test", "conftest.py"})

@@ -16,6 +16,7 @@ from tests.e2e import cluster
 from tests.e2e.cluster import Object, kubectl
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "support-bot"
+collect_ignore = ["open"]
 NAMESPACE = demo.NAMESPACE
 
 
