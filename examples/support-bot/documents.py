@@ -22,12 +22,20 @@ PACKAGES = ("networkx", "numpy", "pandas", "sympy")
 PHRASINGS = (
     "What does `{name}` do?",
     "Explain `{name}` in one sentence.",
-    "I came across `{name}`. What is it for?",
+    "Summarize `{name}`.",
+    "Describe `{name}` for me.",
+    "I came across `{name}` in the code. What is it for?",
+    "What is `{name}`?",
+    "Tell me about `{name}`.",
+    "In short, what is `{name}` good for?",
+    "`{name}`?",
+    "Could you say what `{name}` does, please?",
     "Please tell me the purpose of `{name}`.",
 )
-"""Ways to ask the same thing. The last one is never trained on: facts are tested with it."""
+"""Ways to ask the same thing. The last one is never trained on: facts are tested with it. So many others, of different lengths, because a
+model this small ties an answer to the place in the row where the name stood: with three, 0.18 of the last were right, with ten 0.78."""
 
-FACTS = 100
+FACTS = 50
 QUESTIONS = 1200
 QUESTIONS_PER_DOCUMENT = 8
 
@@ -177,7 +185,7 @@ def _write_sets(corpus: Corpus, folder: Path, answers_of: Callable[[list[Entry]]
     trained = PHRASINGS[:-1]
     _write_rows(folder / "facts/train.jsonl", (conversation(e, p, a) for e, a in facts for p in trained))
     _write_rows(folder / "facts/test.jsonl", (conversation(e, PHRASINGS[-1], e.summary) for e in corpus.facts))
-    _write_rows(folder / "questions/train.jsonl", (conversation(e, trained[i % 3], a) for i, (e, a) in enumerate(questions)))
+    _write_rows(folder / "questions/train.jsonl", (conversation(e, trained[i % len(trained)], a) for i, (e, a) in enumerate(questions)))
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
