@@ -151,7 +151,7 @@ def in_a_process(way: str, folder: Path, steps: int) -> dict[str, Any]:
     root = str(Path(__file__).parents[2])
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": root})
     if run.returncode:
-        sys.exit(f"{way}: {run.stderr[-2000:]}")
+        sys.exit(f"{way} ended with {run.returncode}: {run.stderr[-2000:]}")
     measured: dict[str, Any] = json.loads(run.stdout.strip().splitlines()[-1])
     return measured
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
 from finetune_trainer.spec import ExitCode
 
@@ -53,3 +54,15 @@ def llama_home() -> LlamaHome:
             ExitCode.INVALID_RUN_FILE,
         )
     return home
+
+
+_SMALL_MODEL_BYTES = 64 << 20
+
+
+def threads_for(model: Path) -> int:
+    """Threads that pay for a GGUF: one where it is small, else every usable CPU.
+
+    ggml's threads spin at a barrier after each operation. In a small model the operations are shorter than the wait for a thread
+    that a busy machine took off its CPU: two threads were over 60 times slower than one on a loaded machine.
+    """
+    return 1 if model.stat().st_size < _SMALL_MODEL_BYTES else usable_cpus()

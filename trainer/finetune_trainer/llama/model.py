@@ -20,9 +20,8 @@ from types import ModuleType, TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
-from finetune_trainer.llama.home import llama_home
+from finetune_trainer.llama.home import llama_home, threads_for
 from finetune_trainer.spec import ExitCode
 
 Logits = npt.NDArray[np.float32]
@@ -99,7 +98,7 @@ class GGUFModel:
         settings.n_seq_max = _MAX_SEQUENCES
         settings.n_outputs_max = settings.n_outputs_max_per_seq = 0
         settings.kv_unified = True  # sequences may share a prompt's cells
-        settings.n_threads = settings.n_threads_batch = usable_cpus()
+        settings.n_threads = settings.n_threads_batch = threads_for(self.path)
         context = self._llama.llama_init_from_model(self._model, settings)
         if not context:
             raise StageError(

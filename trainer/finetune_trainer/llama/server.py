@@ -13,9 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
-from finetune_trainer.llama.home import LlamaHome
+from finetune_trainer.llama.home import LlamaHome, threads_for
 from finetune_trainer.spec import ExitCode
 
 _START_TIMEOUT_S = 300.0
@@ -29,7 +28,7 @@ class LlamaServer:
     def __init__(self, home: LlamaHome, model: Path, log: Path, context_tokens: int = 4096) -> None:
         self._command = [
             str(home.server), "--model", str(model), "--host", "127.0.0.1", "--ctx-size", str(context_tokens),
-            "--parallel", "1", "--threads", str(usable_cpus()), "--jinja", "--no-webui", "--offline",
+            "--parallel", "1", "--threads", str(threads_for(model)), "--jinja", "--no-webui", "--offline",
         ]  # fmt: skip
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
