@@ -154,7 +154,7 @@ class PackagedJob:
         self.base = base()
         self.run = make_run(root, **sections)
         folder = self.storage.new_folder(Stage.TRAIN)
-        shutil.copytree(trained, folder / "adapter")
+        shutil.copytree(trained, folder / ("adapter" if self.run.adapter.type == "LoRA" else "model"))
         self.storage.publish(Stage.TRAIN, folder, "trained", StageResult(stage=Stage.TRAIN))
 
     @property

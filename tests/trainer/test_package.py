@@ -78,6 +78,23 @@ def test_the_base_is_cached_by_content_and_not_published() -> None:
     assert not list(job.folder(Stage.PACKAGE).rglob("base*"))
 
 
+def test_full_weights_are_packaged_as_they_were_trained(tmp_path: Path) -> None:
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    tensors = load_file(packaged.base() / "model.safetensors")
+    moved = {name: weight + 0.02 * torch.randn_like(weight) if weight.ndim > 1 else weight for name, weight in tensors.items()}
+    save_file(moved, trained / "model.safetensors", {"format": "pt"})
+    (trained / "config.json").write_bytes((packaged.base() / "config.json").read_bytes())
+    job = PackagedJob(tmp_path / "job", trained, adapter={"type": "None"})
+    result = job.stage(Stage.PACKAGE)
+    assert [artifact.name for artifact in result.artifacts] == ["merged"]
+    assert [(report.format, report.verdict) for report in result.parity] == [("Merged", "Passed")]
+    assert result.parity[0].mean_kl < 1e-9
+    published = job.folder(Stage.PACKAGE) / "merged"
+    assert (published / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    assert (published / "tokenizer.model").exists()
+
+
 # -------------------------------------------------------------------------------------------------------- merges against PEFT's own
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +169,6 @@ def test_checksums_are_those_of_sha256sum(tmp_path: Path) -> None:
     write_checksums(tmp_path)
     assert (tmp_path / "SHA256SUMS").read_text() == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  sub/a\n"
     if shutil.which("sha256sum"):
-        import subprocess
-
         assert subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path, capture_output=True).returncode == 0
 
 
@@ -176,3 +176,10 @@ def test_no_machine_path_gets_into_a_card() -> None:
     assert hub_name("hf://org/name") == "org/name"
     assert hub_name("pvc://claim/base") == "pvc://claim/base"
     assert hub_name("/work/secret/base") == "base"
+
+
+@pytest.mark.parametrize("module", ["finetune_trainer.evaluate.stage", "finetune_trainer.package.stage"])
+def test_a_stage_starts_without_torch(module: str) -> None:
+    """package needs torch for its reference only, evaluate not at all where a GGUF is served."""
+    code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

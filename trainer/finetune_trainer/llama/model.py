@@ -27,6 +27,8 @@ from finetune_trainer.spec import ExitCode
 Logits = npt.NDArray[np.float32]
 _OUTPUT_FLOATS = 1 << 25
 """Logits held at once: 128 MiB."""
+_GROUP_CELLS = 512
+"""Cells that rows of one decode share: every token attends over all of them, masked or not, so more rows at once cost more each."""
 _MAX_SEQUENCES = 128  # llama.cpp allows LLAMA_MAX_SEQ = 256
 
 
@@ -195,7 +197,7 @@ class GGUFModel:
         Errors: StageError(RowTooLong) where one alone does not fit.
         """
         outputs = max(1, min(self.cells, _OUTPUT_FLOATS // self.vocabulary_size))
-        limits = (self.cells, _MAX_SEQUENCES, outputs)
+        limits = (min(self.cells, _GROUP_CELLS), _MAX_SEQUENCES, outputs)
         group: list[int] = []
         used = (0, 0, 0)
         for index, size in enumerate(sizes):
