@@ -94,12 +94,12 @@ def trainer() -> tuple[int, str]:
 
 def api() -> tuple[int, str]:
     install.cluster("up")
+    install.cluster("tools", "--all")  # kstatus as well
     return pytest("api", install.cluster_environment())
 
 
 def e2e() -> tuple[int, str]:
     install.cluster("up")
-    install.cluster("tools", "--all")  # kstatus as well
     images = install.install()
     return pytest("e2e", {**install.cluster_environment(), **{f"FINETUNE_IMAGE_{name.upper()}": tag for name, tag in images.items()}})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -71,12 +70,15 @@ def wait(probe: Callable[[], T | None], what: str, timeout_s: float, every_s: fl
         time.sleep(every_s)
 
 
-def wait_for_condition(kind: str, name: str, namespace: str, type: str, status: str = "True", timeout_s: float = 300) -> Object:
-    """The object once the condition has the status; fails early, with what describe shows, where the object has failed."""
+def wait_for_condition(
+    kind: str, name: str, namespace: str, type: str, status: str = "True", timeout_s: float = 300, says: str = ""
+) -> Object:
+    """The object once the condition has the status, and its message says this; fails early, with what describe shows, where it has ended."""
 
     def probe() -> Object | None:
         item = get(kind, name, namespace)
-        if condition(item, type)["status"] == status:
+        found = condition(item, type)
+        if found["status"] == status and says in found["message"]:
             return item
         ended = condition(item, "Succeeded")
         if kind == "finetunejob" and ended["status"] in ("True", "False") and type != "Succeeded":
@@ -85,8 +87,9 @@ def wait_for_condition(kind: str, name: str, namespace: str, type: str, status: 
             raise AssertionError(f"{name} ended: {ended['reason']}: {ended['message']}\n{stage_logs(name, namespace)}")
         return None
 
+    what = f"{kind} {name}: {type}={status}" + (f" with a message that says {says!r}" if says else "")
     try:
-        return wait(probe, f"{kind} {name}: {type}={status}", timeout_s)
+        return wait(probe, what, timeout_s)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{kubectl('describe', kind, name, '-n', namespace)[-3000:]}") from None
 
@@ -101,8 +104,3 @@ def _log(pod: str, namespace: str) -> str:
         return kubectl("logs", pod, "-n", namespace, "--tail=20")
     except KubectlFailed as error:
         return str(error)
-
-
-def image(name: str) -> str:
-    """Reference of an image that was given to the nodes: operator, trainer or server."""
-    return os.environ[f"FINETUNE_IMAGE_{name.upper()}"]

@@ -16,8 +16,12 @@ from tests.e2e import cluster
 from tests.e2e.cluster import Object, kubectl
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "support-bot"
-collect_ignore = ["open"]
 NAMESPACE = demo.NAMESPACE
+
+
+def images() -> dict[str, str]:
+    """References of the images that were given to the nodes."""
+    return {name: os.environ[f"FINETUNE_IMAGE_{name.upper()}"] for name in ("operator", "trainer", "server")}
 
 
 @pytest.fixture(scope="session")
@@ -32,17 +36,15 @@ def namespace() -> str:
 @pytest.fixture(scope="session")
 def base(namespace: str) -> str:
     """The claim that holds the base model and the data, made by the example's own Job."""
-    images = {name: cluster.image(name) for name in ("operator", "trainer", "server")}
-    demo.make_base(demo.Kubectl(), images)
+    demo.make_base(demo.Kubectl(), images())
     return demo.JOB
 
 
 @pytest.fixture(scope="session")
 def example(base: str, namespace: str) -> Object:
     """The example's FineTuneJob, run to its end; its ModelVersion in production."""
-    images = {name: cluster.image(name) for name in ("operator", "trainer", "server")}
     kube = demo.Kubectl()
-    demo.apply(kube, "finetunejob.yaml", images)
+    demo.apply(kube, "finetunejob.yaml", images())
     demo.follow(kube)
     demo.roll_out(kube)
     return cluster.get("finetunejob", demo.JOB, namespace)

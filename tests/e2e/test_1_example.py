@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from tests import demo
 from tests.e2e import cluster
 from tests.e2e.cluster import Object, condition, kubectl, wait
+from tests.e2e.conftest import EXAMPLE, images
 from tests.e2e.load import Load
 
 JOB = demo.JOB
@@ -60,10 +63,19 @@ def test_it_moved_while_it_trained(example: Object, namespace: str) -> None:
     assert progress["percent"] == 100 or progress["stage"] == "evaluate"
 
 
+def test_facts_are_answered_word_for_word_in_a_phrasing_that_was_never_trained(example: Object, namespace: str) -> None:
+    """Asked of the version in production, through the gateway, by the example's own script."""
+    rows = demo.held_out_rows(demo.Kubectl(), images(), namespace)
+    assert len(rows.splitlines()) >= 50
+    script = [sys.executable, str(EXAMPLE / "check.py"), "-", "--url", demo.GATEWAY, "--host", demo.HOSTNAME, "--min", "0.8"]
+    done = subprocess.run(script, input=rows, capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_applying_it_again_changes_nothing(example: Object, namespace: str) -> None:
     before = cluster.get("finetunejob", JOB, namespace)["metadata"]
-    images = {name: cluster.image(name) for name in ("operator", "trainer", "server")}
-    demo.apply(demo.Kubectl(), "finetunejob.yaml", images)
+    demo.apply(demo.Kubectl(), "finetunejob.yaml", images())
     time.sleep(5)
     after = cluster.get("finetunejob", JOB, namespace)["metadata"]
     assert (after["resourceVersion"], after["generation"]) == (before["resourceVersion"], before["generation"])
@@ -83,8 +95,7 @@ def test_deleting_the_job_leaves_production_serving_and_the_same_job_trains_noth
     cluster.delete("pod", pod["metadata"]["name"], namespace, "--wait", "--timeout=120s")
     cluster.wait_for_condition("modelversion", version, namespace, "Ready", timeout_s=120)
     wait(lambda: _answers(), "the version answers again", 60)
-    images = {name: cluster.image(name) for name in ("operator", "trainer", "server")}
-    demo.apply(demo.Kubectl(), "finetunejob.yaml", images)
+    demo.apply(demo.Kubectl(), "finetunejob.yaml", images())
     job = cluster.wait_for_condition("finetunejob", JOB, namespace, "Succeeded", timeout_s=30)
     assert condition(job, "Succeeded")["reason"] == "AlreadyPublished"
     assert cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={JOB}") == []

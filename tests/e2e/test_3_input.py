@@ -10,7 +10,7 @@ import pytest
 from tests.demo import JOB
 from tests.e2e import cluster
 from tests.e2e.cluster import Object, condition, kubectl, wait
-from tests.e2e.conftest import quick_job
+from tests.e2e.conftest import images, quick_job
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ printf '%s\\n%s\\n' '{good}' '{{"messages": [' > /claim/bad/broken/train.jsonl
             "containers": [
                 {
                     "name": "plant",
-                    "image": cluster.image("operator"),
+                    "image": images()["operator"],
                     "command": ["sh", "-c", script],
                     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                     "volumeMounts": [{"name": "claim", "mountPath": "/claim"}],
@@ -53,7 +53,12 @@ def gpu_jobs(name: str, namespace: str) -> list[Object]:
     return cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={name},finetune-operator.io/stage=train")
 
 
-BAD_DATA = {"broken": ("InvalidDataset", "line 2"), "empty": ("", "faq"), "missing": ("", "faq")}
+BAD_DATA = {
+    "broken": ("InvalidDataset", "line 2"),
+    "empty": ("EmptyDataset", "faq"),
+    "missing": ("DatasetNotFound", "faq"),
+}
+"""Folder → (reason, what the message names)."""
 
 
 @pytest.mark.parametrize("folder", BAD_DATA)
@@ -65,8 +70,7 @@ def test_bad_data_ends_the_job_before_a_gpu(folder: str, planted: str, namespace
     prepared = condition(job, "Prepared")
     print(prepared["reason"], prepared["message"])
     assert prepared["status"] == "False"
-    if reason:
-        assert prepared["reason"] == reason
+    assert prepared["reason"] == reason
     assert says in prepared["message"]
     assert gpu_jobs(name, namespace) == []
     assert len(job["status"]["attempts"]) == 1, "a wrong input is not tried again"
@@ -154,9 +158,25 @@ def test_a_quota_is_told_in_the_apis_words(base: str, namespace: str, job_name: 
     wait(lambda: cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}"), "the job goes on by itself", 90)
 
 
+def test_a_pod_that_admission_refuses_is_told_in_its_words(base: str, namespace: str, job_name: str) -> None:
+    limits = {
+        "apiVersion": "v1",
+        "kind": "LimitRange",
+        "metadata": {"name": "small-pods", "namespace": namespace},
+        "spec": {"limits": [{"type": "Container", "max": {"memory": "64Mi"}}]},
+    }
+    cluster.apply(limits)
+    try:
+        cluster.apply(quick_job(job_name))
+        cluster.wait_for_condition("finetunejob", job_name, namespace, "ResourcesApplied", "False", 60, says="maximum memory usage")
+        assert cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}") == []
+    finally:
+        cluster.delete("limitrange", "small-pods", namespace)
+    wait(lambda: cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}"), "the job goes on by itself", 90)
+
+
 def test_more_gpus_than_any_node_has_is_said_and_not_terminal(base: str, namespace: str, job_name: str) -> None:
     cluster.apply(quick_job(job_name, resources={"gpusPerNode": 8, "memory": "2Gi", "cpu": "1"}))
-    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Stalled", timeout_s=240)
-    assert "Insufficient nvidia.com/gpu" in condition(job, "Stalled")["message"]
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Stalled", timeout_s=300, says="Insufficient nvidia.com/gpu")
     assert any("8 GPUs" in warning for warning in job["status"]["plan"]["warnings"])
     assert condition(job, "Succeeded")["status"] == "Unknown"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import time
 
 import pytest
 
 from tests.e2e import cluster
-from tests.e2e.cluster import GROUP, OPERATOR_NAMESPACE, kubectl, wait
+from tests.e2e.cluster import GROUP, OPERATOR_NAMESPACE, Object, kubectl, wait
 from tests.e2e.conftest import quick_job
 
 LONG = {"maxSteps": 400, "learningRate": 0.001, "globalBatchSize": 8, "perDeviceBatchSize": 2, "maxLength": 256}
@@ -53,8 +55,87 @@ def test_an_operator_killed_again_and_again_loses_and_repeats_nothing(base: str,
         cluster.delete("finetunejob", again["metadata"]["name"], namespace, "--wait=false")
 
 
+def _training(name: str, namespace: str) -> Object | None:
+    job = cluster.get("finetunejob", name, namespace)
+    progress = job["status"].get("progress") or {}
+    return job if progress.get("stage") == "train" and progress.get("step", 0) >= 1 else None
+
+
+def test_progress_moves_suspend_saves_and_going_on_resumes(base: str, namespace: str, job_name: str) -> None:
+    cluster.apply(quick_job(job_name, training=LONG))
+    job = wait(lambda: _training(job_name, namespace), "training has begun", 240)
+    assert job["status"]["display"]["progress"].endswith("%")
+    first = job["status"]["progress"]["step"]
+    wait(
+        lambda: (cluster.get("finetunejob", job_name, namespace)["status"].get("progress") or {}).get("step", 0) > first,
+        "progress moves",
+        60,
+    )
+    cluster.patch("finetunejob", job_name, namespace, {"spec": {"suspend": True}})
+    asked = time.monotonic()
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Suspended", timeout_s=150)
+    print(f"suspended after {time.monotonic() - asked:.0f} s")
+    assert cluster.items("pods", namespace, f"{GROUP}/finetunejob={job_name},{GROUP}/stage=train") == []
+    assert job["status"]["phase"] == "Suspended"
+    cluster.patch("finetunejob", job_name, namespace, {"spec": {"suspend": False}})
+    pod = wait(lambda: _running_train_pod(job_name, namespace), "a new pod", 120)
+    assert wait(lambda: _resumed_at(pod, namespace), "the log says where it goes on", 120) >= first
+
+
+def _resumed_at(pod: str, namespace: str) -> int | None:
+    found = re.search(r"resuming at step (\d+) of", kubectl("logs", pod, "-n", namespace))
+    return int(found[1]) if found else None
+
+
+def _running_train_pod(name: str, namespace: str) -> str | None:
+    pods = cluster.items("pods", namespace, f"{GROUP}/finetunejob={name},{GROUP}/stage=train")
+    return next((pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"), None)
+
+
+def test_a_pod_killed_in_training_is_resumed_and_a_deleted_job_leaves_nothing(base: str, namespace: str, job_name: str) -> None:
+    cluster.apply(quick_job(job_name, training=LONG))
+    job = wait(lambda: _training(job_name, namespace), "training has begun", 240)
+    pod = wait(lambda: _running_train_pod(job_name, namespace), "the train pod", 10)
+    kubectl("delete", "pod", pod, "-n", namespace, "--wait=false")
+    killed_at = job["status"]["progress"]["step"]
+    job = wait(lambda: _second_attempt(job_name, namespace), "a second attempt", 180)
+    print(job["status"]["attempts"][-1])
+    assert job["status"]["attempts"][-1]["counted"] is False, "a pod stopped from outside costs no attempt"
+    again = wait(lambda: _running_train_pod(job_name, namespace), "its pod", 120)
+    assert wait(lambda: _resumed_at(again, namespace), "the log says where it goes on", 120) >= killed_at
+    cluster.delete("finetunejob", job_name, namespace, "--wait", "--timeout=60s")
+    claims = f"{GROUP}/finetunejob={job_name}"
+    wait(lambda: not any(cluster.items(kind, namespace, claims) for kind in ("jobs", "pods", "pvc")), "nothing is left", 150)
+
+
+def _second_attempt(name: str, namespace: str) -> Object | None:
+    job = cluster.get("finetunejob", name, namespace)
+    return job if job["status"].get("attemptCount", 1) >= 2 and job["status"]["attempt"]["stage"] == "train" else None
+
+
+def test_a_job_deleted_while_the_operator_is_down_leaves_nothing(base: str, namespace: str, job_name: str) -> None:
+    cluster.apply(quick_job(job_name))
+    wait(lambda: stage_jobs(job_name, namespace), "its first stage", 60)
+    kubectl("scale", "deployment/finetune-operator", "-n", OPERATOR_NAMESPACE, "--replicas=0")
+    try:
+        wait(lambda: not operator_pods(), "the operator is down", 60)
+        cluster.delete("finetunejob", job_name, namespace, "--wait", "--timeout=60s")
+        mine = f"{GROUP}/finetunejob={job_name}"
+        wait(lambda: not any(cluster.items(kind, namespace, mine) for kind in ("jobs", "pods", "pvc")), "nothing is left", 180)
+    finally:
+        kubectl("scale", "deployment/finetune-operator", "-n", OPERATOR_NAMESPACE, "--replicas=2")
+        kubectl("rollout", "status", "deployment/finetune-operator", "-n", OPERATOR_NAMESPACE, "--timeout=120s")
+
+
 @pytest.mark.parametrize("verb", ["get", "list", "create", "update"])
 def test_the_operator_has_no_right_on_secrets(verb: str, namespace: str) -> None:
     account = f"system:serviceaccount:{OPERATOR_NAMESPACE}:finetune-operator"
     shown = subprocess.run(["kubectl", "auth", "can-i", verb, "secrets", "-n", namespace, "--as", account], capture_output=True, text=True)
     assert shown.stdout.strip() == "no"
+
+
+def test_the_operator_measures_itself_and_answers_its_probes() -> None:
+    helm = subprocess.run(
+        ["helm", "test", "finetune-operator", "-n", OPERATOR_NAMESPACE, "--timeout", "90s"], capture_output=True, text=True
+    )
+    assert helm.returncode == 0, helm.stdout + helm.stderr
