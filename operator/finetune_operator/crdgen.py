@@ -24,6 +24,8 @@ Schema = dict[str, Any]
 _MUTABLE = "x-finetune-mutable"
 _DROPPED = ("title", "$defs", "additionalProperties", "propertyNames", "discriminator", _MUTABLE)
 _BOUNDS = {"string": ("maxLength", "enum", "format"), "array": ("maxItems",), "object": ("maxProperties",)}
+_UNSEEN = {"observedGeneration": -1}
+"""Status of an object that no operator has looked at: without any, kstatus (Helm --wait, Flux) takes it for finished."""
 _NAME_RULE = (
     "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
     "metadata.name: at most 40 lower-case letters, digits and dashes, a letter first: children are named after it",
@@ -242,7 +244,7 @@ def _root(kind: Kind, spec: Schema, status: Schema) -> Schema:
             "kind": {"type": "string", "maxLength": 256},
             "metadata": {"type": "object"},
             "spec": {"description": "What is asked.", **spec},
-            "status": {"description": "What is true; written by the operator.", **status},
+            "status": {"description": "What is true; written by the operator.", "default": dict(_UNSEEN), **status},
         },
         "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in kind.root_rules],
     }
