@@ -44,6 +44,7 @@ def train(job: TrainingJob) -> Trained:
             trainer.train()
         elif checkpoint.step < last_step:
             job.controls.cadence.start_from(checkpoint.step)
+            log.info("resuming at step %d of %d", checkpoint.step, last_step)
             trainer.train(resume_from_checkpoint=str(checkpoint.folder))
         else:
             trainer.restore(checkpoint.folder)
