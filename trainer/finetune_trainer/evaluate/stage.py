@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.prepared import HeldOutRow, Prepared, load_prepared
@@ -27,7 +27,7 @@ from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.package.base_gguf import base_ggufs
 from finetune_trainer.spec import Answer, EvaluationReport, ExitCode, GateReport, GGUFType, RunSpec, Stage, StageResult
-from finetune_trainer.storage import hash_file, inputs_digest, local_path, write_atomically
+from finetune_trainer.storage import Manifest, hash_file, inputs_digest, local_path, write_atomically
 
 if TYPE_CHECKING:
     from finetune_trainer.__main__ import Workspace
@@ -102,14 +102,14 @@ def judge(run: RunSpec, artifact: str, evidence: Evidence) -> EvaluationReport:
 
 def _gather(run: RunSpec, workspace: Workspace, prepared: Prepared, tests: list[Test]) -> tuple[str, Evidence]:
     """Name of the judged artifact, and what was measured of it and its baselines."""
-    _, package = workspace.storage.finished(Stage.PACKAGE)
+    manifest, package = workspace.storage.finished(Stage.PACKAGE)
     form = served_format(run)
     context = max(2048, context_tokens([row for test in tests for row in test.rows], run.evaluation))
     if form is None:
         tuned = _measure_all(_transformers(_merged(package), prepared), tests, run, _report(workspace, 0.0, 0.5))
         base = _measure_all(_transformers(prepared.model_folder, prepared), tests, run, _report(workspace, 0.5, 1.0))
         return "merged", Evidence(tuned, base, production_absence=_without_gguf(run))
-    artifact = package / "gguf" / f"{run.job.name}-{form.value}.gguf"
+    artifact = judged_file(manifest, package, form)
     work = workspace.folder / ".work"
     baseline = base_ggufs(prepared, workspace.storage, llama_home(), [form], work)[form]
     shutil.rmtree(work)
@@ -123,6 +123,17 @@ def _gather(run: RunSpec, workspace: Workspace, prepared: Prepared, tests: list[
 def served_format(run: RunSpec) -> GGUFType | None:
     """The GGUF type that will serve; None where none is made."""
     return run.served_artifact or (run.export.gguf[0] if run.export.gguf else None)
+
+
+def judged_file(manifest: Manifest, package: Path, form: GGUFType) -> Path:
+    """The GGUF of a type as package named it: one taken over from an older job bears that job's name.
+
+    Errors: StageError(NothingToEvaluate) where package made none.
+    """
+    for artifact in manifest.result.artifacts:
+        if artifact.format == "GGUF" and artifact.name == form.value:
+            return package / "gguf" / PurePosixPath(artifact.uri).name
+    raise StageError("NothingToEvaluate", f"package made no {form.value}; list it in export.gguf")
 
 
 def _report(workspace: Workspace, start: float, end: float) -> Callable[[float], None]:
