@@ -498,6 +498,30 @@ def test_what_keeps_a_pod_from_running_is_said_and_not_terminal(case: tuple[dict
     assert world.condition("Stalled")["status"] == "False"
 
 
+def unschedulable_for(seconds: int, words: str = "0/3 nodes: 3 Insufficient nvidia.com/gpu") -> dict[str, Any]:
+    return {"pods": (PodFact("p", "u", "Pending", unschedulable=words, unschedulable_since=NOW - timedelta(seconds=seconds)),)}
+
+
+def test_a_pod_that_just_waits_for_a_node_is_said_once_and_stalls_only_when_it_lasts() -> None:
+    world = run_to("train")
+    world.set_job("job-train-1", **unschedulable_for(2))
+    made = world.step()
+    assert made.events == ()
+    assert world.condition("Trained")["reason"] == "Unschedulable"
+    assert "Insufficient nvidia.com/gpu" in world.condition("Trained")["message"]
+    assert (world.condition("Stalled")["status"], world.condition("Reconciling")["status"]) == ("False", "True")
+    told = json.dumps(world.job["status"])
+    world.now += timedelta(seconds=5)
+    world.set_job("job-train-1", **unschedulable_for(2, "0/3 nodes: 2 Insufficient nvidia.com/gpu, 1 Insufficient cpu"))
+    again = world.step()
+    assert json.dumps(again.status) == told, "a status write for each change of the scheduler's words"
+    assert again.recheck_at is not None
+    world.now = again.recheck_at
+    assert [event.reason for event in world.step().events] == ["Unschedulable"]
+    assert world.condition("Stalled")["status"] == "True"
+    assert "Insufficient cpu" in world.condition("Stalled")["message"]
+
+
 def test_a_refused_pod_is_reported_in_the_apis_words() -> None:
     world = run_to("train")
     world.set_job("job-train-1", refused="exceeded quota: gpus")

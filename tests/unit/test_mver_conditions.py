@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from finetune_operator.core.conditions import timestamp
 from finetune_operator.core.plan import ActionProblem
 from finetune_operator.modelversion.types import Reason
 
@@ -237,6 +238,21 @@ def test_condition(setup: Setup, type: str, status: str, reason: str, words: str
 
 def test_every_reason_has_a_row() -> None:
     assert {row[3] for row in ROWS} == {reason.value for reason in Reason}
+
+
+@pytest.mark.parametrize("access_mode", ["ReadWriteOnce", "ReadWriteMany"])
+def test_a_server_pod_that_just_waits_for_a_node_stalls_only_when_it_lasts(access_mode: str) -> None:
+    world, name = then(new, claim_is(access_modes=[access_mode]))()
+    condition = UNSCHEDULABLE["conditions"][0] | {"lastTransitionTime": timestamp(world.now)}
+    pod(conditions=[condition])(world, name)
+    world.settle()
+    assert kstatus(world.status(name)["conditions"]) == "InProgress"
+    assert any("0/3 nodes" in c["message"] for c in world.status(name)["conditions"])
+    recheck_at = world.plan().recheck_at
+    assert recheck_at is not None
+    world.now = recheck_at
+    world.settle()
+    assert kstatus(world.status(name)["conditions"]) == "Failed"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from finetune_operator.core import names
+from finetune_operator.core.conditions import parse_timestamp
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observe import job_fact, observe, pod_fact
 from finetune_operator.kube.client import Client
@@ -88,9 +89,11 @@ PODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no node fits": (
         {
             "phase": "Pending",
-            "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}],
+            "conditions": [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes", "lastTransitionTime": TIME}
+            ],
         },
-        {"unschedulable": "0/3 nodes"},
+        {"unschedulable": "0/3 nodes", "unschedulable_since": parse_timestamp(TIME)},
     ),
     "out of memory": (
         {

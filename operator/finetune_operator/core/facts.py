@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from finetune_operator.core.names import Object
+
+SCHEDULING_GRACE = timedelta(seconds=30)
+"""How long a pod without a node is no news: another one is finishing, or a volume is being made."""
 
 
 @dataclass(frozen=True)

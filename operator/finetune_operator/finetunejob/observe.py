@@ -104,6 +104,7 @@ def pod_fact(pod: Object) -> PodFact:
         index=int((metadata.get("labels") or {}).get(_INDEX_LABEL, "0")),
         waiting=_waiting([*(status.get("initContainerStatuses") or []), *containers]),
         unschedulable=scheduled.get("message") if scheduled.get("reason") == "Unschedulable" else None,
+        unschedulable_since=_moment(scheduled.get("lastTransitionTime")) if scheduled.get("reason") == "Unschedulable" else None,
         exit_code=ended.get("exitCode"),
         terminated_reason=ended.get("reason") or status.get("reason"),
         message=ended.get("message"),

@@ -24,6 +24,7 @@ class PodFact:
     index: int = 0
     waiting: tuple[str, str] | None = None
     unschedulable: str | None = None
+    unschedulable_since: datetime | None = None
     exit_code: int | None = None
     terminated_reason: str | None = None
     message: str | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from finetune_trainer.spec import Stage, StageResult
 
 from finetune_operator.core.conditions import cut, parse_timestamp, timestamp
+from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import stage_job_name
 from finetune_operator.core.plan import Create, Delete
 from finetune_operator.finetunejob.draft import Draft
@@ -32,6 +34,15 @@ _PHASE: dict[Stage, Phase] = {
 }
 _ATTEMPTS_KEPT = 20
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What keeps a pod from running. Before `lasts_at` it may pass by itself; from then on, or where it is None, a person is needed."""
+
+    reason: str
+    message: str
+    lasts_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ def _run_stage(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool | Fail
     if fact and fact.state == "Failed":
         return _failed(draft, spec, stage, fact)
     if fact:
-        _wait(draft, spec, stage, fact)
+        _wait(draft, stage, fact)
         return True
     return _create(draft, spec, stage)
 
@@ -247,40 +258,48 @@ def _create(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool:
 # --------------------------------------------------------------------------------------------------------------- while it runs
 
 
-def _wait(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) -> None:
-    trouble = _trouble(fact, spec)
+def _wait(draft: Draft, stage: Stage, fact: JobFact) -> None:
+    trouble = _trouble(fact)
     if trouble:
-        if _reason(draft, ConditionType.STALLED) != trouble[0]:
-            draft.event(trouble[0], trouble[1], warning=True)
-        draft.stalled = trouble
-        draft.set(CONDITION[stage], "False", *trouble)
+        _tell(draft, stage, trouble)
         return
     if draft.status_of(CONDITION[stage]) != "False" or _reason(draft, CONDITION[stage]) != "Running":
         draft.set(CONDITION[stage], "False", "Running", f"stage {stage} is under way")
     _take_progress(draft, stage)
 
 
-def _trouble(fact: JobFact, spec: FineTuneJobSpec) -> tuple[str, str] | None:
-    """What keeps a pod from running and will not pass by itself, in kubelet's, scheduler's or admission's words."""
+def _tell(draft: Draft, stage: Stage, trouble: Trouble) -> None:
+    """The stage says at once what it waits for, in the words it was first seen with; Stalled says it when it lasts."""
+    if trouble.lasts_at and trouble.lasts_at > draft.now:
+        if _reason(draft, CONDITION[stage]) != trouble.reason:
+            draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
+        draft.recheck(trouble.lasts_at)
+        return
+    if _reason(draft, ConditionType.STALLED) != trouble.reason:
+        draft.event(trouble.reason, trouble.message, warning=True)
+    draft.stalled = (trouble.reason, trouble.message)
+    draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
+
+
+def _trouble(fact: JobFact) -> Trouble | None:
+    """What keeps a pod from running, in kubelet's, scheduler's or admission's words."""
     if fact.refused and not fact.pods:
-        return "PodRefused", fact.refused
-    for pod in fact.pods:
-        found = _pod_trouble(pod, spec)
-        if found:
-            return found
-    return None
+        return Trouble("PodRefused", fact.refused)
+    return next((found for pod in fact.pods if (found := _pod_trouble(pod))), None)
 
 
-def _pod_trouble(pod: PodFact, spec: FineTuneJobSpec) -> tuple[str, str] | None:
+def _pod_trouble(pod: PodFact) -> Trouble | None:
     if pod.waiting and pod.waiting[0] not in _STARTING:
         reason, message = pod.waiting
-        return reason, f"pod {pod.name}: {message or reason}; it goes on by itself once this is mended"
+        return Trouble(reason, f"pod {pod.name}: {message or reason}; it goes on by itself once this is mended")
     if pod.unschedulable:
-        return "Unschedulable", f"pod {pod.name}: {pod.unschedulable}"
+        lasts_at = pod.unschedulable_since + SCHEDULING_GRACE if pod.unschedulable_since else None
+        return Trouble("Unschedulable", f"pod {pod.name}: {pod.unschedulable}; it goes on by itself once a node has room", lasts_at)
     if pod.deleting and pod.disruption:
-        return "NodeLost", (
+        return Trouble(
+            "NodeLost",
             f"pod {pod.name} is on a lost node and its volume cannot move; bring node {pod.node} back or free it with: "
-            f"kubectl delete pod {pod.name} --grace-period=0 --force"
+            f"kubectl delete pod {pod.name} --grace-period=0 --force",
         )
     return None
 

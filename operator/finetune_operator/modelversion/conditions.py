@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from finetune_operator.core.conditions import Condition, Status, find
-from finetune_operator.core.facts import ClaimFact
+from finetune_operator.core.facts import SCHEDULING_GRACE, ClaimFact
 from finetune_operator.core.plan import ActionProblem
 from finetune_operator.modelversion.checks import Finding
 from finetune_operator.modelversion.observed import Observed, PodFact, RouteFact
@@ -48,7 +48,7 @@ class Outlook:
 
 def conditions_of(version: Version, outlook: Outlook) -> list[Condition]:
     """All conditions, in the order of the status. Ready and TrafficAccepted are left out while the version is out of service."""
-    verified, reachable = _verified(version, outlook.observed), _artifacts_reachable(version, outlook.observed)
+    verified, reachable = _verified(version, outlook.observed), _artifacts_reachable(version, outlook)
     applied = _resources_applied(version, outlook.observed)
     serving = [_ready(version, outlook), _traffic_accepted(version, outlook)] if version.in_service else []
     stalled = _stalled(version, outlook, [verified, reachable, applied, *serving])
@@ -89,10 +89,10 @@ def _verified(version: Version, observed: Observed) -> Condition:
     return Condition(ConditionType.VERIFIED, "Unknown", Reason.NOT_READ_YET, "no server has read the artifact yet")
 
 
-def _artifacts_reachable(version: Version, observed: Observed) -> Condition:
+def _artifacts_reachable(version: Version, outlook: Outlook) -> Condition:
     artifact = version.artifact or version.spec.artifacts[0]
     name, _ = claim_and_path(artifact.uri)
-    claim = observed.claims.get(name)
+    claim = outlook.observed.claims.get(name)
 
     def no(reason: Reason, message: str) -> Condition:
         return Condition(ConditionType.ARTIFACTS_REACHABLE, "False", reason, message)
@@ -102,7 +102,7 @@ def _artifacts_reachable(version: Version, observed: Observed) -> Condition:
     if claim.deleting or claim.phase != "Bound":
         state = "being deleted" if claim.deleting else claim.phase
         return no(Reason.CLAIM_NOT_BOUND, f"PersistentVolumeClaim {name} is {state}: it must be bound to the volume of the artifact")
-    barrier = _sharing_barrier(version, claim, observed)
+    barrier = _sharing_barrier(version, claim, outlook)
     if barrier:
         return no(Reason.CLAIM_NOT_SHAREABLE, barrier)
     return Condition(ConditionType.ARTIFACTS_REACHABLE, "True", Reason.CLAIM_BOUND, f"{artifact.name} lies on PersistentVolumeClaim {name}")
@@ -113,12 +113,13 @@ def is_one_node(claim: ClaimFact | None) -> bool:
     return claim is not None and "ReadWriteOnce" in claim.access_modes and not {"ReadWriteMany", "ReadOnlyMany"} & set(claim.access_modes)
 
 
-def _sharing_barrier(version: Version, claim: ClaimFact, observed: Observed) -> str:
+def _sharing_barrier(version: Version, claim: ClaimFact, outlook: Outlook) -> str:
     """Why the claim's access mode keeps pods out, with the cure; empty where it does not."""
     cure = "publish to a claim with ReadWriteMany or ReadOnlyMany"
     if set(claim.access_modes) == {"ReadWriteOncePod"}:
         return f"PersistentVolumeClaim {claim.name} is ReadWriteOncePod: no second pod may read it, so none can replace another; {cure}"
-    words = next((pod.unschedulable for pod in observed.pods if pod.version == version.name and pod.unschedulable), "")
+    kept_out = (pod for pod in outlook.observed.pods if pod.version == version.name and not may_yet_fit(pod, outlook.gate.now))
+    words = next((pod.unschedulable for pod in kept_out if pod.unschedulable), "")
     if words and is_one_node(claim):
         return f"PersistentVolumeClaim {claim.name} is ReadWriteOnce: its pods must run on one node, which takes no more ({words}); {cure}"
     return ""
@@ -220,19 +221,24 @@ def _stalled(version: Version, outlook: Outlook, so_far: Sequence[Condition]) ->
         passing = condition.type == ConditionType.READY or condition.reason in PASSING_PROBLEMS
         if condition.status == "False" and not passing:
             return Condition(ConditionType.STALLED, "True", condition.reason, condition.message)
-    trouble = _pod_trouble(version, outlook.observed)
+    trouble = _pod_trouble(version, outlook.observed, outlook.gate.now)
     if trouble and not outlook.gate.pods_ready(version):
         return Condition(ConditionType.STALLED, "True", Reason.PODS_CANNOT_START, trouble)
     return None
 
 
-def _pod_trouble(version: Version, observed: Observed) -> str:
-    """Why the pods cannot start, in the cluster's words; empty where nothing keeps them."""
+def _pod_trouble(version: Version, observed: Observed, now: datetime | None = None) -> str:
+    """Why the pods cannot start, in the cluster's words; empty where nothing keeps them. With `now`: what will not pass by itself."""
     deployment = observed.deployments.get(version.name)
     if deployment and deployment.refused:
         return deployment.refused
-    words = (_words(pod) for pod in observed.pods if pod.version == version.name and not pod.ready)
+    pods = (pod for pod in observed.pods if pod.version == version.name and not pod.ready)
+    words = (_words(pod) for pod in pods if now is None or not may_yet_fit(pod, now))
     return next(filter(None, words), deployment.deadline_exceeded if deployment else "")
+
+
+def may_yet_fit(pod: PodFact, now: datetime) -> bool:
+    return pod.unschedulable_since is not None and now < pod.unschedulable_since + SCHEDULING_GRACE
 
 
 def _words(pod: PodFact) -> str:

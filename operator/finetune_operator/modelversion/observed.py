@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+from finetune_operator.core.conditions import parse_timestamp
 from finetune_operator.core.facts import ClaimFact
 from finetune_operator.core.names import MANAGED_BY, MANAGED_BY_VALUE, MODEL_LABEL, VERSION_LABEL, Object
 from finetune_operator.core.plan import ActionProblem
@@ -53,6 +55,7 @@ class PodFact:
     last_message: str = ""
     waiting: str = ""
     unschedulable: str = ""
+    unschedulable_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ def pod_fact(pod: Mapping[str, Any]) -> PodFact:
     ended = state.get("terminated") or last.get("terminated") or {}
     waiting = state.get("waiting", {})
     scheduled = conditions.get("PodScheduled", {})
+    unschedulable, since = scheduled.get("reason") == "Unschedulable", scheduled.get("lastTransitionTime")
     return PodFact(
         name=pod["metadata"]["name"],
         version=f"{labels.get(MODEL_LABEL, '')}-v{labels.get(VERSION_LABEL, '')}",
@@ -156,7 +160,8 @@ def pod_fact(pod: Mapping[str, Any]) -> PodFact:
         last_exit_code=ended.get("exitCode"),
         last_message=ended.get("message", ""),
         waiting=": ".join(filter(None, (waiting.get("reason", ""), waiting.get("message", "")))),
-        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+        unschedulable=scheduled.get("message", "") if unschedulable else "",
+        unschedulable_since=parse_timestamp(since) if unschedulable and since else None,
     )
 
 

@@ -14,6 +14,7 @@ from itertools import chain
 
 from finetune_operator.core import names
 from finetune_operator.core.conditions import Condition, merge, timestamp
+from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, Apply, Delete, Event, SetOwners
 from finetune_operator.core.settings import Settings
@@ -307,8 +308,9 @@ def _unreadable_status(item: Unreadable, now: datetime) -> Object:
 
 
 def _recheck_at(situation: Situation) -> datetime | None:
-    """When time alone changes the plan: the end of a hold, of keepPrevious, of a drain, of the Gateway's grace."""
-    moments: list[datetime | None] = []
+    """When time alone changes the plan: the end of a hold, of keepPrevious, of a drain, of the scheduler's or the Gateway's grace."""
+    pods = situation.observed.pods
+    moments: list[datetime | None] = [pod.unschedulable_since + SCHEDULING_GRACE for pod in pods if pod.unschedulable_since]
     for version in situation.versions:
         keeps = situation.obstacle_of(version) if version.next_index is not None else None
         idle = situation.idle_since(version)
