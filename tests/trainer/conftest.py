@@ -22,7 +22,6 @@ import transformers
 from finetune_trainer.__main__ import run_stage
 from finetune_trainer.data.prepared import PREPARED_FILE, PreparedFile, PreparedModel, PreparedSet, SpecialTokens
 from finetune_trainer.data.shape import count_parameters, read_shape
-from finetune_trainer.memory import RowStatistics, plan_memory
 from finetune_trainer.progress import Progress
 from finetune_trainer.spec import DatasetReport, LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage, folder_digest, hash_folder
@@ -124,7 +123,7 @@ class TrainedJob:
         lengths = [len(row["input_ids"]) for row in self.rows]
         shape = read_shape(json.loads((self.base / "config.json").read_bytes()), *count_parameters(self.base))
         files = hash_folder(self.base)
-        dataset = DatasetReport(digest="d" * 64, rows_in=len(self.rows), train_tokens=sum(lengths))
+        dataset = DatasetReport(digest="d" * 64, rows_in=len(self.rows), train_tokens=sum(lengths), token_length={"max": max(lengths)})
         prepared = PreparedFile(
             model=PreparedModel(
                 source=str(self.base),
@@ -149,8 +148,7 @@ class TrainedJob:
             max_length=self.run.training.max_length,
         )
         (folder / PREPARED_FILE).write_text(prepared.model_dump_json(by_alias=True))
-        plan = plan_memory(self.run, shape, RowStatistics(len(self.rows), sum(lengths), max(lengths)))
-        self.storage.publish(Stage.PREPARE, folder, "prepared", StageResult(stage=Stage.PREPARE, dataset=dataset, plan=plan))
+        self.storage.publish(Stage.PREPARE, folder, "prepared", StageResult(stage=Stage.PREPARE, dataset=dataset))
 
 
 def make_run(root: Path, base: Path, **sections: Any) -> RunSpec:

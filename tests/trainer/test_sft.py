@@ -162,6 +162,14 @@ def test_learning_rate_and_batch_come_from_the_plan_where_the_spec_leaves_them_o
     assert job.curve()[0]["learning_rate"] == pytest.approx(1.6e-4)  # LoRA 2e-4, × 0.8 under 1,000 rows
 
 
+def test_the_plan_is_this_runs_where_prepare_was_another_jobs(make_job: JobMaker) -> None:
+    training = {"learningRate": None, "perDeviceBatchSize": None, "scheduler": "Constant", "maxSteps": 1}
+    job = make_job(training=training)
+    job.run = job.run.model_copy(update={"adapter": type(job.run.adapter)(type="None")})
+    job.train()
+    assert job.curve()[0]["learning_rate"] == pytest.approx(8e-6)  # full weights 1e-5, × 0.8 under 1,000 rows
+
+
 def test_gpus_that_are_not_seen_end_the_run(make_job: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("FINETUNE_DEVICE", raising=False)

@@ -214,6 +214,19 @@ def test_files_of_a_model_with_its_own_template_are_packaged_byte_for_byte(tmp_p
     assert (tmp_path / "packaged/tokenizer.json").exists()
 
 
+def test_a_prepare_that_is_taken_over_is_planned_for_the_new_job(tmp_path: Path, model: Path) -> None:
+    source = {"name": "d", "source": write_rows(tmp_path / "d.jsonl", [question(i) for i in range(100)])}
+    older = Job(tmp_path, model, source, prefix="older")
+    older.prepare()
+    sections: dict[str, Any] = {"adapter": {"type": "None"}, "training": {"globalBatchSize": 4}}
+    taken, prepared = Job(tmp_path, model, source, prefix="newer", resumeFrom=older.run.storage.wire(), **sections).prepare()
+    fresh, _ = Job(tmp_path, model, source, prefix="fresh", **sections).prepare()
+    assert taken.plan == fresh.plan
+    assert taken.plan is not None
+    assert taken.plan.learning_rate == pytest.approx(8e-6)  # full weights: 1e-5, × 0.8 under 1,000 rows
+    assert prepared.file.statistics.rows == 80
+
+
 def test_a_second_run_of_the_stage_is_free(tmp_path: Path, model: Path) -> None:
     source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
     job = Job(tmp_path, model, {"name": "d", "source": source})

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from finetune_trainer.data.prepared import PREPARED_FILE, PreparedFile
 from finetune_trainer.errors import StageError
 from finetune_trainer.launch import ANSWERS_VARIABLE, ProcessAnswer, launch, needs_launch, write_answer
+from finetune_trainer.memory import plan_memory
 from finetune_trainer.progress import Progress
 from finetune_trainer.spec import ExitCode, LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage, Manifest, copy_published, inputs_digest
@@ -94,12 +96,20 @@ def _take_over(stage: Stage, run: RunSpec, wanted: str, storage: JobStorage, fol
         return None
     copy_published(older, manifest, folder)
     log.info("stage %s taken over from %s", stage, run.resume_from.prefix)
-    return _moved(manifest.result, older.uri(older.content(manifest)), storage.uri(folder))
+    return _planned(run, folder, _moved(manifest.result, older.uri(older.content(manifest)), storage.uri(folder)))
 
 
 def _moved(result: StageResult, before: str, after: str) -> StageResult:
     """An answer whose URIs name the copy instead of the older job's files."""
     return StageResult.model_validate_json(result.model_dump_json(by_alias=True).replace(f'"{before}', f'"{after}'))
+
+
+def _planned(run: RunSpec, folder: Path, result: StageResult) -> StageResult:
+    """An answer whose plan, where it has one, is this run's: the older job may have asked for another method, batch or device."""
+    if result.plan is None:
+        return result
+    prepared = PreparedFile.model_validate_json((folder / PREPARED_FILE).read_bytes())
+    return result.model_copy(update={"plan": plan_memory(run, prepared.model.shape, prepared.statistics)})
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer import memory
 from finetune_trainer.cadence import Cadence
 from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.cpus import usable_cpus
@@ -18,7 +19,7 @@ from finetune_trainer.hf_arguments import Surroundings
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.methods import Trained, TrainingJob
 from finetune_trainer.precision import Device, choose_dtypes
-from finetune_trainer.spec import AdapterType, ExitCode, MemoryPlan, RunSpec, Stage, StageResult
+from finetune_trainer.spec import AdapterType, ExitCode, RunSpec, Stage, StageResult
 from finetune_trainer.storage import inputs_digest
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
         job = TrainingJob(
             run=run,
             prepared=prepared,
-            around=_surroundings(run, prepared, manifest.result.plan, device),
+            around=_surroundings(run, prepared, device),
             controls=_controls(run, store, interruption),
             progress=workspace.progress,
             scratch=Path(scratch),
@@ -84,16 +85,25 @@ def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
     return Device.GPU if torch.cuda.is_bf16_supported(including_emulation=False) else Device.GPU_WITHOUT_BF16
 
 
-def _surroundings(run: RunSpec, prepared: Prepared, plan: MemoryPlan | None, device: Device) -> Surroundings:
-    if plan is None:
-        raise StageError("CorruptArtifact", "prepare's manifest holds no memory plan; run prepare again", ExitCode.STORAGE)
+def _surroundings(run: RunSpec, prepared: Prepared, device: Device) -> Surroundings:
     return Surroundings(
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         on_cpu=device is Device.CPU,
         has_validation_rows=prepared.set("validation").rows > 0,
-        plan=plan,
+        # Planned anew: prepare had not seen the device, and an older job whose prepare was taken over may have asked for another method.
+        plan=memory.plan_memory(run, prepared.model.shape, prepared.file.statistics, _planned_for(device)),
         dtypes=choose_dtypes(run, device),
     )
+
+
+def _planned_for(device: Device) -> memory.Device:
+    """What the memory plan counts with: the smallest of the pod's GPUs, so that all ranks plan alike."""
+    import torch
+
+    if device is Device.CPU:
+        return memory.ASSUMED_CPU
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    return memory.Device("cuda", min(sizes), has_bfloat16=device is Device.GPU)
 
 
 def _controls(run: RunSpec, store: CheckpointStore, interruption: Interruption) -> Any:

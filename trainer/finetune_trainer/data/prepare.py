@@ -15,7 +15,7 @@ from finetune_trainer.data.report import dataset_report, prepared_digest, write_
 from finetune_trainer.data.sources import locate
 from finetune_trainer.data.stopping import StopRule, choose_stop_rule
 from finetune_trainer.data.tokenizer import TextTokenizer, tokenizer_file_of
-from finetune_trainer.memory import RowStatistics, plan_memory
+from finetune_trainer.memory import plan_memory
 from finetune_trainer.spec import DatasetReport, RunSpec, Stage, StageResult
 from finetune_trainer.storage import write_atomically
 
@@ -79,12 +79,11 @@ def _describe(run: RunSpec, model: PreparedModel, stop: StopRule, pipeline: Pipe
 
 
 def _result(run: RunSpec, prepared: PreparedFile, report: DatasetReport, warnings: list[str]) -> StageResult:
-    statistics = RowStatistics(report.rows_out["train"], report.train_tokens, report.token_length["max"])
     return StageResult(
         stage=Stage.PREPARE,
         message=f"{report.rows_out['train']} training rows, {report.train_tokens} tokens",
         dataset=report,
-        plan=plan_memory(run, prepared.model.shape, statistics),
+        plan=plan_memory(run, prepared.model.shape, prepared.statistics),
         base_model=prepared.model.source,
         base_revision=prepared.model.revision,
         warnings=warnings,

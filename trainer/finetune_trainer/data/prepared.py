@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finetune_trainer.data.shape import ModelShape
 from finetune_trainer.errors import StageError
+from finetune_trainer.memory import RowStatistics
 from finetune_trainer.spec import Answer, DatasetReport, ExitCode, RunSpec, Stage
 from finetune_trainer.storage import FileRecord, JobStorage, local_path, verify_files
 
@@ -79,6 +80,12 @@ class PreparedFile(Answer):
     sets: list[PreparedSet]
     dataset: DatasetReport
     max_length: int
+
+    @property
+    def statistics(self) -> RowStatistics:
+        """Of the training set: what a memory plan needs."""
+        train = next(entry for entry in self.sets if entry.name == "train")
+        return RowStatistics(train.rows, train.tokens, self.dataset.token_length.get("max", self.max_length))
 
 
 class HeldOutRow(Answer):
