@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,32 @@ def test_a_crash_ends_with_a_code_worth_another_attempt_and_quotes_nothing(
     code, message = process(make_run(tmp_path).wire(), tmp_path, monkeypatch)
     assert (code, message["reason"]) == (ExitCode.CRASH, "Crashed")
     assert "secret" not in json.dumps(message)
+
+
+@pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "taken for an error of the input"])
+def test_sigterm_ends_any_stage_at_once_without_a_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], swallowed: bool
+) -> None:
+    def be_stopped(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except StageError as error:
+            if swallowed:
+                raise StageError("InvalidTokenizer", "tokenizer.json does not load") from error
+            raise
+        return StageResult(stage=Stage.PREPARE)
+
+    monkeypatch.setattr(sys.modules["planted_stage"], "run", be_stopped)
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what a container's first process has by default
+    try:
+        code, message = process(make_run(tmp_path).wire(), tmp_path, monkeypatch)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert (code, message["reason"]) == (ExitCode.TERMINATED, "Terminated")
+    assert "begins stage prepare anew" in message["message"]
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_memory_that_ran_out_has_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]) -> None:

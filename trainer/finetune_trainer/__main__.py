@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.data.prepared import PREPARED_FILE, PreparedFile
 from finetune_trainer.errors import StageError
+from finetune_trainer.interruption import Interruption
 from finetune_trainer.launch import ANSWERS_VARIABLE, ProcessAnswer, launch, needs_launch, write_answer
 from finetune_trainer.memory import plan_memory
 from finetune_trainer.progress import Progress
@@ -127,19 +128,13 @@ def main(arguments: list[str] | None = None) -> int:
     if needs_launch(stage, run, os.environ):
         return _tell(launch(stage, options.run, run.gpus_per_node))
     progress = Progress.from_environment(os.environ)
+    # A container's first process ignores SIGTERM unless it has a handler; the train stage puts its own in place of this one.
+    interruption = Interruption() if stage is Stage.TRAIN else Interruption(f"begins stage {stage} anew")
     try:
-        result = run_stage(stage, run, _writer(os.environ), progress, report_only=options.report, rank=_rank(os.environ))
-    except StageError as error:
-        answer = (error.result or StageResult(stage=stage)).model_copy(update={"reason": error.reason, "message": error.message})
-        return _end(answer, error.exit_code)
-    except OSError as error:
-        return _end(
-            StageResult(stage=stage, reason="StorageError", message=f"{error.strerror or type(error).__name__}"),
-            ExitCode.STORAGE,
-        )
+        with interruption.armed():
+            result = run_stage(stage, run, _writer(os.environ), progress, report_only=options.report, rank=_rank(os.environ))
     except Exception as error:
-        log.exception("stage %s crashed", stage)
-        return _end(*_crashed(stage, error))
+        return _end(*_failed(stage, interruption.cause(error)))
     finally:
         progress.close()
     return _end(result, ExitCode.OK)
@@ -154,6 +149,17 @@ def _writer(environ: Mapping[str, str]) -> str:
     """Names this process's folders: two processes never write to one."""
     uid = environ.get("POD_UID") or uuid.uuid4().hex
     return f"{uid}-rank{_rank(environ)}" if _rank(environ) else uid
+
+
+def _failed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
+    """What a stage answers that an error ended."""
+    if isinstance(error, StageError):
+        answer = error.result or StageResult(stage=stage)
+        return answer.model_copy(update={"reason": error.reason, "message": error.message}), error.exit_code
+    if isinstance(error, OSError):
+        return StageResult(stage=stage, reason="StorageError", message=f"{error.strerror or type(error).__name__}"), ExitCode.STORAGE
+    log.error("stage %s crashed", stage, exc_info=error)
+    return _crashed(stage, error)
 
 
 def _crashed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:

@@ -22,8 +22,9 @@ class Interruption:
     Within it only `requested` turns true, and whoever deferred it must look, save and raise `terminated(…)`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, next_start: str = "goes on from the last checkpoint") -> None:
         self.requested = False
+        self._next_start = next_start
         self._deferred = False
 
     @contextlib.contextmanager
@@ -46,7 +47,13 @@ class Interruption:
     def end_if_requested(self) -> None:
         """Errors: StageError(Terminated). Catches up on a signal whose exception a library swallowed."""
         if self.requested:
-            raise terminated("the next start goes on from the last checkpoint")
+            raise terminated(f"the next start {self._next_start}")
+
+    def cause(self, error: Exception) -> Exception:
+        """What really ended the stage: SIGTERM where it came, whatever a library made of its exception, else `error`."""
+        if not self.requested or (isinstance(error, StageError) and error.exit_code is ExitCode.TERMINATED):
+            return error
+        return terminated(f"the next start {self._next_start}")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
