@@ -522,6 +522,37 @@ def test_a_pod_that_just_waits_for_a_node_is_said_once_and_stalls_only_when_it_l
     assert "Insufficient cpu" in world.condition("Stalled")["message"]
 
 
+@pytest.mark.parametrize("disruption", ["PreemptionByScheduler", "EvictionByEvictionAPI", "DeletionByTaintManager", None])
+def test_a_pod_that_is_stopped_may_save_its_work_before_its_node_counts_as_lost(disruption: str | None) -> None:
+    world = run_to("train")
+    stopping = PodFact("p", "u", "Running", "n1", deleting=True, disruption=disruption, gone_by=NOW + timedelta(seconds=120))
+    world.set_job("job-train-1", pods=(stopping,))
+    made = world.step()
+    assert world.condition("Trained")["reason"] == "Stopping"
+    assert world.condition("Stalled")["status"] == "False"
+    assert "--force" not in json.dumps(made.status), "the advice would kill a pod that saves its checkpoint"
+    assert made.recheck_at is not None
+    assert made.recheck_at > NOW + timedelta(seconds=120)
+    world.now = made.recheck_at
+    world.step()
+    assert (world.condition("Stalled")["status"], world.condition("Stalled")["reason"]) == ("True", "NodeLost")
+
+
+def test_a_lost_node_is_told_of_while_a_run_is_being_suspended() -> None:
+    world = run_to("train")
+    world.job["spec"]["suspend"] = True
+    gone_by = NOW + timedelta(seconds=120)
+    world.set_job("job-train-1", pods=(PodFact("p", "u", "Running", "n1", deleting=True, gone_by=gone_by),))
+    made = world.step()
+    assert world.condition("Stalled")["status"] == "False"
+    assert made.recheck_at is not None
+    world.now = made.recheck_at
+    world.step()
+    assert "kubectl delete pod p" in world.condition("Stalled")["message"]
+    world.step(jobs=())
+    assert (world.condition("Suspended")["status"], world.condition("Stalled")["status"]) == ("True", "False")
+
+
 def test_a_refused_pod_is_reported_in_the_apis_words() -> None:
     world = run_to("train")
     world.set_job("job-train-1", refused="exceeded quota: gpus")

@@ -114,6 +114,11 @@ PODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def test_a_pod_under_deletion_says_by_when_it_should_be_gone() -> None:
+    assert pod_fact(make_pod({})).gone_by is None
+    assert pod_fact(make_pod({}, deletionTimestamp=TIME)).gone_by == parse_timestamp(TIME)
+
+
 @pytest.mark.parametrize("case", PODS)
 def test_facts_of_a_pod(case: str) -> None:
     status, wanted = PODS[case]

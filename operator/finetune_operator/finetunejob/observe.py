@@ -110,6 +110,7 @@ def pod_fact(pod: Object) -> PodFact:
         message=ended.get("message"),
         disruption=disrupted.get("reason") if disrupted.get("status") == "True" else None,
         deleting="deletionTimestamp" in metadata,
+        gone_by=_moment(metadata.get("deletionTimestamp")),
         started_at=_moment(status.get("startTime")),
     )
 

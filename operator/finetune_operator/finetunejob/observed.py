@@ -32,6 +32,8 @@ class PodFact:
     disruption: str | None = None
     """Reason of a true DisruptionTarget condition: the pod was preempted, evicted or its node went away."""
     deleting: bool = False
+    gone_by: datetime | None = None
+    """The end of its grace, where it is being deleted."""
     started_at: datetime | None = None
 
 

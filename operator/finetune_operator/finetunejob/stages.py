@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_trainer.spec import Stage, StageResult
@@ -34,6 +34,8 @@ _PHASE: dict[Stage, Phase] = {
 }
 _ATTEMPTS_KEPT = 20
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
+_KUBELET_GRACE = timedelta(seconds=30)
+"""From the end of a pod's own grace until its kubelet is believed to be gone."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
         if not fact.deleting:
             draft.actions.append(_delete(draft, fact))
         draft.set(ConditionType.SUSPENDED, "False", "Suspending", "pods are saving their work")
+        _mind_lost_nodes(draft, fact)
         return True
     if not draft.is_true(ConditionType.SUSPENDED):
         draft.status["activeSeconds"] = active_seconds(draft.status, draft.now)
@@ -183,6 +186,14 @@ def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
     draft.set(CONDITION[stage], "False", "Suspended", f"stage {stage} goes on when spec.suspend is false")
     draft.reconciling = ""
     return True
+
+
+def _mind_lost_nodes(draft: Draft, fact: JobFact) -> None:
+    for trouble in (_stopping(pod, draft.now) for pod in fact.pods if pod.deleting):
+        if trouble.lasts_at:
+            draft.recheck(trouble.lasts_at)
+        else:
+            draft.stalled = (trouble.reason, trouble.message)
 
 
 def _reason(draft: Draft, type: ConditionType) -> str:
@@ -259,7 +270,7 @@ def _create(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool:
 
 
 def _wait(draft: Draft, stage: Stage, fact: JobFact) -> None:
-    trouble = _trouble(fact)
+    trouble = _trouble(fact, draft.now)
     if trouble:
         _tell(draft, stage, trouble)
         return
@@ -281,27 +292,35 @@ def _tell(draft: Draft, stage: Stage, trouble: Trouble) -> None:
     draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
 
 
-def _trouble(fact: JobFact) -> Trouble | None:
+def _trouble(fact: JobFact, now: datetime) -> Trouble | None:
     """What keeps a pod from running, in kubelet's, scheduler's or admission's words."""
     if fact.refused and not fact.pods:
         return Trouble("PodRefused", fact.refused)
-    return next((found for pod in fact.pods if (found := _pod_trouble(pod))), None)
+    return next((found for pod in fact.pods if (found := _pod_trouble(pod, now))), None)
 
 
-def _pod_trouble(pod: PodFact) -> Trouble | None:
+def _pod_trouble(pod: PodFact, now: datetime) -> Trouble | None:
+    if pod.deleting:
+        return _stopping(pod, now)
     if pod.waiting and pod.waiting[0] not in _STARTING:
         reason, message = pod.waiting
         return Trouble(reason, f"pod {pod.name}: {message or reason}; it goes on by itself once this is mended")
     if pod.unschedulable:
         lasts_at = pod.unschedulable_since + SCHEDULING_GRACE if pod.unschedulable_since else None
         return Trouble("Unschedulable", f"pod {pod.name}: {pod.unschedulable}; it goes on by itself once a node has room", lasts_at)
-    if pod.deleting and pod.disruption:
-        return Trouble(
-            "NodeLost",
-            f"pod {pod.name} is on a lost node and its volume cannot move; bring node {pod.node} back or free it with: "
-            f"kubectl delete pod {pod.name} --grace-period=0 --force",
-        )
     return None
+
+
+def _stopping(pod: PodFact, now: datetime) -> Trouble:
+    """Preempted, evicted or deleted: its kubelet ends it within its grace, unless the node is lost."""
+    lost_at = pod.gone_by + _KUBELET_GRACE if pod.gone_by else now
+    if now < lost_at:
+        return Trouble("Stopping", f"pod {pod.name} is being stopped ({pod.disruption or 'deleted'}) and saves its work", lost_at)
+    return Trouble(
+        "NodeLost",
+        f"pod {pod.name} is on a lost node and its volume cannot move; bring node {pod.node} back or free it with: "
+        f"kubectl delete pod {pod.name} --grace-period=0 --force",
+    )
 
 
 def _take_progress(draft: Draft, stage: Stage) -> None:
