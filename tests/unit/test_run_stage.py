@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -145,6 +146,56 @@ def test_a_crash_ends_with_a_code_worth_another_attempt_and_quotes_nothing(
     code, message = process(make_run(tmp_path).wire(), tmp_path, monkeypatch)
     assert (code, message["reason"]) == (ExitCode.CRASH, "Crashed")
     assert "secret" not in json.dumps(message)
+
+
+@pytest.mark.parametrize(("stage", "quoted"), [("prepare", False), ("evaluate", False), ("train", True)])
+def test_the_log_of_a_crash_has_its_frames_and_words_only_where_no_text_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], caplog: pytest.LogCaptureFixture, stage: str, quoted: bool
+) -> None:
+    row = "-".join(["canary", "7f3a"])
+
+    def read(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+        try:
+            return StageResult(stage=Stage.PREPARE, steps=int(row))
+        except ValueError as error:
+            raise RuntimeError(f"unreadable: {row}") from error
+
+    monkeypatch.setattr(sys.modules["planted_stage"], "run", read)
+    code, _ = process(make_run(tmp_path).wire(), tmp_path, monkeypatch, stage)
+    assert code == ExitCode.CRASH
+    assert all(words in caplog.text for words in ("in read", "ValueError", "RuntimeError", "steps=int(row)"))
+    assert (row in caplog.text) is quoted
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free space on the job's storage or enlarge it"),
+        (PermissionError(errno.EACCES, "Permission denied", "/storage/jobs/a"), "Permission denied at /storage/jobs/a; let the pod's user"),
+        (OSError(errno.EIO, "Input/output error", "/storage/x"), "Input/output error at /storage/x; tried again"),
+    ],
+    ids=["full", "not ours", "failing"],
+)
+def test_a_storage_error_says_where_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], caplog: pytest.LogCaptureFixture, error: OSError, words: str
+) -> None:
+    def fail(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+        raise error
+
+    monkeypatch.setattr(sys.modules["planted_stage"], "run", fail)
+    code, message = process(make_run(tmp_path).wire(), tmp_path, monkeypatch)
+    assert (code, message["reason"]) == (ExitCode.STORAGE, "StorageError")
+    assert words in message["message"]
+    assert "in fail" in caplog.text
+
+
+def test_a_library_that_calls_its_refusal_an_os_error_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]) -> None:
+    def fail(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+        raise OSError("no file named pytorch_model.bin found")
+
+    monkeypatch.setattr(sys.modules["planted_stage"], "run", fail)
+    code, message = process(make_run(tmp_path).wire(), tmp_path, monkeypatch)
+    assert (code, message["reason"]) == (ExitCode.CRASH, "Crashed")
 
 
 @pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "taken for an error of the input"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import shutil
 import sys
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -156,10 +158,32 @@ def _failed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
     if isinstance(error, StageError):
         answer = error.result or StageResult(stage=stage)
         return answer.model_copy(update={"reason": error.reason, "message": error.message}), error.exit_code
-    if isinstance(error, OSError):
-        return StageResult(stage=stage, reason="StorageError", message=f"{error.strerror or type(error).__name__}"), ExitCode.STORAGE
-    log.error("stage %s crashed", stage, exc_info=error)
+    if stage is Stage.TRAIN:  # it reads token ids only
+        log.error("stage %s crashed", stage, exc_info=error)
+    else:
+        log.error("stage %s crashed:\n%s", stage, _frames(error))
+    if isinstance(error, OSError) and error.errno is not None:
+        return StageResult(stage=stage, reason="StorageError", message=_storage_message(error)), ExitCode.STORAGE
     return _crashed(stage, error)
+
+
+def _frames(error: BaseException) -> str:
+    """The traceback of an error and its causes without their own words, which may quote the data."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    own = "".join(traceback.format_tb(error.__traceback__)) + type(error).__name__
+    return f"{_frames(cause)}\n\n{own}" if cause else own
+
+
+_CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space on the job's storage or enlarge it"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "let the pod's user write there"),
+}
+
+
+def _storage_message(error: OSError) -> str:
+    where = f" at {error.filename}" if isinstance(error.filename, str) else ""
+    cure = _CURES.get(error.errno or 0, "tried again; where it stays, look at the claim and its node")
+    return f"{error.strerror}{where}; {cure}. The pod's log has the traceback"
 
 
 def _crashed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
