@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from finetune_trainer.errors import StageError
 from finetune_trainer.spec import Dataset, Model, RunSpec, Stage, StageResult, StorageLocation
-from finetune_trainer.storage import JobStorage, copy_published, folder_digest, hash_folder, inputs_digest, local_path, resolve_inside
+from finetune_trainer.storage import (
+    JobStorage,
+    copy_published,
+    folder_digest,
+    hash_folder,
+    inputs_digest,
+    local_path,
+    resolve_inside,
+    write_atomically,
+)
 
 
 def storage(root: Path, writer: str = "one", prefix: str = "jobs/u") -> JobStorage:
@@ -73,6 +82,22 @@ def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:
     (store.stage_folder(Stage.PREPARE) / "manifest.json").write_text("{")
     with pytest.raises(StageError, match="CorruptManifest"):
         store.manifest(Stage.PREPARE)
+
+
+def test_two_pods_may_write_one_name_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods on two nodes share a claim, and their processes have the same number: usually 1."""
+    path = tmp_path / "claim.json"
+    sync = os.fsync
+
+    def other_pod_writes_meanwhile(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", sync)
+        write_atomically(path, b"the other pod's, which is longer")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", other_pod_writes_meanwhile)
+    write_atomically(path, b"ours")
+    assert path.read_bytes() == b"ours"
+    assert [left.name for left in tmp_path.iterdir()] == ["claim.json"]
 
 
 def test_links_are_never_published(tmp_path: Path) -> None:
