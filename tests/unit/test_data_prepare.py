@@ -161,6 +161,17 @@ def test_groups_stay_together_and_are_named_for_the_bootstrap(tmp_path: Path, mo
     assert all(groups.count(group) == 5 for group in groups)
 
 
+def test_a_group_column_that_no_row_has_is_refused_and_one_that_a_data_set_lacks_is_said(tmp_path: Path, model: Path) -> None:
+    split = {"preparation": {"split": {"train": 0.6, "validation": 0.2, "test": 0.2, "groupBy": "document"}}}
+    plain = {"name": "plain", "source": write_rows(tmp_path / "p.jsonl", [question(i, documents="a") for i in range(50)])}
+    refused = Job(tmp_path, model, plain, **split).refused()
+    assert refused.reason == "InvalidDataset"
+    assert "preparation.split.groupBy: no row has a column 'document'" in refused.message
+    grouped = {"name": "d", "source": write_rows(tmp_path / "d.jsonl", [question(i, document=f"doc{i // 5}") for i in range(100, 200)])}
+    result, _ = Job(tmp_path, model, plain, grouped, **split).prepare()
+    assert "no row of data set plain has the groupBy column 'document': its rows are held out one by one" in result.warnings
+
+
 def test_groups_that_one_data_set_trains_on_whole_are_not_held_out_of_another(tmp_path: Path, model: Path) -> None:
     write_rows(tmp_path / "facts/train.jsonl", [question(i, document=f"doc{i}") for i in range(20)])
     write_rows(tmp_path / "facts/test.jsonl", [question(i, document=f"doc{i}") for i in range(900, 905)])

@@ -18,7 +18,7 @@ from finetune_trainer.data.hashes import HashSet
 from finetune_trainer.data.prepared import HeldOutRow, PreparedSet, SpecialTokens
 from finetune_trainer.data.rows import Example, RowDropped, RowInvalid, RowReader, content_hash
 from finetune_trainer.data.sources import DatasetFiles, Located, Location, SplitFiles, invalid
-from finetune_trainer.data.splitting import SPLITS, Splitter, group_key
+from finetune_trainer.data.splitting import SPLITS, Splitter, group_key, is_grouped
 from finetune_trainer.data.writing import SetWriter
 from finetune_trainer.errors import StageError
 from finetune_trainer.spec import Dataset, RunSpec
@@ -56,6 +56,8 @@ class DatasetCounts:
     """What became of a data set's rows."""
 
     rows_in: int = 0
+    grouped: int = 0
+    """Rows that hold a value in the groupBy column."""
     rows_out: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
@@ -131,6 +133,7 @@ class Pipeline:
             self.counts[dataset.name].format = str(readers[dataset.name].format)
             self.counts[dataset.name].revision = found.revision
             self._refuse_if_useless(dataset)
+        self._refuse_unknown_group()
         if not self.writers["train"].rows:
             raise StageError(
                 "NoTrainingRows",
@@ -158,6 +161,7 @@ class Pipeline:
                 example = reader.read(located.record)
                 content = content_hash(example)
                 group = group_key(located.record, self._run.preparation.split.group_by, content)
+                counts.grouped += is_grouped(group)
                 understood.append((_Candidate(located.location, example, group), content))
             except RowDropped as error:
                 counts.dropped[error.reason] += 1
@@ -260,6 +264,14 @@ class Pipeline:
                 "EmptyDataset", f"data set {dataset.name}: no row of its testSplit can be scored ({self._dropped_words([counts])})"
             )
 
+    def _refuse_unknown_group(self) -> None:
+        column = self._run.preparation.split.group_by
+        if column is not None and not any(counts.grouped for counts in self.counts.values()):
+            raise StageError(
+                "InvalidDataset",
+                f"preparation.split.groupBy: no row has a column {column!r}; name the one that tells documents apart, or remove groupBy",
+            )
+
     @staticmethod
     def _dropped_words(counts: Iterable[DatasetCounts]) -> str:
         total: Counter[str] = Counter()
@@ -272,6 +284,10 @@ class Pipeline:
         found = []
         if template is not None and template.shows_the_date:
             found.append("the chat template prints today's date: prepared on another day, the data gets another digest")
+        column = self._run.preparation.split.group_by
+        for name, counts in self.counts.items():
+            if column is not None and not counts.grouped:
+                found.append(f"no row of data set {name} has the groupBy column {column!r}: its rows are held out one by one")
         scored = sum(writer.rows for writer in self.writers.values() if writer.held_out)
         if self._run.evaluation.gates and scored < self._run.evaluation.min_samples:
             found.append(

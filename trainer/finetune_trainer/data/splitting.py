@@ -23,6 +23,11 @@ def group_key(record: Record, group_by: str | None, content: bytes) -> str:
     return f"group:{value}"
 
 
+def is_grouped(key: str) -> bool:
+    """Whether a group's key comes from the groupBy column."""
+    return key.startswith("group:")
+
+
 def draw(group: str, split: Split) -> SplitName:
     """A group's split, by a hash of (seed, group): independent of order, of other groups and of the run."""
     share = int.from_bytes(hash_of(str(split.seed), group)[:8], "little") / 2**64
