@@ -397,6 +397,46 @@ def test_an_answer_that_vanished_is_read_again_without_a_gpu() -> None:
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
 
 
+def test_an_answer_that_cannot_be_read_again_ends_the_run() -> None:
+    """An image that says nothing would otherwise get one pod after another, for ever."""
+    world = run_to("train")
+    for number in (1, 2):
+        world.end(f"job-train-{number}", None)
+        world.step()
+        world.step()
+    assert world.condition("Succeeded")["reason"] == "AnswerUnreadable"
+    assert "job-train-2-0" in world.condition("Succeeded")["message"]
+    assert len(world.observed.jobs) == 3
+
+
+def test_an_answer_whose_pod_vanishes_again_is_asked_for_once_more() -> None:
+    world = run_to("train")
+    for number in (1, 2, 3):
+        world.set_job(f"job-train-{number}", state="Complete")
+        world.step()
+        world.step()
+    assert world.live() == ["job-train-4"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "pod", "reports"),
+    [
+        (143, "Preempted", {"disruption": "PreemptionByScheduler"}, True),
+        (1, "Crashed", {}, True),
+        (15, "StorageError", {}, True),
+        (15, "StageMissing", {}, False),
+    ],
+)
+def test_a_report_that_failed_is_tried_again_without_a_gpu(code: int, reason: str, pod: dict[str, Any], reports: bool) -> None:
+    world = run_to("train")
+    world.set_job("job-train-1", state="Complete")
+    world.step()
+    world.step()
+    world.end("job-train-2", {"reason": reason, "message": "m"}, code, **pod)
+    world.step()
+    assert world.job["status"]["attempt"].get("report", False) is reports
+
+
 def test_a_failed_run_says_where_its_checkpoint_is() -> None:
     world = run_to("train")
     message = {"reason": "NonFinite", "message": "loss at step 5", "checkpoint": ANSWERS["train"]["checkpoint"]}

@@ -111,12 +111,14 @@ def _run_stage(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool | Fail
     return _create(draft, spec, stage)
 
 
-def _complete(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) -> bool:
+def _complete(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) -> bool | Failure:
     result = retry.answer(fact)
     if result is None:
-        # the pod vanished before its answer was read: the manifest has it, and reading it takes no GPU
         attempt = draft.status["attempt"]
-        _set_attempt(draft, stage, {**_kept(attempt), "number": attempt["number"] + 1, "report": True})
+        if attempt.get("report") and fact.pods and fact.pods[0].phase == "Succeeded":
+            return Failure(stage, "AnswerUnreadable", _unreadable(stage, fact.pods[0]))
+        # the pod vanished before its answer was read: the manifest has it, and reading it takes no GPU
+        _set_attempt(draft, stage, {"number": attempt["number"] + 1, "failures": attempt.get("failures", 0), "report": True})
         return True
     _absorb(draft, result)
     if stage is Stage.EVALUATE and spec.retention.checkpoints == "Delete":
@@ -126,8 +128,11 @@ def _complete(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) 
     return False
 
 
-def _kept(attempt: dict[str, Any]) -> dict[str, Any]:
-    return {"failures": attempt.get("failures", 0)}
+def _unreadable(stage: Stage, pod: PodFact) -> str:
+    return (
+        f"stage {stage} ended well, but pod {pod.name} left no answer in its termination message, and neither when asked again: "
+        "is spec.image a trainer image of this release?"
+    )
 
 
 def _summary(result: StageResult) -> str:
@@ -220,6 +225,8 @@ def _failed(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) ->
         return Failure(stage, outcome.reason, f"{outcome.message} (attempt {failures} of {spec.recovery.max_attempts})")
     wait = retry.backoff(failures if outcome.counted else 0)
     following = {"number": attempt["number"] + 1, "failures": failures}
+    if attempt.get("report") and outcome.reason != "StageMissing":
+        following["report"] = True
     if wait:
         following["notBefore"] = timestamp(draft.now + wait)
     _set_attempt(draft, stage, following)
