@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from finetune_trainer.data.prepared import HeldOutRow, PreparedSet
 from finetune_trainer.errors import StageError
-from finetune_trainer.evaluate.stage import judged_file
-from finetune_trainer.spec import Artifact, GGUFType, Stage, StageResult
+from finetune_trainer.evaluate.stage import judged_file, plan_tests
+from finetune_trainer.spec import Artifact, GGUFType, RunSpec, Stage, StageResult
 from finetune_trainer.storage import Manifest
 
 
@@ -21,6 +25,25 @@ def packaged(*names: tuple[str, str]) -> Manifest:
 def test_a_package_taken_over_from_an_older_job_is_judged_under_its_own_name() -> None:
     manifest = packaged(("F16", "older-F16.gguf"), ("Q8_0", "older-Q8_0.gguf"))
     assert judged_file(manifest, Path("/package"), GGUFType.Q8_0) == Path("/package/gguf/older-Q8_0.gguf")
+
+
+def test_no_more_rows_are_held_than_are_scored(tmp_path: Path) -> None:
+    def rows(name: str) -> Iterator[HeldOutRow]:
+        for index in range(500):
+            yield HeldOutRow(dataset="d", row=index, group="g", kind="Chat", prompt="", prompt_ids=[1], answer="", answer_ids=[2])
+
+    tested = PreparedSet(name="test", arrow="", rows=500, tokens=0, held_out="test.jsonl")
+    prepared: Any = SimpleNamespace(held_out_sets=lambda: [tested], held_out_rows=rows)
+    run = RunSpec.model_validate(
+        {
+            "storage": {"root": "/", "prefix": "job"},
+            "model": {"source": "hf://a/b"},
+            "datasets": [],
+            "evaluation": {"maxSamples": 50},
+        }
+    )
+    (test,) = plan_tests(run, prepared)
+    assert len(test.rows) == 50
 
 
 def test_a_format_that_was_not_made_is_named() -> None:

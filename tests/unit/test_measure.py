@@ -87,10 +87,10 @@ def test_text_rows_count_for_perplexity_only() -> None:
 
 
 def test_more_rows_than_asked_are_drawn_by_a_fixed_seed() -> None:
-    drawn = draw(ROWS, 10)
-    assert drawn == draw(ROWS, 10)
+    drawn = draw(iter(ROWS), 40, 10)
+    assert drawn == draw(ROWS, 40, 10)
     assert len(drawn) == 10
-    assert draw(ROWS, 100) == ROWS
+    assert draw(ROWS, 40, 100) == ROWS
 
 
 def test_the_context_fits_eight_answers_and_what_is_generated() -> None:

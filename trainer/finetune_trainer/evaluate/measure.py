@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,11 +34,10 @@ def measure(
     model: Model, rows: Sequence[HeldOutRow], metrics: frozenset[str], settings: Evaluation, report: Callable[[float], None]
 ) -> dict[str, Samples]:
     """Samples of each metric on the rows of one set; metrics for which no row fits are left out. Reports the share done."""
-    drawn = draw(rows, settings.max_samples)
-    asked = [row for row in drawn if row.kind != "Text" and row.prompt_ids]
+    asked = [row for row in rows if row.kind != "Text" and row.prompt_ids]
     found: dict[str, Samples] = {}
-    if "Perplexity" in metrics and drawn:
-        found["Perplexity"] = answer_losses(model, drawn)
+    if "Perplexity" in metrics and rows:
+        found["Perplexity"] = answer_losses(model, rows)
     report(0.2)
     if "AnswerChoice" in metrics:
         found |= {"AnswerChoice": chosen} if (chosen := answer_choice(model, asked)).n else {}
@@ -50,11 +49,12 @@ def measure(
     return found
 
 
-def draw(rows: Sequence[HeldOutRow], limit: int) -> list[HeldOutRow]:
-    """At most `limit` rows, drawn by a fixed seed, in file order."""
-    if len(rows) <= limit:
+def draw(rows: Iterable[HeldOutRow], count: int, limit: int) -> list[HeldOutRow]:
+    """At most `limit` of `count` rows, drawn by a fixed seed, in file order; the others are not kept in memory."""
+    if count <= limit:
         return list(rows)
-    return [rows[index] for index in sorted(random.Random(SEED).sample(range(len(rows)), limit))]
+    drawn = set(random.Random(SEED).sample(range(count), limit))
+    return [row for index, row in enumerate(rows) if index in drawn]
 
 
 def context_tokens(rows: Sequence[HeldOutRow], settings: Evaluation) -> int:

@@ -21,7 +21,7 @@ from finetune_trainer.data.prepared import HeldOutRow, Prepared, load_prepared
 from finetune_trainer.errors import StageError
 from finetune_trainer.evaluate.bootstrap import Samples
 from finetune_trainer.evaluate.gates import Evidence, judge_gate, metric_reports
-from finetune_trainer.evaluate.measure import context_tokens, measure
+from finetune_trainer.evaluate.measure import context_tokens, draw, measure
 from finetune_trainer.evaluate.report import write_reports
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
@@ -85,7 +85,8 @@ def plan_tests(run: RunSpec, prepared: Prepared) -> list[Test]:
     for entry in prepared.held_out_sets():
         prefix = "" if entry.name == "test" else f"{entry.name.removesuffix('/test')}/"
         metrics = {name.removeprefix(prefix) for name in named if name.rpartition("/")[0] == prefix.removesuffix("/")}
-        tests.append(Test(prefix, list(prepared.held_out_rows(entry.name)), _ALWAYS | metrics))
+        rows = draw(prepared.held_out_rows(entry.name), entry.rows, run.evaluation.max_samples)
+        tests.append(Test(prefix, rows, _ALWAYS | metrics))
     return tests
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -40,7 +40,7 @@ def rendered_rows(prepared: Prepared) -> list[Rendered]:
     ]
 
 
-def answer_ends(rows: Sequence[HeldOutRow]) -> set[int]:
+def answer_ends(rows: Iterable[HeldOutRow]) -> set[int]:
     """Tokens that answers were trained to end with."""
     return {row.answer_ids[-1] for row in rows if row.kind == "Chat" and row.answer_ids}
 

@@ -181,7 +181,7 @@ def prove(package: Package, ggufs: dict[GGUFType, Path]) -> StageResult:
 
 def _prove_rendering(package: Package, ggufs: dict[GGUFType, Path]) -> None:
     rows = rendered_rows(package.prepared)
-    ends = answer_ends([row for entry in package.prepared.held_out_sets() for row in package.prepared.held_out_rows(entry.name)])
+    ends = answer_ends(row for entry in package.prepared.held_out_sets() for row in package.prepared.held_out_rows(entry.name))
     for form, path in list(ggufs.items())[:1]:  # all GGUFs carry the metadata of one conversion, which check_facts compared
         with GGUFModel(path, context_tokens=256) as model:
             check_ends(package.prepared, form.value, model, ends)
