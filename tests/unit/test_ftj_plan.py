@@ -397,6 +397,29 @@ def test_an_answer_that_vanished_is_read_again_without_a_gpu() -> None:
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
 
 
+@pytest.mark.parametrize(("state", "code"), [("Complete", 0), ("Failed", 11)])
+def test_a_job_that_ends_before_its_pod_was_seen_to_is_waited_for(state: str, code: int) -> None:
+    """Two watches: the news of the Job may come first, and the pod's last words decide what follows."""
+    world = run_to("train")
+    world.set_job("job-train-1", state=state, finished_at=world.now, pods=(PodFact("p", "u", "Running"),))
+    made = world.step()
+    assert world.job["status"]["attempt"]["number"] == 1
+    assert made.recheck_at is not None
+    world.end("job-train-1", {"reason": "GateFailed", "message": "m"} if code else ANSWERS["train"], code)
+    world.step()
+    assert world.condition("Trained")["reason"] == ("GateFailed" if code else "Completed")
+
+
+def test_a_pod_that_is_never_seen_to_end_is_not_waited_for_long() -> None:
+    world = run_to("train")
+    world.set_job("job-train-1", state="Complete", finished_at=world.now, pods=(PodFact("p", "u", "Running"),))
+    recheck_at = world.step().recheck_at
+    assert recheck_at is not None
+    world.now = recheck_at
+    world.step()
+    assert world.job["status"]["attempt"]["report"] is True
+
+
 def test_an_answer_that_cannot_be_read_again_ends_the_run() -> None:
     """An image that says nothing would otherwise get one pod after another, for ever."""
     world = run_to("train")

@@ -98,6 +98,10 @@ def _run_stage(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool | Fail
     draft.reconciling = f"{CONDITION[stage]}Pending"
     name = stage_job_name(draft.job["metadata"]["name"], stage, attempt["number"])
     fact = next((job for job in draft.observed.jobs if job.name == name), None)
+    last_words_by = retry.last_words_by(fact) if fact else None
+    if last_words_by and draft.now < last_words_by:
+        draft.recheck(last_words_by)
+        return True
     if fact and fact.state == "Complete":
         return _complete(draft, spec, stage, fact)
     if spec.suspend:

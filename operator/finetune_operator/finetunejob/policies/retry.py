@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_trainer.spec import ExitCode, StageResult
@@ -15,6 +15,7 @@ _RETRYABLE = frozenset({ExitCode.CRASH, ExitCode.OUT_OF_MEMORY, ExitCode.GPU_NOT
 _FIRST_BACKOFF = timedelta(seconds=10)
 _LONGEST_BACKOFF = timedelta(minutes=5)
 _KILLED = 137
+_WATCH_LAG = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ def answer(job: JobFact) -> StageResult | None:
         return StageResult.model_validate_json(pod.message)
     except ValidationError:
         return None
+
+
+def last_words_by(job: JobFact) -> datetime | None:
+    """Until when the pod of a Job that ended may still be seen to end: two watches bring the news, in any order. None: it has."""
+    ended = all(pod.phase in ("Succeeded", "Failed") for pod in job.pods)
+    return None if ended or job.state == "Active" or job.finished_at is None else job.finished_at + _WATCH_LAG
 
 
 def _first(job: JobFact) -> PodFact | None:
