@@ -13,7 +13,7 @@ from datetime import datetime
 from itertools import chain
 
 from finetune_operator.core import names
-from finetune_operator.core.conditions import Condition, merge, timestamp
+from finetune_operator.core.conditions import Condition, cut, merge, timestamp
 from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, Apply, Delete, Event, SetOwners
@@ -275,8 +275,8 @@ def _entry(version: Version, move: Move, now: datetime) -> HistoryEntry:
             "from": version.status.stage.value if version.has_status else "",
             "to": move.to.stage.value,
             "by": move.by,
-            "why": move.why,
-            "evidence": move.evidence,
+            "why": cut(move.why),
+            "evidence": cut(move.evidence),
         }
     )
 
