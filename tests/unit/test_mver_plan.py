@@ -500,6 +500,16 @@ def test_versions_without_status_and_route_go_by_their_numbers() -> None:
     assert (world.stages()["bot-v1"], world.routed()) == ("Production", {"bot-v1": 100})
 
 
+@pytest.mark.parametrize("killed_after", range(1, 5))
+def test_a_restore_by_numbers_goes_on_where_it_was_killed(killed_after: int) -> None:
+    world = World()
+    world.add(*(model_version(number) for number in range(1, 5)))
+    world.run_pass(writes=killed_after)
+    world.settle()
+    assert world.stages() == {"bot-v1": "Archived", "bot-v2": "Archived", "bot-v3": "Archived", "bot-v4": "Production"}
+    assert {name for kind, name in world.children if kind == "Deployment"} == {"bot-v4"}
+
+
 def test_a_single_version_without_status_and_route_is_a_new_one() -> None:
     world = World()
     world.add(model_version(1))
@@ -524,6 +534,19 @@ def test_promotion_killed_between_its_two_writes_is_made_up_for() -> None:
     assert world.stages() == {"bot-v1": "Archived", "bot-v2": "Staging"}
     world.thrive()
     assert (world.stages(), world.routed()) == ({"bot-v1": "Archived", "bot-v2": "Production"}, {"bot-v2": 100})
+
+
+def test_long_words_of_a_server_fit_the_history() -> None:
+    """A pod may say 4,096 bytes as it ends; a status over its own schema would be refused for ever."""
+    world = World()
+    world.add(model_version(1))
+    world.settle()
+    pod = refused_pod("bot-v1")
+    pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["message"] = "x" * 4096
+    world.pods["bot-v1"] = pod
+    world.settle()
+    assert world.stages() == {"bot-v1": "Rejected"}
+    assert len(world.status("bot-v1")["history"][-1]["evidence"]) == 1024
 
 
 def test_history_keeps_the_last_50() -> None:

@@ -15,9 +15,14 @@ def restored_moves(versions: Sequence[Version], route: RouteFact | None, now: da
     lost = [version for version in versions if not version.has_status]
     if route and any(version.name in route.weights for version in lost):
         return _from_route(lost, versions, route, now)
-    if len(lost) == len(versions) > 1:
+    if len(lost) == len(versions) > 1 or _was_interrupted(lost, versions):
         return _from_numbers(lost, now)
     return []
+
+
+def _was_interrupted(lost: Sequence[Version], versions: Sequence[Version]) -> bool:
+    """Places are written oldest first, each archived version naming the next: one that names a lost version was the last written."""
+    return bool({version.name for version in lost} & {version.place.replaced_by for version in versions})
 
 
 def _from_route(lost: Sequence[Version], versions: Sequence[Version], route: RouteFact, now: datetime) -> list[Move]:
