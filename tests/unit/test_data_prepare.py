@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from finetune_trainer.__main__ import main, run_stage
 from finetune_trainer.data import stopping
@@ -20,6 +21,7 @@ from finetune_trainer.errors import StageError
 from finetune_trainer.progress import Progress
 from finetune_trainer.spec import ExitCode, LocalRunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage
+from safetensors.numpy import save_file
 
 from tests.tiny_models import bpe_model, write_json
 
@@ -309,6 +311,20 @@ def cut_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5])
 
 
+def lose_a_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    write_json(folder / "model.safetensors.index.json", {"weight_map": shards})
+
+
+def lose_the_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+
+
+def whole_numbers(folder: Path) -> None:
+    save_file({"model.embed_tokens.weight": np.zeros((8, 8), np.int8)}, folder / "model.safetensors")
+
+
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -320,6 +336,9 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a classifier": (edit("config.json", architectures=["BertForSequenceClassification"]), "UnsupportedArchitecture", "generates no text"),
     "pickled weights": (only_pickles, "SafetensorsOnly", "convert them to safetensors"),
     "weights cut short": (cut_weights, "InvalidModel", "model.safetensors is not a whole"),
+    "a shard is missing": (lose_a_shard, "InvalidModel", "the model lacks model-00002-of-00002.safetensors"),
+    "shards without index": (lose_the_index, "InvalidModel", "the model lacks model.safetensors.index.json"),
+    "weights that are no floats": (whole_numbers, "QuantizedBase", "stored as I8"),
     "no weights": (without("model.safetensors"), "ModelNotFound", "no model*.safetensors"),
     "no config": (without("config.json"), "ModelNotFound", "no config.json"),
     "no tokenizer": (without("tokenizer.json"), "InvalidTokenizer", "neither tokenizer.json nor tokenizer.model"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_trainer.data.hub import Hub
 from finetune_trainer.data.prepared import PreparedModel
-from finetune_trainer.data.shape import count_parameters, read_shape
+from finetune_trainer.data.shape import FLOATS, count_parameters, read_shape
 from finetune_trainer.data.tokenizer import read_optional_json
 from finetune_trainer.errors import StageError
 from finetune_trainer.spec import RunSpec, digest_of
@@ -30,6 +30,8 @@ MODEL_FILES = (
     "model*.safetensors",
 )
 """Files that are fetched and recorded: data only. Nothing pickled, no code."""
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _ENCODER_DECODERS = {
     "t5",
@@ -102,7 +104,10 @@ def _check_files(names: list[str], source: str) -> None:
 def _record(folder: Path, source: str, commit: str | None, cached: str | None) -> PreparedModel:
     config = read_optional_json(folder / "config.json")
     architecture = _check_config(config)
+    _check_shards(folder)
     total, dtype = count_parameters(folder)
+    if dtype not in FLOATS.values():
+        raise StageError("QuantizedBase", f"the base model's weights are stored as {dtype}; use the unquantized one ({', '.join(FLOATS)})")
     files = [
         FileRecord(path=path.name, sha256=hash_file(path), bytes=path.stat().st_size)
         for path in sorted(folder.iterdir())
@@ -119,6 +124,20 @@ def _record(folder: Path, source: str, commit: str | None, cached: str | None) -
         model_type=str(config.get("model_type", "")),
         shape=read_shape(config, total, dtype),
     )
+
+
+def _check_shards(folder: Path) -> None:
+    """Every file that training and the merge will open is there: a GPU is not taken to find out."""
+    index = read_optional_json(folder / _INDEX)
+    wanted = sorted(set(index.get("weight_map", {}).values())) if index else [_SINGLE]
+    missing = [name for name in wanted if not (folder / str(name)).is_file()]
+    if missing:
+        lacking = _INDEX if missing == [_SINGLE] else missing[0]
+        raise StageError("InvalidModel", f"the model lacks {lacking}{_more(missing)}; fetch the model again")
+
+
+def _more(missing: list[str]) -> str:
+    return f" and {len(missing) - 1} more of its weight files" if len(missing) > 1 else ""
 
 
 def _check_config(config: dict[str, Any]) -> str:

@@ -75,10 +75,11 @@ def count_parameters(folder: Path) -> tuple[int, str]:
         for tensor in _tensors(path):
             by_dtype[tensor["dtype"]] = by_dtype.get(tensor["dtype"], 0) + prod(tensor["shape"])
     most = max(by_dtype, key=lambda name: by_dtype[name], default="F32")
-    return sum(by_dtype.values()), _DTYPES.get(most, most)
+    return sum(by_dtype.values()), FLOATS.get(most, most)
 
 
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types that weights may have, by safetensors' names: what can be trained on, merged into and exported."""
 
 
 def _tensors(path: Path) -> list[dict[str, Any]]:
