@@ -17,6 +17,7 @@ from finetune_trainer.__main__ import main, run_stage
 from finetune_trainer.data import stopping
 from finetune_trainer.data.chat_template import probe_template
 from finetune_trainer.data.prepared import IGNORED_LABEL, Prepared, load_prepared
+from finetune_trainer.data.shape import count_parameters
 from finetune_trainer.errors import StageError
 from finetune_trainer.progress import Progress
 from finetune_trainer.spec import ExitCode, LocalRunSpec, Stage, StageResult
@@ -368,6 +369,25 @@ def test_a_model_that_cannot_work_is_refused_in_words_that_help(tmp_path: Path, 
     refused = Job(tmp_path, base, {"name": "d", "source": source}).refused()
     assert refused.reason == reason
     assert words in refused.message
+
+
+def test_token_ids_beyond_the_embedding_are_refused_by_row(tmp_path: Path, model: Path) -> None:
+    """On a GPU they would end the process with an assertion that names nothing."""
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    edit("config.json", vocab_size=300)(base)
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    refused = Job(tmp_path, base, {"name": "d", "source": source}).refused()
+    assert refused.reason == "InvalidTokenizer"
+    assert "data set d, file d.jsonl, line " in refused.message
+    assert "the model's embedding has 300" in refused.message
+
+
+def test_weights_that_are_not_the_models_are_not_counted(tmp_path: Path, model: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    shutil.copyfile(base / "model.safetensors", base / "consolidated.safetensors")
+    assert count_parameters(base) == count_parameters(model)
 
 
 def test_a_template_bomb_goes_off_outside(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,10 +85,14 @@ class _Placed:
 
 
 class Pipeline:
-    """Reads every data set of a run into the sets of a folder. Use as a context; counts are whole once it is left."""
+    """Reads every data set of a run into the sets of a folder. Use as a context; counts are whole once it is left.
 
-    def __init__(self, run: RunSpec, encoder: Encoder, tokens: SpecialTokens, folder: Path) -> None:
+    `embeddings`: tokens for which the model has an embedding.
+    """
+
+    def __init__(self, run: RunSpec, encoder: Encoder, tokens: SpecialTokens, embeddings: int, folder: Path) -> None:
         self._run = run
+        self._embeddings = embeddings
         self._encoder = encoder
         self._eos_ids = frozenset(tokens.eos_ids)
         self._seen = HashSet()
@@ -217,6 +221,7 @@ class Pipeline:
 
     def _write(self, dataset: Dataset, item: _Placed, row: TokenRow) -> None:
         counts, location = self.counts[dataset.name], item.candidate.location
+        self._refuse_unknown_ids(location, row)
         repeat = dataset.weight if item.set_name == "train" else 1
         writer = self.writers[item.set_name]
         writer.add(row, repeat)
@@ -227,6 +232,15 @@ class Pipeline:
         if writer.held_out:
             writer.add_held_out(self._held_out(item, row))
         self.samples.keep(location, row, item.set_name == "train")
+
+    def _refuse_unknown_ids(self, location: Location, row: TokenRow) -> None:
+        largest = max(row.ids)
+        if largest >= self._embeddings:
+            raise StageError(
+                "InvalidTokenizer",
+                f"{location}: {self._encoder.tokenizer.name_of(largest)} is no token of this model: the model's embedding has "
+                f"{self._embeddings} (vocab_size in config.json); use the tokenizer files of the model's own repository",
+            )
 
     def _held_out(self, item: _Placed, row: TokenRow) -> HeldOutRow:
         start, end = row.answers[-1]

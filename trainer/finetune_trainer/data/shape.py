@@ -65,13 +65,13 @@ def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -
 
 
 def count_parameters(folder: Path) -> tuple[int, str]:
-    """`(number of parameters, their most frequent dtype)` of a folder's safetensors files, from their headers alone.
+    """`(number of parameters, their most frequent dtype)` of a folder's model*.safetensors, from their headers alone.
 
     Errors: StageError(InvalidModel) for a file that is no safetensors file or is cut short.
     Source: https://github.com/huggingface/safetensors#format
     """
     by_dtype: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")):  # beside them may lie the same weights in another layout
         for tensor in _tensors(path):
             by_dtype[tensor["dtype"]] = by_dtype.get(tensor["dtype"], 0) + prod(tensor["shape"])
     most = max(by_dtype, key=lambda name: by_dtype[name], default="F32")
