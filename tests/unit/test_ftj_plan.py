@@ -239,6 +239,7 @@ def test_a_started_run_does_not_go_on_with_another_content() -> None:
     world.end("job-prepare-1", ANSWERS["prepare"])
     assert world.step().actions == ()
     assert world.condition("Validated")["reason"] == "SpecChanged"
+    assert world.job["status"]["phase"] == "Preparing", "a pod of it may still run"
     del world.job["spec"]["training"]
     world.step()
     assert world.condition("Prepared")["status"] == "True"
@@ -631,6 +632,15 @@ def test_a_refused_write_is_a_condition_and_is_tried_again() -> None:
     assert world.condition("ResourcesApplied")["reason"] == "Forbidden"
     assert "violates PodSecurity" in world.condition("Stalled")["message"]
     assert any(isinstance(action, Create) for action in made.actions)
+
+
+@pytest.mark.parametrize("reason", ["ApiError", "WaitingForPreviousOwner"])
+def test_what_the_api_may_do_in_a_moment_needs_no_person(reason: Any) -> None:
+    world = World()
+    world.step()
+    world.step(problems=(ActionProblem("Job", "job-prepare-1", reason, "failed calling webhook"),))
+    assert world.condition("ResourcesApplied")["status"] == "False"
+    assert (world.condition("Stalled")["status"], world.condition("Reconciling")["status"]) == ("False", "True")
 
 
 def report(percent: int, loss: str = "1.234") -> TrainerStatus:

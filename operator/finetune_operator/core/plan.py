@@ -74,6 +74,10 @@ class ActionProblem:
     message: str
 
 
+PASSING_PROBLEMS = frozenset({"ApiError", "WaitingForPreviousOwner"})
+"""Reasons of problems that pass by themselves: no person is needed for them."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """`status` is the whole status to write for the object (compared with the live one, written once, only when it differs).

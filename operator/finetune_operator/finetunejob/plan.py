@@ -13,7 +13,7 @@ from finetune_trainer.spec import Stage
 from finetune_operator.core import names
 from finetune_operator.core.conditions import parse_timestamp, timestamp
 from finetune_operator.core.names import Object
-from finetune_operator.core.plan import Create, Delete, Plan
+from finetune_operator.core.plan import PASSING_PROBLEMS, Create, Delete, Plan
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob import checks, publish, stages
 from finetune_operator.finetunejob.draft import Draft
@@ -144,7 +144,7 @@ def _report_problems(draft: Draft, spec: FineTuneJobSpec) -> bool:
     if draft.status_of(ConditionType.RESOURCES_APPLIED) != "False":
         draft.event(first.reason, message, warning=True)
     draft.set(ConditionType.RESOURCES_APPLIED, "False", first.reason, message)
-    if first.reason != "WaitingForPreviousOwner":
+    if first.reason not in PASSING_PROBLEMS:
         draft.stalled = (first.reason, message)
     draft.recheck(draft.now + timedelta(minutes=1))
     return False

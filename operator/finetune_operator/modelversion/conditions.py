@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from finetune_operator.core.conditions import Condition, Status, find
 from finetune_operator.core.facts import SCHEDULING_GRACE, ClaimFact
-from finetune_operator.core.plan import ActionProblem
+from finetune_operator.core.plan import PASSING_PROBLEMS, ActionProblem
 from finetune_operator.modelversion.checks import Finding
 from finetune_operator.modelversion.observed import Observed, PodFact, RouteFact
 from finetune_operator.modelversion.policies.steps import Gate, Obstacle, describe
@@ -26,8 +26,6 @@ CANNOT_START = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName"
 
 CRASHES = 3
 """Ends of a server in one pod after which it is not expected to start by itself."""
-
-PASSING_PROBLEMS = frozenset({Reason.API_ERROR, Reason.WAITING_FOR_PREVIOUS_OWNER})
 
 
 @dataclass(frozen=True)
