@@ -22,7 +22,7 @@ def restored_moves(versions: Sequence[Version], route: RouteFact | None, now: da
 
 def _was_interrupted(lost: Sequence[Version], versions: Sequence[Version]) -> bool:
     """Places are written oldest first, each archived version naming the next: one that names a lost version was the last written."""
-    return bool({version.name for version in lost} & {version.place.replaced_by for version in versions})
+    return bool({version.name for version in lost} & {version.place.replaced_by for version in versions if version.stands})
 
 
 def _from_route(lost: Sequence[Version], versions: Sequence[Version], route: RouteFact, now: datetime) -> list[Move]:
