@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def test_a_json_array_is_read_in_chunks_of_any_size(
     path = tmp_path / "a.json"
     path.write_text(json.dumps(ROWS, indent=indent, ensure_ascii=False), encoding="utf-8")
     assert read(path) == ROWS
+
+
+def test_the_rest_of_a_chunk_is_not_copied_for_each_row_of_an_array() -> None:
+    """Copied, it made an array of a few thousand rows per chunk 9 times slower."""
+    chunk, place = '[{"a": 1}, {"a": 2}]', sources.Location("d", "a.json", 1)
+    value, kept, position = sources._next_value(json.JSONDecoder(), chunk, 1, io.StringIO(), place)
+    assert (value, kept is chunk, position) == ({"a": 1}, True, 9)
+    kept, position = sources._skip_separator(chunk, position, io.StringIO(), place)
+    assert (kept is chunk, position) == (True, 11)
 
 
 def test_json_lines_under_the_name_json(tmp_path: Path) -> None:

@@ -116,13 +116,13 @@ def _read_json(path: Path, dataset: str) -> _Numbered:
     decoder = json.JSONDecoder()
     with path.open("rb") as raw:
         file = io.TextIOWrapper(raw, encoding="utf-8-sig")
-        buffer = _more(file, _CHUNK_CHARS, Location(dataset, path.name, 1)).lstrip()[1:]
+        buffer, position = _more(file, _CHUNK_CHARS, Location(dataset, path.name, 1)).lstrip()[1:], 0
         for row in range(1, 1 << 62):
             location = Location(dataset, path.name, row)
-            buffer = _skip_separator(buffer, file, location)
-            if buffer.startswith("]"):
+            buffer, position = _skip_separator(buffer, position, file, location)
+            if buffer[position] == "]":
                 return
-            value, buffer = _next_value(decoder, buffer, file, location)
+            value, buffer, position = _next_value(decoder, buffer, position, file, location)
             yield None, value, raw.tell()
 
 
@@ -133,29 +133,35 @@ def _more(file: TextIO, chars: int, location: Location) -> str:
         raise invalid(location, "text in UTF-8") from error
 
 
-def _skip_separator(buffer: str, file: TextIO, location: Location) -> str:
-    """What follows white space and the comma between two objects."""
-    rest = buffer.lstrip(" \t\r\n,")
-    while not rest:
-        more = _more(file, _CHUNK_CHARS, location)
-        if not more:
+_SEPARATOR = re.compile(r"[ \t\r\n,]*")
+# Below, a position moves through the buffer: cutting each value off would copy the rest of a chunk for every row.
+
+
+def _skip_separator(buffer: str, position: int, file: TextIO, location: Location) -> tuple[str, int]:
+    """The buffer and the position in it after white space and the comma between two objects."""
+    while True:
+        found = _SEPARATOR.match(buffer, position)
+        assert found is not None
+        if found.end() < len(buffer):
+            return buffer, found.end()
+        buffer, position = _more(file, _CHUNK_CHARS, location), 0
+        if not buffer:
             raise invalid(location, "an array that ends with ]")
-        rest = more.lstrip(" \t\r\n,")
-    return rest
 
 
-def _next_value(decoder: json.JSONDecoder, buffer: str, file: TextIO, location: Location) -> tuple[Any, str]:
-    """The first value in `buffer`, which grows until the value is whole, and what is left of it."""
+def _next_value(decoder: json.JSONDecoder, buffer: str, position: int, file: TextIO, location: Location) -> tuple[Any, str, int]:
+    """The value at a position of `buffer`, which grows until the value is whole; the buffer and the position after it."""
     while True:
         try:
-            value, end = decoder.raw_decode(buffer)
+            value, end = decoder.raw_decode(buffer, position)
             # A number at the buffer's end may go on in the next chunk; an object may not.
             if end < len(buffer) or isinstance(value, dict):
-                return value, buffer[end:]
+                return value, buffer, end
         except RecursionError as error:
             raise invalid(location, "an object that is not nested so deep") from error
         except ValueError:
             pass
+        buffer, position = buffer[position:], 0
         more = _more(file, max(_CHUNK_CHARS, len(buffer)), location)
         if not more or len(buffer) > _MAX_ROW_BYTES:
             raise invalid(location, "an array of whole JSON objects")
