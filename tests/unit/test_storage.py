@@ -56,7 +56,7 @@ def test_a_late_writer_publishes_nothing(tmp_path: Path) -> None:
     winner = late.publish(Stage.PREPARE, folder, "inputs", StageResult(stage=Stage.PREPARE, message="late"))
     assert winner.result.message == "first"
     assert late.finished(Stage.PREPARE)[0].directory == "first"
-    assert sorted(os.listdir(late.stage_folder(Stage.PREPARE))) == ["first", "late", "manifest.json"]
+    assert sorted(os.listdir(late.stage_folder(Stage.PREPARE))) == ["first", "manifest.json"]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,27 @@ def test_a_harmed_file_is_found_before_it_is_used(tmp_path: Path, harm: object, 
     with pytest.raises(StageError, match=words) as caught:
         store.finished(Stage.PREPARE)
     assert caught.value.reason == "CorruptArtifact"
+
+
+def test_publishing_removes_what_killed_and_late_writers_left(tmp_path: Path) -> None:
+    killed = storage(tmp_path, "killed").new_folder(Stage.PREPARE)
+    (killed / "merged").mkdir()
+    (killed / "merged" / "weights").write_bytes(b"many gigabytes")
+    late_store = storage(tmp_path, "late")
+    late = late_store.new_folder(Stage.PACKAGE)
+    rank = storage(tmp_path, "one-rank1").new_folder(Stage.PREPARE)
+    elsewhere = storage(tmp_path, "other").new_folder(Stage.TRAIN)
+
+    kept = publish(storage(tmp_path))
+    publish(storage(tmp_path), stage=Stage.PACKAGE)
+    assert kept.exists()
+    assert not killed.exists()
+    assert rank.exists()  # another process of this very pod
+    assert elsewhere.exists()
+
+    late.mkdir()
+    late_store.publish(Stage.PACKAGE, late, "inputs", StageResult(stage=Stage.PACKAGE))
+    assert not late.exists()
 
 
 def test_a_manifest_that_is_none_is_named(tmp_path: Path) -> None:

@@ -188,7 +188,10 @@ class JobStorage:
         return manifest, content
 
     def publish(self, stage: Stage, content: Path, inputs_digest: str, result: StageResult) -> Manifest:
-        """Makes `content` the stage's one result. Where another writer was first, that one's manifest is returned and counts."""
+        """Makes `content` the stage's one result, and removes others' unfinished ones.
+
+        Where another writer was first, that one's manifest is returned and counts, and `content` goes.
+        """
         records = hash_folder(content)
         for record in records:
             with (content / record.path).open("rb") as file:
@@ -209,11 +212,20 @@ class JobStorage:
         except FileExistsError:
             winner = self.manifest(stage)
             assert winner is not None
+            if self.content(winner) != content.resolve():
+                shutil.rmtree(content, ignore_errors=True)
             return winner
         finally:
             aside.unlink()
         sync_directory(path.parent)
+        self._remove_torsos(stage)
         return manifest
+
+    def _remove_torsos(self, stage: Stage) -> None:
+        """Removes what killed or late writers left: with the manifest in place none of it can count any more."""
+        for folder in self.stage_folder(stage).iterdir():
+            if folder.is_dir() and not folder.name.startswith(self.writer):  # `<writer>-rank1` is at work beside us
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def local_path(uri: str, run: RunSpec) -> Path:
