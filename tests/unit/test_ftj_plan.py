@@ -661,6 +661,23 @@ def test_progress_reaches_status_and_columns_at_most_every_ten_seconds() -> None
     assert world.job["status"]["progress"]["percent"] == 43
 
 
+def test_the_phase_of_a_second_attempt_does_not_forget_that_it_trains() -> None:
+    """Reports live in memory: after a restart of the operator only status tells of them."""
+    world = run_to("train")
+    world.step(progress=report(42))
+    world.end("job-train-1", None, 1)
+    world.step(progress=None)
+    world.now += timedelta(seconds=30)
+    world.step()
+    world.step()
+    assert world.job["status"]["phase"] == "Resuming"
+    world.now += timedelta(seconds=30)
+    world.step(progress=report(50))
+    assert world.job["status"]["phase"] == "Training"
+    told = json.dumps(world.job["status"])
+    assert json.dumps(world.step(progress=None).status) == told
+
+
 def test_the_loss_of_training_stays_in_its_column() -> None:
     world = run_to("train")
     world.step(progress=report(42))

@@ -67,6 +67,7 @@ def _has_changed(draft: Draft, spec: FineTuneJobSpec) -> bool:
     message = "the spec (or a ConfigMap it names) differs from what was started; put it back, or create another job for another run"
     if not _already_refused(draft, "SpecChanged"):
         draft.event("SpecChanged", message, warning=True)
+    _keep_phase(draft)
     draft.set(ConditionType.VALIDATED, "False", "SpecChanged", message)
     draft.stalled = ("SpecChanged", message)
     draft.recheck(draft.now + timedelta(seconds=draft.settings.missing_recheck_s))
@@ -98,10 +99,17 @@ def _refuse(draft: Draft, found: list[checks.Finding]) -> None:
     message = "; ".join(finding.message for finding in found)
     if not _already_refused(draft, first.reason):
         draft.event(first.reason, message, warning=True)
+    _keep_phase(draft)
     draft.set(ConditionType.VALIDATED, "False", first.reason, message)
     draft.stalled = (first.reason, message)
     if any(finding.passing for finding in found):
         draft.recheck(draft.now + timedelta(seconds=draft.settings.missing_recheck_s))
+
+
+def _keep_phase(draft: Draft) -> None:
+    """A run that was started and is refused now stands still where it is; its pod may go on."""
+    if draft.status.get("startTime"):
+        draft.phase = Phase(draft.status["phase"])
 
 
 def _already_refused(draft: Draft, reason: str) -> bool:

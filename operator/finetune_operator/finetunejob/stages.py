@@ -93,11 +93,11 @@ def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Failure:
 def _run_stage(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool | Failure:
     """False once the stage is done."""
     attempt = draft.status["attempt"]
-    tried_before = any(record["stage"] == stage.value for record in draft.status.get("attempts", []))
-    draft.phase = Phase.RESUMING if tried_before and not draft.observed.progress else _PHASE[stage]
     draft.reconciling = f"{CONDITION[stage]}Pending"
     name = stage_job_name(draft.job["metadata"]["name"], stage, attempt["number"])
     fact = next((job for job in draft.observed.jobs if job.name == name), None)
+    tried_before = any(record["stage"] == stage.value for record in draft.status.get("attempts", []))
+    draft.phase = Phase.RESUMING if tried_before and not _has_reported(draft, fact) else _PHASE[stage]
     last_words_by = retry.last_words_by(fact) if fact else None
     if last_words_by and draft.now < last_words_by:
         draft.recheck(last_words_by)
@@ -113,6 +113,12 @@ def _run_stage(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool | Fail
         _wait(draft, stage, fact)
         return True
     return _create(draft, spec, stage)
+
+
+def _has_reported(draft: Draft, fact: JobFact | None) -> bool:
+    """Whether the attempt's pod has, now or in an earlier life of this operator."""
+    last = (draft.status.get("progress") or {}).get("lastUpdateTime")
+    return draft.observed.progress is not None or bool(fact and last and parse_timestamp(last) >= fact.created_at)
 
 
 def _complete(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) -> bool | Failure:
