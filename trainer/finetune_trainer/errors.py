@@ -1,5 +1,7 @@
 """How a stage says that it cannot go on."""
 
+import signal
+
 from finetune_trainer.spec import ExitCode, StageResult
 
 
@@ -16,3 +18,9 @@ class StageError(Exception):
         self.message = message
         self.exit_code = exit_code
         self.result = result
+
+
+def refuse_killed(tool: str, status: int) -> None:
+    """Errors: StageError(OutOfMemory) where a program that a stage started ended by SIGKILL; only the kernel sends it one."""
+    if status == -signal.SIGKILL:
+        raise StageError("OutOfMemory", f"{tool} was killed because memory ran out; raise this stage's memory", ExitCode.OUT_OF_MEMORY)

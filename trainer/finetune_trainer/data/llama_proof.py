@@ -18,7 +18,7 @@ from finetune_trainer.data.pipeline import Sample
 from finetune_trainer.data.prepared import SpecialTokens
 from finetune_trainer.data.tokenizer import TextTokenizer, publish_folder
 from finetune_trainer.data.tokenizer_files import write_tokenizer_files
-from finetune_trainer.errors import StageError
+from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.spec import ExitCode, digest_of
 from finetune_trainer.storage import JobStorage, hash_file, hash_folder
 
@@ -77,6 +77,7 @@ def _convert(home: LlamaHome, files: Path, output: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=home.environment(), check=False)
     if done.returncode == 0 and output.is_file():
         return
+    refuse_killed("llama.cpp's converter", done.returncode)
     words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     said = next((line for line in reversed(words) if any(mark in line for mark in _UNKNOWN)), words[-1] if words else "nothing")
     raise StageError(
@@ -89,10 +90,12 @@ def llama_ids(home: LlamaHome, vocab: Path, texts: Sequence[str]) -> dict[str, A
     """What `gguf_ids` answers: ids of each text, eos, bos, addBos and every token that stops generation."""
     command = [sys.executable, "-m", "finetune_trainer.data.gguf_ids", str(vocab)]
     done = subprocess.run(command, input=json.dumps(list(texts)), capture_output=True, text=True, env=home.environment(), check=False)
+    refuse_killed("llama.cpp's tokenizer", done.returncode)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no words"])[-1][:200]
+        last = (done.stderr.strip().splitlines() or ["no words"])[-1]
+        kind = last.partition(":")[0][:200]  # what follows may quote a row
         raise StageError(
-            "UnsupportedByLlamaCpp", f"llama.cpp cannot read the vocabulary that its converter wrote ({last}); remove export.gguf"
+            "UnsupportedByLlamaCpp", f"llama.cpp cannot read the vocabulary that its converter wrote ({kind}); remove export.gguf"
         )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from finetune_trainer.errors import StageError
+from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.spec import ExitCode
 from finetune_trainer.storage import JobStorage
 
@@ -192,6 +192,7 @@ def _convert(model_folder: Path, cached: Path, writer: str) -> None:
         command = [sys.executable, "-c", _CONVERT, str(model_folder), str(aside / "tokenizer.json")]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "USE_TORCH": "0"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        refuse_killed("the tokenizer's conversion", done.returncode)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no words"])[-1][:300]
             raise StageError("InvalidTokenizer", f"transformers cannot convert tokenizer.model: {last}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.cpus import usable_cpus
-from finetune_trainer.errors import StageError
+from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.server import tail
 from finetune_trainer.spec import ExitCode, GGUFType
@@ -80,10 +80,10 @@ def _run(command: list[str], log: Path, form: str) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
+    tool = Path(command[1] if command[0] == sys.executable else command[0]).name
+    refuse_killed(tool, status)
     if status != 0:
-        raise StageError(
-            "ConversionFailed", f"{Path(command[0]).name} ended with status {status} at {form}; the end of its log: {tail(log)}"
-        )
+        raise StageError("ConversionFailed", f"{tool} ended with status {status} at {form}; the end of its log: {tail(log)}")
     log.unlink()
 
 

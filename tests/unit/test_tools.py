@@ -1,0 +1,56 @@
+"""Programs that a stage starts: what becomes of their death and of their words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from finetune_trainer.data import llama_proof
+from finetune_trainer.errors import StageError
+from finetune_trainer.llama.home import LlamaHome
+from finetune_trainer.package.gguf import make_ggufs
+from finetune_trainer.spec import ExitCode, GGUFType, StorageLocation
+from finetune_trainer.storage import JobStorage
+
+KILLED = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
+
+
+def tree(root: Path, converter: str = KILLED, layer: str = KILLED) -> Path:
+    """A llama.cpp tree whose converter and Python layer do what their text says."""
+    (root / "python").mkdir(parents=True)
+    (root / "convert_hf_to_gguf.py").write_text(converter)
+    (root / "python" / "llama_cpp.py").write_text(layer)
+    return root
+
+
+def make_vocab(root: Path) -> None:
+    files = root / "files"
+    files.mkdir()
+    storage = JobStorage(StorageLocation(root=str(root / "storage"), prefix="job"), "pod")
+    llama_proof.make_vocab(llama_proof.LlamaHome({"FINETUNE_LLAMA_HOME": str(tree(root / "llama"))}), storage, files)
+
+
+def ask_ids(root: Path) -> None:
+    llama_proof.llama_ids(llama_proof.LlamaHome({"FINETUNE_LLAMA_HOME": str(tree(root / "llama"))}), root / "vocab.gguf", ["a"])
+
+
+def convert(root: Path) -> None:
+    make_ggufs(LlamaHome(tree(root / "llama")), root, root / "gguf", "job", [GGUFType.F16])
+
+
+@pytest.mark.parametrize("work", [make_vocab, ask_ids, convert])
+def test_a_tool_that_the_kernel_killed_ran_out_of_memory(tmp_path: Path, work: Callable[[Path], None]) -> None:
+    with pytest.raises(StageError, match="memory") as ended:
+        work(tmp_path)
+    assert (ended.value.reason, ended.value.exit_code) == ("OutOfMemory", ExitCode.OUT_OF_MEMORY)
+
+
+def test_words_of_llama_cpp_that_quote_a_row_get_into_no_message(tmp_path: Path) -> None:
+    """llama-cpp-python names the text that it cannot tokenise."""
+    layer = "class Llama:\n    def __init__(self, *args, **settings):\n        raise RuntimeError('Failed to tokenize: text=canary-7f3a')\n"
+    home = llama_proof.LlamaHome({"FINETUNE_LLAMA_HOME": str(tree(tmp_path / "llama", layer=layer))})
+    with pytest.raises(StageError) as refused:
+        llama_proof.llama_ids(home, tmp_path / "vocab.gguf", ["canary-7f3a"])
+    assert "canary" not in refused.value.message
+    assert "RuntimeError" in refused.value.message
