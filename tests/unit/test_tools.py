@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from finetune_trainer.data import llama_proof
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.home import LlamaHome
+from finetune_trainer.llama.server import LlamaServer
 from finetune_trainer.package.gguf import make_ggufs
 from finetune_trainer.spec import ExitCode, GGUFType, StorageLocation
 from finetune_trainer.storage import JobStorage
@@ -54,3 +56,28 @@ def test_words_of_llama_cpp_that_quote_a_row_get_into_no_message(tmp_path: Path)
         llama_proof.llama_ids(home, tmp_path / "vocab.gguf", ["canary-7f3a"])
     assert "canary" not in refused.value.message
     assert "RuntimeError" in refused.value.message
+
+
+SERVER = """#!{python}
+import http.server, os, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path != "/health":
+            os._exit(3)
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("ask", [lambda server: server.get("/props"), lambda server: server.post("/tokenize", {})], ids=["get", "post"])
+def test_a_server_that_dies_while_it_is_asked_is_no_storage_error(tmp_path: Path, ask: Callable[[LlamaServer], object]) -> None:
+    home = LlamaHome(tree(tmp_path / "llama"))
+    home.server.parent.mkdir()
+    home.server.write_text(SERVER.format(python=sys.executable))
+    home.server.chmod(0o755)
+    model = tmp_path / "m.gguf"
+    model.touch()
+    with LlamaServer(home, model, tmp_path / "log") as server, pytest.raises(StageError) as failed:
+        ask(server)
+    assert failed.value.reason == "ServerFailed"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from finetune_trainer.errors import StageError
+from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.llama.home import LlamaHome, threads_for
 from finetune_trainer.spec import ExitCode
 
@@ -51,7 +51,14 @@ class LlamaServer:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer to a JSON request. Errors: StageError(ServerFailed)."""
-        request = urllib.request.Request(self._url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST")
+        headers = {"Content-Type": "application/json"}
+        return self._asked(path, urllib.request.Request(self._url + path, json.dumps(body).encode(), headers, method="POST"))
+
+    def get(self, path: str) -> Any:
+        """The JSON answer to a plain request. Errors: StageError(ServerFailed)."""
+        return self._asked(path, urllib.request.Request(self._url + path))
+
+    def _asked(self, path: str, request: urllib.request.Request) -> Any:
         try:
             with _open(request, _REQUEST_TIMEOUT_S) as answer:
                 return json.load(answer)
@@ -60,15 +67,12 @@ class LlamaServer:
         except OSError as error:
             raise self._failed(f"it did not answer {path}") from error
 
-    def get(self, path: str) -> Any:
-        with _open(urllib.request.Request(self._url + path), _REQUEST_TIMEOUT_S) as answer:
-            return json.load(answer)
-
     def _wait_until_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
+                refuse_killed("llama-server", self._process.returncode)
                 raise self._failed(f"it ended with status {self._process.returncode}")
             try:
                 with _open(urllib.request.Request(self._url + "/health"), 2.0):
