@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from finetune_operator.core.containment import contains
 from finetune_operator.core.settings import Settings
+from finetune_operator.finetunejob.policies.progress import display, to_status
 from finetune_operator.finetunejob.types import FineTuneJobSpec
 from finetune_operator.modelversion.resources.deployment import make_deployment
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
 from finetune_operator.modelversion.types import GatewayAPI, ModelVersionSpec
 from finetune_operator.modelversion.versions import read_versions
+from finetune_trainer.spec import Metric, TrainerStatus
 
 from tests.api.client import Api, Object
 from tests.api.manifests import GATEWAY, JOBS, NAMESPACE, STEPS, VERSIONS, job, version, with_
@@ -174,6 +177,20 @@ def test_status_is_written_apart(api: Api, make: Any) -> None:
     assert (written["spec"], written["metadata"]["generation"]) == (live["spec"], 1), "and status no spec"
     stale = api.call("PUT", f"{where(live)}/status", status)
     assert stale.code == 409, "a status computed from an older object is refused"
+
+
+def test_whatever_a_pod_reports_fits_the_status(api: Api) -> None:
+    """A status over its own schema would be refused with every pass, and the job stand still for a number."""
+    names = ("step", "total_steps", "epoch", "loss", "eval_loss", "learning_rate", "tokens_per_second", "gpu_memory_bytes")
+    metrics = [Metric(name=name, value=value) for value in ("1e200", "-1e200", str(10**25)) for name in names]
+    live = api.create(JOBS, job()).body
+    for metric in metrics:
+        report = TrainerStatus(progress_percentage=100, estimated_remaining_seconds=10**25, metrics=[metric])
+        progress = to_status("train", report, None, datetime(2026, 1, 1, tzinfo=UTC))
+        patch = {"status": {"progress": progress, "display": display(progress)}}
+        answer = api.call("PATCH", f"{where(live)}/status", patch, type="application/merge-patch+json")
+        assert answer.ok, answer.message
+        assert answer.body["status"]["progress"] == progress
 
 
 # ----------------------------------------------------------------------------------------------------------------------- children

@@ -25,6 +25,9 @@ _NUMBERS = {
 _KEPT = ("step", "totalSteps", "epoch", "loss", "evalLoss", "learningRate", "tokensPerSecond", "gpuMemoryBytes")
 """What stays in status when a later stage reports: training's own numbers."""
 
+_LARGEST_INTEGER = 2**53
+"""The API server takes a larger integer for a real number and refuses the status."""
+
 
 def kept(previous: Object | None) -> Object:
     """What a new stage's progress begins with."""
@@ -39,12 +42,12 @@ def next_write_at(previous: Object | None, every_s: float) -> datetime | None:
 
 
 def to_status(stage: str, report: TrainerStatus, previous: Object | None, now: datetime) -> Object:
-    """`status.progress` from a report; numbers that do not parse or are not finite are left out."""
+    """`status.progress` from a report; numbers that do not parse, are not finite or too large for an integer are left out."""
     progress: Object = {**kept(previous), "stage": stage, "lastUpdateTime": timestamp(now)}
     if report.progress_percentage is not None:
         progress["percent"] = report.progress_percentage
     if report.estimated_remaining_seconds is not None:
-        progress["etaSeconds"] = report.estimated_remaining_seconds
+        progress["etaSeconds"] = min(report.estimated_remaining_seconds, _LARGEST_INTEGER)
     for metric in report.metrics:
         if metric.name in _NUMBERS:
             member, kind = _NUMBERS[metric.name]
@@ -59,7 +62,8 @@ def _number(text: str, kind: type) -> Any:
         number = float(text)
     except ValueError:
         return None
-    return kind(number) if abs(number) < 1e300 else None  # NaN compares False as well
+    # NaN compares False as well
+    return kind(number) if abs(number) <= (_LARGEST_INTEGER if kind is int else 1e300) else None
 
 
 def display(progress: Object | None) -> Object:
