@@ -1,14 +1,18 @@
 """The merge as a whole, and the check that finds what is wrong with one."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
+from finetune_trainer.package import merge as merge_module
 from finetune_trainer.package.adapter import read_config, read_updates
 from finetune_trainer.package.base_model import HEAD, ModelTensors
 from finetune_trainer.package.merge import MergePlan, merge, plan_merge
@@ -80,6 +84,22 @@ def test_merged_weights_are_the_rounded_sum_and_the_rest_is_the_bases(tmp_path: 
     assert np.allclose(read(tmp_path / "merged", f"{Q}.weight"), expected, rtol=tolerance, atol=1e-7 if dtype == "F16" else 1e-9)
     assert np.array_equal(read(tmp_path / "merged", EMBED), read(folder, EMBED))
     assert oracle.found.tensors == 1
+
+
+def test_no_more_threads_work_than_the_container_has_cpus(
+    tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int | None) -> None:
+            asked.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(merge_module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    run_merge(base, adapter, tmp_path / "merged")
+    assert asked == [usable_cpus()]
 
 
 def test_shards_and_index_are_kept(tmp_path: Path, adapter: Path) -> None:

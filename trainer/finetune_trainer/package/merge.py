@@ -6,7 +6,6 @@ Every tensor is checked right after it was written, while its pages are still in
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
 from finetune_trainer.package.adapter import LowRank, Saved, Update
 from finetune_trainer.package.base_model import HEAD, INDEX_FILE, ModelTensors, is_weight
@@ -122,7 +122,7 @@ def merge(
     total = sum(base.info(tensor.base).bytes for tensors in plan.shards.values() for tensor in tensors)
     target.mkdir(parents=True, exist_ok=True)
     # Blocks are the unit of parallel work; BLAS threads below them would only fight for the same cores.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cpus()) as pool:
         for shard, tensors in plan.shards.items():
             layout = [_result_info(base, tensor) for tensor in tensors]
             with TensorWriter(target / shard, layout, base.shards[shard].metadata) as writer, TensorReader(target / shard) as written:
