@@ -297,6 +297,30 @@ def test_bad_data_is_refused_in_words_that_help(tmp_path: Path, model: Path, nam
     assert "data set d" in refused.message or reason == "NoTrainingRows"
 
 
+@pytest.mark.parametrize(
+    ("metric", "split", "words"),
+    [
+        ("other/ExactMatch", {}, "gate g: data set other is none of this job"),
+        ("plain/ExactMatch", {}, "gate g: data set plain has no testSplit"),
+        ("ExactMatch", {"train": 0.9, "validation": 0.1, "test": 0}, "gate g: preparation.split.test is 0"),
+    ],
+    ids=["an unknown data set", "a data set without test rows", "nothing is held out"],
+)
+def test_a_gate_that_no_row_could_answer_is_refused_before_training(
+    tmp_path: Path, model: Path, metric: str, split: dict[str, Any], words: str
+) -> None:
+    write_rows(tmp_path / "d/train.jsonl", [question(i) for i in range(40)])
+    write_rows(tmp_path / "d/test.jsonl", [question(i) for i in range(100, 140)])
+    plain = write_rows(tmp_path / "plain.jsonl", [question(i) for i in range(200, 240)])
+    datasets = ({"name": "d", "source": str(tmp_path / "d"), "testSplit": "test"}, {"name": "plain", "source": plain})
+    gate = {"name": "g", "metric": metric, "min": 0.5}
+    refused = Job(tmp_path, model, *datasets, evaluation={"gates": [gate]}, preparation={"split": split}).refused()
+    assert refused.reason == "InvalidGate"
+    assert words in refused.message
+    gate["metric"] = "d/ExactMatch"
+    Job(tmp_path, model, *datasets, evaluation={"gates": [gate]}, preparation={"split": split}).prepare()
+
+
 def edit(name: str, **changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         write_json(folder / name, json.loads((folder / name).read_text()) | changes)

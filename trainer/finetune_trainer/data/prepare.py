@@ -15,6 +15,7 @@ from finetune_trainer.data.report import dataset_report, prepared_digest, write_
 from finetune_trainer.data.sources import locate
 from finetune_trainer.data.stopping import StopRule, choose_stop_rule
 from finetune_trainer.data.tokenizer import TextTokenizer, tokenizer_file_of
+from finetune_trainer.errors import StageError
 from finetune_trainer.memory import plan_memory
 from finetune_trainer.spec import DatasetReport, RunSpec, Stage, StageResult
 from finetune_trainer.storage import write_atomically
@@ -35,6 +36,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     """
     storage, folder, progress = workspace.storage, workspace.folder, workspace.progress
     progress.report(0.0)
+    _refuse_blind_gates(run)
     model_folder, model = resolve_model(run, storage)
     log.info("base model %s, %s parameters", model.architecture, f"{model.shape.total_parameters:,}")
     files = [(dataset, locate(dataset, run, storage)) for dataset in run.datasets]
@@ -62,6 +64,25 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(1.0)
     report = prepared.dataset.model_copy(update={"report": storage.uri(folder / "report.md")})
     return _result(run, prepared, report, pipeline.warnings(stop.template))
+
+
+def _refuse_blind_gates(run: RunSpec) -> None:
+    """A gate for which no row can be held out would stay Inconclusive, which is known before anything is trained.
+
+    Errors: StageError(InvalidGate).
+    """
+    brings_tests = {dataset.name: dataset.test_split is not None for dataset in run.datasets}
+    for gate in run.evaluation.gates:
+        name = gate.metric.rpartition("/")[0]
+        problem = None
+        if name and name not in brings_tests:
+            problem = f"data set {name} is none of this job; name one that has a testSplit"
+        elif name and not brings_tests[name]:
+            problem = f"data set {name} has no testSplit; set one, or take the metric without {name}/"
+        elif not name and not run.preparation.split.test:
+            problem = "preparation.split.test is 0, so no row is held out for it; raise it, or name a data set with a testSplit"
+        if problem:
+            raise StageError("InvalidGate", f"evaluation.gates, gate {gate.name}: {problem}")
 
 
 def _describe(run: RunSpec, model: PreparedModel, stop: StopRule, pipeline: Pipeline, folder: Path) -> PreparedFile:
