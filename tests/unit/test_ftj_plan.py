@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from finetune_operator.core.conditions import find
+from finetune_operator.core.containment import without_nulls
 from finetune_operator.core.facts import ClaimFact
 from finetune_operator.core.plan import ActionProblem, Create, Delete, Plan, SetOwners
 from finetune_operator.core.settings import NamespacePolicy, Settings
@@ -459,6 +460,29 @@ def test_a_report_that_failed_is_tried_again_without_a_gpu(code: int, reason: st
     world.end("job-train-2", {"reason": reason, "message": "m"}, code, **pod)
     world.step()
     assert world.job["status"]["attempt"].get("report", False) is reports
+
+
+def test_numbers_of_an_answer_that_are_none_stay_out_of_status_and_version() -> None:
+    """JSON has no NaN: the API server would refuse the status with every pass."""
+    world = run_to("train")
+    world.end("job-train-1", {**ANSWERS["train"], "trainLoss": float("nan")})
+    world.step()
+    world.step()
+    world.end("job-package-1", ANSWERS["package"])
+    world.step()
+    world.step()
+    tuned = {"value": float("inf"), "low": 1.0, "high": float("nan"), "n": 9}
+    good = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 9}
+    metrics = [{"name": "Perplexity", "tuned": tuned}, {"name": "ExactMatch", "tuned": good}]
+    world.end("job-evaluate-1", {"evaluation": {"artifact": "q8_0", "metrics": metrics, "gates": []}})
+    made: list[Any] = []
+    for _ in range(8):
+        plan = world.step()
+        world.job["status"] = without_nulls(plan.status)
+        json.dumps(plan.status, allow_nan=False)
+        made += [action.body for action in plan.actions if isinstance(action, Create)]
+    (version,) = [body for body in made if body["kind"] == "ModelVersion"]
+    assert version["spec"]["lineage"]["metrics"] == {"ExactMatch": 0.9}
 
 
 def test_a_failed_run_says_where_its_checkpoint_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -159,17 +160,17 @@ def _summary(result: StageResult) -> str:
 
 
 def _absorb(draft: Draft, result: StageResult) -> None:
-    """Copies an answer's evidence into status, under status' own member names."""
-    wire = result.model_dump(mode="json", by_alias=True, exclude_none=True)
+    """Copies an answer's evidence into status, under status' own member names; numbers that are none become null, which is not written."""
+    wire = json.loads(result.model_dump_json(by_alias=True, exclude_none=True))
     for member in ("dataset", "plan", "baseModel", "baseRevision", "checkpoint", "evaluation", "quantizationGap"):
         if member in wire:
             draft.status[member] = wire[member]
     for member in ("artifacts", "parity"):
         if wire.get(member):
             draft.status[member] = wire[member]
-    if result.stage is Stage.TRAIN and result.train_loss is not None:
+    if result.stage is Stage.TRAIN and wire.get("trainLoss") is not None:
         # a run too short to have reported shows the mean loss; the last one is what people watched
-        draft.status["progress"] = {"loss": result.train_loss, **(draft.status.get("progress") or {})}
+        draft.status["progress"] = {"loss": wire["trainLoss"], **(draft.status.get("progress") or {})}
     if result.plan is not None:
         _warn_of_missing_gpus(draft)
 

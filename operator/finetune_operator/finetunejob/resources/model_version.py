@@ -42,9 +42,15 @@ def make_model_version(spec: FineTuneJobSpec, job: Object) -> Object:
                 "jobRef": metadata["name"],
                 "jobUid": metadata["uid"],
                 **({"scoreMetric": spec.evaluation.gates[0].metric} if spec.evaluation.gates else {}),
-                "metrics": {metric["name"]: metric["tuned"]["value"] for metric in status.get("evaluation", {}).get("metrics", [])},
+                "metrics": _metrics(status),
             },
             "serving": serving.wire(),
             "rollout": spec.publish.rollout.wire(),
         },
     }
+
+
+def _metrics(status: Object) -> dict[str, float]:
+    """Values of the tuned model by name; one that is no number has none."""
+    metrics = status.get("evaluation", {}).get("metrics", [])
+    return {metric["name"]: metric["tuned"]["value"] for metric in metrics if metric["tuned"].get("value") is not None}
