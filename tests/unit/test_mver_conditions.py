@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -253,6 +254,16 @@ def test_a_server_pod_that_just_waits_for_a_node_stalls_only_when_it_lasts(acces
     world.now = recheck_at
     world.settle()
     assert kstatus(world.status(name)["conditions"]) == "Failed"
+
+
+@pytest.mark.parametrize("gone", [claim_is(phase="Pending"), lambda world, name: world.claims.clear()])
+def test_a_claim_that_is_not_bound_is_looked_at_again_without_an_event(gone: Callable[[World, str], Any]) -> None:
+    """No watch tells of a user's claim, and its lookup is cached: what heals by itself must not be believed broken for ever."""
+    world, _ = then(production, gone)()
+    world.settle()
+    recheck_at = world.plan().recheck_at
+    assert recheck_at is not None
+    assert recheck_at - world.now <= timedelta(seconds=world.settings.missing_recheck_s)
 
 
 @pytest.mark.parametrize(

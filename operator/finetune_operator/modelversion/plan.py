@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import chain
 
 from finetune_operator.core import names
@@ -308,7 +308,10 @@ def _unreadable_status(item: Unreadable, now: datetime) -> Object:
 
 
 def _recheck_at(situation: Situation) -> datetime | None:
-    """When time alone changes the plan: the end of a hold, of keepPrevious, of a drain, of the scheduler's or the Gateway's grace."""
+    """When time alone changes the plan: the end of a hold, of keepPrevious, of a drain, of the scheduler's or the Gateway's grace.
+
+    A claim that is not bound is looked at again as well: no watch tells of one that a user made.
+    """
     pods = situation.observed.pods
     moments: list[datetime | None] = [pod.unschedulable_since + SCHEDULING_GRACE for pod in pods if pod.unschedulable_since]
     for version in situation.versions:
@@ -318,7 +321,13 @@ def _recheck_at(situation: Situation) -> datetime | None:
             keeps.until if keeps else None,
             keep.kept_until(version, situation.versions),
             idle + keep.DRAIN if idle else None,
+            situation.now + timedelta(seconds=situation.settings.missing_recheck_s) if _awaits_claim(version, situation) else None,
         ]
     if not situation.gate.route_settled:
         moments.append(grace_ends(situation.versions, situation.now))
     return min((moment for moment in moments if moment and moment > situation.now), default=None)
+
+
+def _awaits_claim(version: Version, situation: Situation) -> bool:
+    claims = [situation.observed.claims.get(claim_and_path(artifact.uri)[0]) for artifact in version.spec.artifacts]
+    return version.in_service and not all(claim and claim.phase == "Bound" and not claim.deleting for claim in claims)
