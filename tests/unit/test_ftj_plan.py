@@ -310,6 +310,13 @@ def test_bad_input_is_refused_before_anything_exists(case: Refusal) -> None:
     assert world.step().events == ()
 
 
+def test_the_charts_own_images_need_no_policy() -> None:
+    own = Settings()
+    spec = {**SPEC, "image": own.trainer_image, "publish": {"model": "bot", "serving": {"image": own.server_image}}}
+    made = plan(make_job(spec), Observed(claims={"base": BASE_CLAIM}), own, NOW)
+    assert made.status["startTime"]
+
+
 def test_what_was_missing_is_picked_up() -> None:
     world = World(observed=Observed())
     assert world.step().status.get("startTime") is None
