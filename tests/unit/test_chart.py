@@ -62,6 +62,18 @@ def test_no_right_is_a_wildcard_and_secrets_are_one_by_name() -> None:
     assert "pods/exec" not in {resource for rule in everything for resource in rule["resources"]}
 
 
+def test_what_has_one_name_is_granted_by_name() -> None:
+    """RBAC cannot name what a create is about."""
+    for rule in role("finetune-operator-own"):
+        assert rule["verbs"] == ["create"] or rule.get("resourceNames"), rule
+
+
+def test_each_role_for_people_is_of_use_by_itself() -> None:
+    text = (TEMPLATES / "roles-for-people.yaml").read_text()
+    for verbs in re.findall(r"verbs: \[(.*)\]", text):
+        assert verbs.startswith("get, list, watch")
+
+
 def test_the_settings_that_the_chart_writes_are_ones_the_operator_has() -> None:
     text = (TEMPLATES / "settings.yaml").read_text()
     written = set(re.findall(r'^\s+"([a-z_]+)" ', text, re.MULTILINE))
