@@ -236,3 +236,47 @@ def test_a_long_answer_still_fits(tmp_path: Path) -> None:
     result = StageResult(stage=Stage.PREPARE, message="x" * 9000, warnings=["w" * 500] * 9)
     assert len(result.termination_message().encode()) <= 3500
     assert json.loads(result.termination_message())["stage"] == "prepare"
+
+
+def test_artifacts_outlast_every_cut() -> None:
+    uri = f"pvc://{'claim-of-a-long-name' * 2}/jobs/{'0' * 36}/package/{'1' * 36}"
+    made = [
+        {"name": form, "format": "GGUF", "uri": f"{uri}/gguf/{'n' * 40}-{form}.gguf", "sha256": "a" * 64, "bytes": 10**10}
+        for form in ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
+    ]
+    made += [
+        {"name": name, "format": kind, "uri": f"{uri}/{name}", "sha256": "a" * 64, "bytes": 10**10}
+        for name, kind in (("adapter", "Adapter"), ("merged", "Safetensors"))
+    ]
+    parity = [
+        {"format": entry["name"], "meanKL": 1 / 3, "top1": 2 / 3, "keptOfTune": 1 / 7, "fallbackTensors": 0, "verdict": "Passed"}
+        for entry in made
+    ]
+    result = StageResult.model_validate({"stage": "package", "artifacts": made, "parity": parity, "message": "x" * 3000})
+    told = StageResult.model_validate_json(result.termination_message())
+    assert len(result.termination_message().encode()) <= 3500
+    assert told.artifacts == result.artifacts
+
+
+def test_gates_and_what_they_judged_outlast_other_metrics() -> None:
+    figure = {"value": 1 / 3, "low": 1 / 7, "high": 2 / 3, "n": 2000}
+    metrics = [
+        {"name": f"set-{index}/AnswerChoice", **dict.fromkeys(("tuned", "base", "production", "improvementOverBase"), figure)}
+        for index in range(16)
+    ]
+    gate = {"name": "g", "metric": "set-15/AnswerChoice", "result": "Failed", "evidence": "0.1 → 0.2; " * 30}
+    body = {"stage": "evaluate", "message": gate["evidence"], "evaluation": {"metrics": metrics, "gates": [gate]}}
+    text = StageResult.model_validate(body).termination_message()
+    told = StageResult.model_validate_json(text)
+    assert len(text.encode()) <= 3500
+    assert told.evaluation is not None
+    assert [entry.result for entry in told.evaluation.gates] == ["Failed"]
+    assert "set-15/AnswerChoice" in [entry.name for entry in told.evaluation.metrics]
+
+
+def test_numbers_are_short_and_such_as_json_has() -> None:
+    """A status with NaN is refused by the API server for ever."""
+    parity = {"format": "F16", "meanKL": float("nan"), "top1": 1 / 3, "verdict": "Failed"}
+    text = StageResult.model_validate({"stage": "package", "parity": [parity], "trainLoss": float("-inf")}).termination_message()
+    told = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert (told["parity"][0]["meanKL"], told["parity"][0]["top1"], told["trainLoss"]) == (1e308, 0.333333, -1e308)

@@ -848,23 +848,14 @@ class StageResult(Answer):
     warnings: list[str] = []
 
     def termination_message(self) -> str:
-        """The answer as JSON of at most `TERMINATION_MESSAGE_BYTES`: warnings, then long messages, are cut first."""
-        full = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True) | {
-            "stage": self.stage.value,
-            "reason": self.reason,
-        }
-        text = json.dumps(full, separators=(",", ":"))
-        if len(text.encode()) <= TERMINATION_MESSAGE_BYTES:
-            return text
-        full.pop("warnings", None)
-        full.get("plan", {}).pop("warnings", None)
-        for limit in (1024, 256, 64):
-            full["message"] = self.message[:limit]
-            text = json.dumps(full, separators=(",", ":"))
-            if len(text.encode()) <= TERMINATION_MESSAGE_BYTES:
-                return text
-        minimal = {key: full[key] for key in ("stage", "reason", "message", "manifestDigest") if key in full}
-        return json.dumps(minimal, separators=(",", ":"))
+        """The answer as JSON of at most `TERMINATION_MESSAGE_BYTES`.
+
+        Artifacts and gates, on which the operator acts, are cut last. The manifest has all.
+        """
+        from finetune_trainer.termination import fitting_json  # the operator's image holds this module without that one
+
+        body = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        return fitting_json(body | {"stage": self.stage.value, "reason": self.reason}, TERMINATION_MESSAGE_BYTES)
 
 
 # --------------------------------------------------------------------------------------------------------------------- progress
