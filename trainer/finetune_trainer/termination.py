@@ -22,7 +22,7 @@ def fitting_json(answer: Body, limit_bytes: int) -> str:
 
 
 def _json(body: Body) -> str:
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(body, separators=(",", ":"))
 
 
 _LARGEST = 1e308
