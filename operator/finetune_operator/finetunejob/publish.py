@@ -15,6 +15,7 @@ from finetune_operator.core.plan import Create, SetOwners
 from finetune_operator.finetunejob.draft import Draft
 from finetune_operator.finetunejob.observed import VersionFact
 from finetune_operator.finetunejob.resources.model_version import make_model_version
+from finetune_operator.finetunejob.resources.run_spec import storage_claim
 from finetune_operator.finetunejob.types import ConditionType, FineTuneJobSpec, Phase, Publish
 
 
@@ -27,10 +28,15 @@ class Refused:
 
 
 def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Refused:
-    """True: the pass ends here; False: registered; Refused: the wanted number is another run's."""
+    """True: the pass ends here; False: registered; Refused: nothing is known to register, or the wanted number is another run's."""
     assert spec.publish is not None
     draft.phase = Phase.PUBLISHING
     draft.reconciling = "PublishedPending"
+    if not draft.status.get("artifacts"):
+        where = f"pvc://{storage_claim(spec, draft.job)}/{names.storage_prefix(_uid(draft))}"
+        return Refused(
+            "ArtifactsUnknown", f"stage package told of no artifacts, so there is nothing to register; its files are under {where}"
+        )
     reference = draft.status.get("modelVersionRef")
     holder = _holder(draft, reference)
     if reference is None or (holder and holder.job_uid != draft.job["metadata"]["uid"]):
