@@ -17,7 +17,7 @@ from finetune_operator.core.settings import NamespacePolicy, Settings
 from finetune_operator.finetunejob.observed import JobFact, Observed, OlderJob, PodFact, VersionFact
 from finetune_operator.finetunejob.plan import plan
 from finetune_operator.finetunejob.policies.digest import run_digest
-from finetune_operator.finetunejob.types import FineTuneJobSpec
+from finetune_operator.finetunejob.types import FineTuneJobSpec, FineTuneJobStatus
 from finetune_trainer.spec import Metric, TrainerStatus
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -498,6 +498,37 @@ def test_a_failed_run_says_where_its_checkpoint_is() -> None:
     world.end("job-train-1", message, 12)
     world.step()
     assert "pvc://c/5" in world.condition("Succeeded")["message"]
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "a reason that is a novel": {"reason": "R" * 3000, "message": "m" * 3000},
+    "more artifacts than status lists": {"artifacts": [{**ARTIFACT, "name": str(number)} for number in range(40)]},
+    "more formats than status lists": {"parity": [{"format": "F", "meanKL": 0, "top1": 1, "verdict": "Passed"}] * 40},
+    "a model without end": {"baseModel": "b" * 3000, "baseRevision": "r" * 3000},
+}
+
+
+@pytest.mark.parametrize("code", [0, 1, 11])
+@pytest.mark.parametrize("message", HOSTILE.values(), ids=HOSTILE.keys())
+def test_no_answer_makes_a_status_that_its_own_schema_refuses(message: dict[str, Any], code: int) -> None:
+    """An image of the user's own may say what it likes within 4,096 bytes."""
+    world = run_to("train")
+    world.end("job-train-1", message, code)
+    for _ in range(2):
+        FineTuneJobStatus.model_validate(world.step().status)
+
+
+def test_a_run_that_told_of_no_artifacts_ends_with_words() -> None:
+    """An answer over the size that a pod may say is cut to its reason."""
+    world = run_to("package")
+    world.end("job-package-1", {})
+    for _ in range(2):
+        world.step()
+    world.end("job-evaluate-1", ANSWERS["evaluate"])
+    for _ in range(4):
+        world.step()
+    assert (world.condition("Published")["status"], world.condition("Succeeded")["reason"]) == ("False", "ArtifactsUnknown")
+    assert "pvc://job-" in world.condition("Succeeded")["message"]
 
 
 def test_a_number_that_another_run_took_is_reserved_anew() -> None:

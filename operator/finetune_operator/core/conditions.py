@@ -12,6 +12,8 @@ Status = Literal["True", "False", "Unknown"]
 MESSAGE_CHARS = 1024
 """Longest condition message; the schema refuses a status with a longer one for ever."""
 
+REASON_CHARS = 256
+
 
 @dataclass(frozen=True)
 class Condition:

@@ -9,6 +9,7 @@ from typing import Any
 from finetune_trainer.spec import ExitCode, StageResult
 from pydantic import ValidationError
 
+from finetune_operator.core.conditions import REASON_CHARS, cut
 from finetune_operator.finetunejob.observed import JobFact, PodFact
 
 _RETRYABLE = frozenset({ExitCode.CRASH, ExitCode.OUT_OF_MEMORY, ExitCode.GPU_NOT_VISIBLE, ExitCode.STORAGE})
@@ -16,6 +17,8 @@ _FIRST_BACKOFF = timedelta(seconds=10)
 _LONGEST_BACKOFF = timedelta(minutes=5)
 _KILLED = 137
 _WATCH_LAG = timedelta(seconds=10)
+_LISTED = 16
+"""Most artifacts and formats that status lists. Source: types.py."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,18 @@ def answer(job: JobFact) -> StageResult | None:
     if pod is None or not pod.message:
         return None
     try:
-        return StageResult.model_validate_json(pod.message)
+        result = StageResult.model_validate_json(pod.message)
     except ValidationError:
         return None
+    # an image of the user's own may say what it likes; status holds so much of it
+    fitting = {
+        "reason": cut(result.reason, REASON_CHARS),
+        "base_model": cut(result.base_model or "") or None,
+        "base_revision": cut(result.base_revision or "") or None,
+        "artifacts": result.artifacts[:_LISTED],
+        "parity": result.parity[:_LISTED],
+    }
+    return result.model_copy(update=fitting)
 
 
 def last_words_by(job: JobFact) -> datetime | None:
