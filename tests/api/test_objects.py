@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from finetune_operator.core.containment import contains
 from finetune_operator.core.settings import Settings
+from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.policies.progress import display, to_status
+from finetune_operator.finetunejob.resources.stage_job import StageRequest, make_dry_run_pod, make_stage_job
 from finetune_operator.finetunejob.types import FineTuneJobSpec
+from finetune_operator.kube.client import Client, Request, Response
 from finetune_operator.modelversion.resources.deployment import make_deployment
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
 from finetune_operator.modelversion.types import GatewayAPI, ModelVersionSpec
 from finetune_operator.modelversion.versions import read_versions
-from finetune_trainer.spec import Metric, TrainerStatus
+from finetune_trainer.spec import Metric, Stage, TrainerStatus
 
 from tests.api.client import Api, Object
 from tests.api.manifests import GATEWAY, JOBS, NAMESPACE, STEPS, VERSIONS, job, version, with_
@@ -194,6 +199,24 @@ def test_whatever_a_pod_reports_fits_the_status(api: Api) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------- children
+
+
+def test_a_misspelt_toleration_is_refused_before_a_pod_is_made(api: Api) -> None:
+    """The CRD takes tolerations as they are: the strict dry run is what tells a user."""
+    sent: list[Request] = []
+
+    async def send(request: Request) -> Response:
+        sent.append(request)
+        return Response(200, b"{}")
+
+    live = api.create(JOBS, job(scheduling={"tolerations": [{"kee": "gpu", "operator": "Exists"}]})).body
+    live["status"] = {"images": {"trainer": "trainer:dev", "server": "server:dev"}}
+    spec = FineTuneJobSpec.model_validate(live["spec"])
+    body = make_dry_run_pod(make_stage_job(spec, live, StageRequest(Stage.TRAIN, 1), Observed(), Settings()))
+    asyncio.run(Client(send).create(body, dry_run=True))
+    answer = api.call("POST", sent[0].path, sent[0].body, **dict(parse_qsl(sent[0].query)))
+    assert answer.code == 400
+    assert 'unknown field "spec.tolerations[2].kee"' in answer.message
 
 
 @pytest.mark.parametrize("one_node", [True, False])

@@ -64,6 +64,7 @@ async def test_a_dry_run_says_so_and_is_counted_apart() -> None:
     client = Client(server.send, lambda *call: calls.append(call))
     await client.create({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "p-", "namespace": "team"}}, dry_run=True)
     assert server.query()["dryRun"] == "All"
+    assert server.query()["fieldValidation"] == "Strict", "a misspelt member of a toleration would be dropped without a word"
     assert calls == [("dryrun-create", "pods", 201)]
 
 

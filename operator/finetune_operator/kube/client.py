@@ -102,9 +102,9 @@ class Client:
             return None
 
     async def create(self, body: Object, *, dry_run: bool = False) -> Object:
-        """Raises AlreadyExists where the name is taken."""
+        """Raises AlreadyExists where the name is taken. A dry run is strict: what the API server does not know is refused, not dropped."""
         resource = resource_of(body["apiVersion"], body["kind"])
-        query = {"fieldManager": FIELD_MANAGER, **({"dryRun": "All"} if dry_run else {})}
+        query = {"fieldManager": FIELD_MANAGER, **({"dryRun": "All", "fieldValidation": "Strict"} if dry_run else {})}
         request = self._request("POST", resource.path(body["metadata"].get("namespace", "")), query, body)
         return await self._call("dryrun-create" if dry_run else "create", resource.plural, request)
 
