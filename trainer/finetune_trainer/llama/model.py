@@ -27,6 +27,7 @@ from finetune_trainer.spec import ExitCode
 Logits = npt.NDArray[np.float32]
 _OUTPUT_FLOATS = 1 << 25
 """Logits held at once: 128 MiB."""
+_CHUNK_ROWS = 64  # of logits, as float64 at once
 _GROUP_CELLS = 512
 """Cells that rows of one decode share: every token attends over all of them, masked or not, so more rows at once cost more each."""
 _MAX_SEQUENCES = 128  # llama.cpp allows LLAMA_MAX_SEQ = 256
@@ -71,6 +72,20 @@ class _Batch:
         self.positions.extend(range(first, first + len(ids)))
         self.sequences.extend([sequences] * len(ids))
         self.outputs.extend(outputs)
+
+    def pieces(self, most_outputs: int) -> Iterator[_Batch]:
+        """The batch in its order, cut so that no piece asks for more outputs; what comes after the last output is left out."""
+        start = wanted = 0
+        for index, output in enumerate(self.outputs):
+            if output and wanted == most_outputs:
+                yield self._piece(start, index)
+                start, wanted = index, 0
+            wanted += output
+        if wanted:
+            yield self._piece(start, len(self.tokens))
+
+    def _piece(self, start: int, stop: int) -> _Batch:
+        return _Batch(self.tokens[start:stop], self.positions[start:stop], self.sequences[start:stop], self.outputs[start:stop])
 
 
 class GGUFModel:
@@ -130,14 +145,27 @@ class GGUFModel:
         sizes = [(choice.tokens, len(choice.answers), sum(len(answer) for answer in choice.answers) + 1) for choice in choices]
         for group in self._groups(sizes):
             batch = _Batch.empty()
+            targets: list[list[int]] = []
             free = 0
             for index in group:
-                free = _add_choice(batch, choices[index], free)
-            found = self._decode_fresh(batch)
+                free = _add_choice(batch, targets, choices[index], free)
+            found = self._target_losses(batch, targets)
             first = 0
             for index in group:
                 losses, first = _choice_losses(choices[index], found, first)
                 yield losses
+
+    def _target_losses(self, batch: _Batch, targets: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
+        """Losses of the targets of each output, in order: (all targets,). Logits are held for a piece of the batch at a time."""
+        losses = [np.zeros(0)]
+        first = 0
+        for index, piece in enumerate(batch.pieces(self._most_outputs)):
+            logits = self._decode(piece) if index else self._decode_fresh(piece)
+            own = targets[first : first + len(logits)]
+            first += len(logits)
+            rows = np.repeat(np.arange(len(own)), [len(target) for target in own])
+            losses.append(_losses_at(logits, rows, [token for target in own for token in target]))
+        return np.concatenate(losses)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[Generation]:
         """The most likely continuation of each prompt, up to an end-of-generation token or `max_new_tokens`."""
@@ -191,13 +219,16 @@ class GGUFModel:
 
     # ------------------------------------------------------------------------------------------------------------------- decoding
 
+    @property
+    def _most_outputs(self) -> int:
+        return max(1, min(self.cells, _OUTPUT_FLOATS // self.vocabulary_size))
+
     def _groups(self, sizes: Sequence[tuple[int, int, int]]) -> Iterator[list[int]]:
         """Indices that fit into one decode together; sizes: (cells, sequences, outputs) of each.
 
         Errors: StageError(RowTooLong) where one alone does not fit.
         """
-        outputs = max(1, min(self.cells, _OUTPUT_FLOATS // self.vocabulary_size))
-        limits = (min(self.cells, _GROUP_CELLS), _MAX_SEQUENCES, outputs)
+        limits = (min(self.cells, _GROUP_CELLS), _MAX_SEQUENCES, self._most_outputs)
         group: list[int] = []
         used = (0, 0, 0)
         for index, size in enumerate(sizes):
@@ -253,37 +284,48 @@ class GGUFModel:
         self.close()
 
 
-def _add_choice(batch: _Batch, choice: Choice, free: int) -> int:
-    """Adds the prompt once for all answers and each answer in a sequence of its own; returns the next free sequence."""
+def _add_choice(batch: _Batch, targets: list[list[int]], choice: Choice, free: int) -> int:
+    """Adds the prompt once for all answers, each answer in a sequence of its own, and what each output is to predict.
+
+    An answer's last token predicts nothing and is left out. Returns the next free sequence.
+    """
     sequences = list(range(free, free + len(choice.answers)))
     last = len(choice.prompt) - 1
     batch.add(choice.prompt, 0, sequences, (position == last for position in range(len(choice.prompt))))
+    if choice.prompt:
+        targets.append([answer[0] for answer in choice.answers])
     for sequence, answer in zip(sequences, choice.answers, strict=True):
-        batch.add(answer, len(choice.prompt), [sequence], [True] * len(answer))
+        batch.add(answer[:-1], len(choice.prompt), [sequence], [True] * (len(answer) - 1))
+        targets.extend([token] for token in answer[1:])
     return free + len(choice.answers)
 
 
-def _choice_losses(choice: Choice, found: Logits, first: int) -> tuple[list[npt.NDArray[np.float64]], int]:
-    """Losses of each answer from the logits that begin at row `first`, and the row after them."""
-    after_prompt = found[first : first + 1]
-    first += 1 if len(choice.prompt) else 0
+def _choice_losses(choice: Choice, found: npt.NDArray[np.float64], first: int) -> tuple[list[npt.NDArray[np.float64]], int]:
+    """Losses of each answer from those of all targets, which begin at `first`; and the target after them."""
+    # Without a prompt nothing predicts the first token.
+    starts = len(choice.answers) if choice.prompt else 0
+    position = first + starts
     losses = []
-    for answer in choice.answers:
-        own = found[first : first + len(answer)]
-        first += len(answer)
-        # Without a prompt nothing predicts the first token.
-        before = np.concatenate([after_prompt, own[:-1]]) if len(choice.prompt) else own[:-1]
-        targets = answer if len(choice.prompt) else answer[1:]
-        losses.append(token_losses(before, targets))
-    return losses, first
+    for index, answer in enumerate(choice.answers):
+        start = found[first + index : first + index + 1] if starts else found[:0]
+        losses.append(np.concatenate([start, found[position : position + len(answer) - 1]]))
+        position += len(answer) - 1
+    return losses, position
 
 
 def token_losses(logits: Logits, targets: Sequence[int]) -> npt.NDArray[np.float64]:
     """−log p of each target under its row of logits: (n, vocabulary), n → (n,), in nats."""
-    wide = logits.astype(np.float64)
-    highest = wide.max(axis=1)
-    normalizer = highest + np.log(np.exp(wide - highest[:, None]).sum(axis=1))
-    chosen: npt.NDArray[np.float64] = normalizer - wide[np.arange(len(targets)), np.asarray(targets, np.int64)]
+    return _losses_at(logits, np.arange(len(targets)), targets)
+
+
+def _losses_at(logits: Logits, rows: npt.NDArray[np.int64], targets: Sequence[int]) -> npt.NDArray[np.float64]:
+    """−log p of each target under the row of logits that its entry in `rows` names: (n, vocabulary), m, m → (m,), in nats."""
+    normalizers = np.empty(len(logits))
+    for first in range(0, len(logits), _CHUNK_ROWS):
+        wide = logits[first : first + _CHUNK_ROWS].astype(np.float64)
+        highest = wide.max(axis=1)
+        normalizers[first : first + _CHUNK_ROWS] = highest + np.log(np.exp(wide - highest[:, None]).sum(axis=1))
+    chosen: npt.NDArray[np.float64] = normalizers[rows] - logits[rows, np.asarray(targets, np.int64)]
     return chosen
 
 
