@@ -96,9 +96,9 @@ def test_an_api_that_answers_500_for_a_while_is_told_and_then_forgotten() -> Non
     assert verdict(life) == undisturbed()
 
 
-def _reason(cluster: Cluster) -> str:
+def _reason(cluster: Cluster, type: str = "ResourcesApplied") -> str:
     conditions = (cluster.objects[JOB].get("status") or {}).get("conditions", [])
-    return next((condition["reason"] for condition in conditions if condition["type"] == "ResourcesApplied"), "")
+    return next((condition["reason"] for condition in conditions if condition["type"] == type), "")
 
 
 def test_a_refusal_is_told_in_the_words_of_the_api_and_healed_when_its_cause_is_gone() -> None:
@@ -130,7 +130,8 @@ def test_a_lasting_refusal_is_written_once() -> None:
             raise Refusal(403, "Forbidden", "exceeded quota: count/jobs.batch=0")
 
     life.cluster.admit = refuse
-    asyncio.run(life.run(until=lambda cluster: _reason(cluster) == "QuotaExceeded"))
+    asyncio.run(life.run(until=lambda cluster: _reason(cluster, "Stalled") == "QuotaExceeded"))
+    assert life.condition("ResourcesApplied")["reason"] == "QuotaExceeded"
     written = len(life.cluster.writes)
     hour = life.cluster.now.replace(hour=1)
     asyncio.run(life.run(until=lambda cluster: cluster.now >= hour))

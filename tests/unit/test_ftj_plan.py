@@ -705,6 +705,22 @@ def test_what_the_api_may_do_in_a_moment_needs_no_person(reason: Any) -> None:
     assert (world.condition("Stalled")["status"], world.condition("Reconciling")["status"]) == ("False", "True")
 
 
+def test_a_quota_that_another_pod_is_about_to_free_needs_no_person() -> None:
+    """The quota of a stage's pod is given back some moments after it ended, when the next one is already asked for."""
+    world = World()
+    world.step()
+    problem = ActionProblem("Job", "job-prepare-1", "QuotaExceeded", "exceeded quota: team")
+    made = world.step(problems=(problem,))
+    assert world.condition("ResourcesApplied")["reason"] == "QuotaExceeded"
+    assert world.condition("Stalled")["status"] == "False"
+    assert made.recheck_at == NOW + timedelta(seconds=30)
+    world.now = NOW + timedelta(seconds=30)
+    world.step()
+    assert (world.condition("Stalled")["status"], world.condition("Stalled")["reason"]) == ("True", "QuotaExceeded")
+    world.step(problems=())
+    assert (world.condition("ResourcesApplied")["status"], world.condition("Stalled")["status"]) == ("True", "False")
+
+
 def report(percent: int, loss: str = "1.234") -> TrainerStatus:
     metrics = [Metric(name="loss", value=loss), Metric(name="step", value="7"), Metric(name="total_steps", value="20")]
     return TrainerStatus(progress_percentage=percent, estimated_remaining_seconds=5040, metrics=metrics)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from finetune_operator.core.names import Object
 
 SCHEDULING_GRACE = timedelta(seconds=30)
-"""How long a pod without a node is no news: another one is finishing, or a volume is being made."""
+"""How long a pod without a node, or without quota, is no news: another one is finishing, or a volume is being made."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from finetune_trainer.spec import Stage
 
 from finetune_operator.core import names
-from finetune_operator.core.conditions import parse_timestamp, timestamp
+from finetune_operator.core.conditions import find, parse_timestamp, timestamp
+from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import PASSING_PROBLEMS, Create, Delete, Plan
 from finetune_operator.core.settings import Settings
@@ -152,10 +153,20 @@ def _report_problems(draft: Draft, spec: FineTuneJobSpec) -> bool:
     if draft.status_of(ConditionType.RESOURCES_APPLIED) != "False":
         draft.event(first.reason, message, warning=True)
     draft.set(ConditionType.RESOURCES_APPLIED, "False", first.reason, message)
-    if first.reason not in PASSING_PROBLEMS:
+    lasts_at = _quota_lasts_at(draft) if first.reason == "QuotaExceeded" else draft.now
+    if lasts_at > draft.now:
+        draft.recheck(lasts_at)
+    elif first.reason not in PASSING_PROBLEMS:
         draft.stalled = (first.reason, message)
     draft.recheck(draft.now + timedelta(minutes=1))
     return False
+
+
+def _quota_lasts_at(draft: Draft) -> datetime:
+    """A quota is given back some moments after a pod ended: until then nobody needs to be told."""
+    old = find(draft.status.get("conditions", []), ConditionType.RESOURCES_APPLIED)
+    since = parse_timestamp(old["lastTransitionTime"]) if old and old["status"] == "False" else draft.now
+    return since + SCHEDULING_GRACE
 
 
 def _deadline(draft: Draft, spec: FineTuneJobSpec) -> bool:
