@@ -256,6 +256,21 @@ def test_a_server_pod_that_just_waits_for_a_node_stalls_only_when_it_lasts(acces
     assert kstatus(world.status(name)["conditions"]) == "Failed"
 
 
+def test_a_quota_that_another_pod_is_about_to_free_stalls_no_version() -> None:
+    world, name = new()
+    world.settle()
+    words = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: team"}
+    world.children["Deployment", name]["status"] = {"conditions": [words | {"lastTransitionTime": timestamp(world.now)}]}
+    world.settle()
+    assert kstatus(world.status(name)["conditions"]) == "InProgress"
+    assert any("exceeded quota" in c["message"] for c in world.status(name)["conditions"])
+    recheck_at = world.plan().recheck_at
+    assert recheck_at is not None
+    world.now = recheck_at
+    world.settle()
+    assert kstatus(world.status(name)["conditions"]) == "Failed"
+
+
 @pytest.mark.parametrize("gone", [claim_is(phase="Pending"), lambda world, name: world.claims.clear()])
 def test_a_claim_that_is_not_bound_is_looked_at_again_without_an_event(gone: Callable[[World, str], Any]) -> None:
     """No watch tells of a user's claim, and its lookup is cached: what heals by itself must not be believed broken for ever."""

@@ -228,7 +228,7 @@ def _stalled(version: Version, outlook: Outlook, so_far: Sequence[Condition]) ->
 def _pod_trouble(version: Version, observed: Observed, now: datetime | None = None) -> str:
     """Why the pods cannot start, in the cluster's words; empty where nothing keeps them. With `now`: what will not pass by itself."""
     deployment = observed.deployments.get(version.name)
-    if deployment and deployment.refused:
+    if deployment and deployment.refused and (now is None or not _is_fresh(deployment.refused_since, now)):
         return deployment.refused
     pods = (pod for pod in observed.pods if pod.version == version.name and not pod.ready)
     words = (_words(pod) for pod in pods if now is None or not may_yet_fit(pod, now))
@@ -236,7 +236,11 @@ def _pod_trouble(version: Version, observed: Observed, now: datetime | None = No
 
 
 def may_yet_fit(pod: PodFact, now: datetime) -> bool:
-    return pod.unschedulable_since is not None and now < pod.unschedulable_since + SCHEDULING_GRACE
+    return _is_fresh(pod.unschedulable_since, now)
+
+
+def _is_fresh(since: datetime | None, now: datetime) -> bool:
+    return since is not None and now < since + SCHEDULING_GRACE
 
 
 def _words(pod: PodFact) -> str:

@@ -30,6 +30,7 @@ class DeploymentFact:
     """The Deployment controller's words once a rollout is past its deadline, else empty."""
     refused: str = ""
     """Why pods cannot be created (quota, Pod Security), in the API's words, else empty."""
+    refused_since: datetime | None = None
 
     @property
     def serving(self) -> bool:
@@ -131,6 +132,7 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
     conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
     progressing = conditions.get("Progressing", {})
     failure = conditions.get("ReplicaFailure", {})
+    refused, since = failure.get("status") == "True", failure.get("lastTransitionTime")
     return DeploymentFact(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -139,7 +141,8 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
         available=available,
         ready=seen and complete and available > 0,
         deadline_exceeded=progressing.get("message", "") if progressing.get("reason") == PROGRESS_DEADLINE_EXCEEDED else "",
-        refused=failure.get("message", "") if failure.get("status") == "True" else "",
+        refused=failure.get("message", "") if refused else "",
+        refused_since=parse_timestamp(since) if refused and since else None,
     )
 
 

@@ -312,8 +312,9 @@ def _recheck_at(situation: Situation) -> datetime | None:
 
     A claim that is not bound is looked at again as well: no watch tells of one that a user made.
     """
-    pods = situation.observed.pods
-    moments: list[datetime | None] = [pod.unschedulable_since + SCHEDULING_GRACE for pod in pods if pod.unschedulable_since]
+    waiting = [pod.unschedulable_since for pod in situation.observed.pods]
+    waiting += [deployment.refused_since for deployment in situation.observed.deployments.values()]
+    moments: list[datetime | None] = [since + SCHEDULING_GRACE for since in waiting if since]
     for version in situation.versions:
         keeps = situation.obstacle_of(version) if version.next_index is not None else None
         idle = situation.idle_since(version)
