@@ -23,7 +23,7 @@ from tests.sim.scenario import NAMESPACE as TEAM
 from tests.sim.test_rollout import PUBLISH, RolloutLife
 
 WANTED = {
-    "Pending": {"InProgress", "Failed"},  # Failed: refused before its start
+    "Pending": {"Failed"},  # refused before its start; one that no operator has seen is tried on the API server
     "Preparing": {"InProgress"},
     "Training": {"InProgress"},
     "Resuming": {"InProgress"},
@@ -90,7 +90,7 @@ async def _two_versions_and_an_abort(life: WatchedLife) -> None:
 
 async def _suspended_in_training(life: WatchedLife) -> None:
     life.submit(make_job(publish=PUBLISH))
-    await life.run(until=lambda cluster: cluster.objects[JOB].get("status", {}).get("phase") == "Training")
+    await life.run(until=lambda cluster: any(id[0] == "pods" and "-train-" in id[2] for id in cluster.objects))
     life.set_spec(JOB, suspend=True)
     await life.run()
 
