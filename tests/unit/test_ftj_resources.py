@@ -146,11 +146,14 @@ def test_the_users_labels_do_not_replace_ours_and_argo_cds_are_not_copied() -> N
     assert "argo" not in json.dumps(body)
 
 
-def test_several_gpus_are_launched_by_torchrun() -> None:
-    spec = FineTuneJobSpec.model_validate(SPEC | {"resources": {"gpusPerNode": 4}})
+@pytest.mark.parametrize("gpus", [0, 1, 4])
+def test_the_trainer_itself_starts_a_process_for_each_gpu(gpus: int) -> None:
+    """torchrun as the pod's own command would end with 1 whatever its processes ended with, and a final error be tried again."""
+    spec = FineTuneJobSpec.model_validate(SPEC | {"resources": {"gpusPerNode": gpus}})
     body = make_stage_job(spec, JOB, StageRequest(Stage.TRAIN, 1), OBSERVED, SETTINGS)
-    command = body["spec"]["template"]["spec"]["containers"][0]["command"]
-    assert command[:3] == ["torchrun", "--standalone", "--nproc-per-node=4"]
+    template = body["spec"]["template"]
+    assert template["spec"]["containers"][0]["command"] == ["python", "-m", "finetune_trainer", "train"]
+    assert json.loads(template["metadata"]["annotations"]["finetune-operator.io/run"]).get("gpusPerNode", 0) == gpus
 
 
 def test_a_storage_claim_that_is_a_source_as_well_is_mounted_once() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from finetune_trainer import __main__ as program
 from finetune_trainer.launch import ProcessAnswer, choose_answer, needs_launch, read_answers, write_answer
 from finetune_trainer.spec import RunSpec, Stage
 
@@ -60,3 +61,13 @@ def test_only_training_on_several_gpus_is_launched(stage: Stage, gpus: int, envi
         {"storage": {"root": "/s", "prefix": "p"}, "model": {"source": "hf://a/b"}, "datasets": [], "gpusPerNode": gpus}
     )
     assert needs_launch(stage, run, environ) is wanted
+
+
+def test_repeating_an_answer_starts_no_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = {"storage": {"root": str(tmp_path), "prefix": "p"}, "model": {"source": "hf://a/b"}, "datasets": [], "gpusPerNode": 2}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    monkeypatch.setattr(program, "launch", lambda *arguments: pytest.fail("a report pod has no GPUs to train on"))
+    program.main(["train", "--report", "--run", str(tmp_path / "run.json")])
+    assert json.loads(capsys.readouterr().out)["reason"] == "StageMissing"

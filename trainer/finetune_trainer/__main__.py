@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = LocalRunSpec.model_validate_json(Path(options.run).read_bytes())
     except (OSError, ValidationError) as error:
         return _end(StageResult(stage=stage, reason="InvalidRunFile", message=str(error)[:1000]), ExitCode.INVALID_RUN_FILE)
-    if needs_launch(stage, run, os.environ):
+    if not options.report and needs_launch(stage, run, os.environ):
         return _tell(launch(stage, options.run, run.gpus_per_node))
     progress = Progress.from_environment(os.environ)
     # A container's first process ignores SIGTERM unless it has a handler; the train stage puts its own in place of this one.

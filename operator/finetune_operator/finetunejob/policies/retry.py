@@ -82,7 +82,8 @@ def outcome(job: JobFact) -> Outcome:
             "PodFailed", f"pod {pod.name} failed without an exit code: {pod.terminated_reason or job.message or 'unknown'}", **known
         )
     if pod.exit_code == ExitCode.TERMINATED:
-        return Outcome("Terminated", "the pod was stopped from outside; its work is saved", counted=not pod.deleting, **known)
+        words = (result.message if result else "") or "stopped from outside"
+        return Outcome("Terminated", f"pod {pod.name}: {words}", counted=not pod.deleting, **known)
     reason = result.reason if result and result.reason != "Completed" else _reason(pod.exit_code)
     message = (result.message if result else "") or f"stage {job.stage} ended with exit code {pod.exit_code}; see the log of pod {pod.name}"
     final = pod.exit_code not in _RETRYABLE and pod.exit_code < 128

@@ -206,7 +206,7 @@ def _container(spec: FineTuneJobSpec, job: Object, request: StageRequest, observ
         "name": CONTAINER,
         "image": job["status"]["images"]["trainer"],
         "imagePullPolicy": settings.image_pull_policy,
-        "command": _command(spec, request),
+        "command": _command(request),
         "env": _environment(spec, job, request, observed, settings),
         "resources": _resources(spec, request),
         "securityContext": {
@@ -218,14 +218,9 @@ def _container(spec: FineTuneJobSpec, job: Object, request: StageRequest, observ
     }
 
 
-def _command(spec: FineTuneJobSpec, request: StageRequest) -> list[str]:
-    module = ["-m", "finetune_trainer", request.stage.value]
-    if request.report:
-        return ["python", *module, "--report"]
-    if request.stage is Stage.TRAIN and spec.resources.gpus_per_node > 1:
-        # `trl` and `accelerate launch` ignore the rendezvous environment and run alone: torchrun it is
-        return ["torchrun", "--standalone", f"--nproc-per-node={spec.resources.gpus_per_node}", *module]
-    return ["python", *module]
+def _command(request: StageRequest) -> list[str]:
+    """One command for any number of GPUs: the trainer itself starts a process for each, and ends with its one answer and exit code."""
+    return ["python", "-m", "finetune_trainer", request.stage.value, *(["--report"] if request.report else [])]
 
 
 def _environment(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> list[Object]:
