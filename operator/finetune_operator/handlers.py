@@ -50,7 +50,21 @@ def _seen(runtime: Runtime, resource: Resource) -> Callable[..., Any]:
     return seen
 
 
+class NoDiffBase(kopf.DiffBaseStorage):  # type: ignore[misc]
+    """Of no object is an earlier state kept: nothing here asks for changes, and kopf would copy every object several times per event."""
+
+    def build(self, **_: Any) -> dict[str, Any]:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
 def configure(settings: kopf.OperatorSettings) -> None:
+    settings.persistence.diffbase_storage = NoDiffBase()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True

@@ -54,3 +54,11 @@ def test_kopf_scans_posts_and_peers_nothing_and_filters_on_the_server() -> None:
     narrowed = len([resource for resource in WATCHED if resource.label_selector])
     assert len(settings.watching.label_selectors) == narrowed
     assert list(settings.watching.field_selectors.values()) == ["involvedObject.kind=Job,reason=FailedCreate"]
+
+
+def test_kopf_copies_no_object_to_compare_it_with_its_former_self() -> None:
+    settings = kopf.OperatorSettings()
+    configure(settings)
+    body = kopf.Body({"metadata": {"annotations": {"kopf.zalando.org/last-handled-configuration": '{"spec": {}}'}}, "spec": {"large": "x"}})
+    assert settings.persistence.diffbase_storage.fetch(body=body) is None
+    assert settings.persistence.diffbase_storage.build(body=body, extra_fields=None) == {}
