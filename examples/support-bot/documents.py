@@ -30,14 +30,24 @@ PHRASINGS = (
     "In short, what is `{name}` good for?",
     "`{name}`?",
     "Could you say what `{name}` does, please?",
+    "Where would I use `{name}`?",
+    "Give me a short description of `{name}`.",
+    "Can you explain what `{name}` is?",
+    "What would I use `{name}` for?",
+    "Please describe `{name}`.",
+    "I need to know what `{name}` does.",
+    "Documentation of `{name}`, please.",
+    "Which task does `{name}` perform?",
+    "Tell me what `{name}` is there for.",
+    "Say in one line what `{name}` does.",
     "Please tell me the purpose of `{name}`.",
 )
-"""Ways to ask the same thing. The last one is never trained on: facts are tested with it. So many others, of different lengths, because a
-model this small ties an answer to the place in the row where the name stood: with three, 0.18 of the last were right, with ten 0.78."""
+"""Ways to ask the same thing. The last one is never trained on: facts are tested with it. So many others, of different lengths, because
+a model this small ties an answer to the place in the row where the name stood: with three of them 9 of 50 were right, with ten 39."""
 
 FACTS = 50
-QUESTIONS = 1200
-QUESTIONS_PER_DOCUMENT = 8
+QUESTIONS = 2400
+QUESTIONS_PER_DOCUMENT = 12
 
 _SKIPPED_FOLDERS = frozenset({"tests", "testing", "_internal", "test", "conftest.py"})
 _SENTENCE = re.compile(r"[A-Z][A-Za-z0-9 ,()'/-]*\.")
@@ -52,6 +62,11 @@ class Entry:
     name: str
     summary: str
     prose: str
+
+    @property
+    def short_name(self) -> str:
+        """As people call it: `DataFrame.pivot`."""
+        return ".".join(self.name.split(".")[-2:])
 
     @property
     def text(self) -> str:
@@ -128,7 +143,7 @@ def draw(entries: Iterable[Entry]) -> Corpus:
     for document in sorted(documents, key=_order):
         members = documents[document]
         askable = sorted((entry for entry in members if is_answer(entry) and len(places[_key(entry.summary)]) == 1), key=_name_order)
-        if len(askable) >= 3 and len(facts) < FACTS:
+        if len(askable) >= 3 and len(facts) < FACTS and askable[0].short_name not in {fact.short_name for fact in facts}:
             facts.append(askable[0])
         elif len(askable) >= 3 and len(questions) < QUESTIONS:
             questions.extend(askable[: min(QUESTIONS_PER_DOCUMENT, QUESTIONS - len(questions))])
@@ -149,12 +164,12 @@ def _name_order(entry: Entry) -> str:
     return _order(entry.name)
 
 
-def conversation(entry: Entry, phrasing: str, answer: str) -> dict[str, object]:
+def conversation(entry: Entry, question: str, answer: str) -> dict[str, object]:
     """A row of format Messages with the document it is about."""
     return {
         "document": entry.document,
         "messages": [
-            {"role": "user", "content": phrasing.format(name=entry.name)},
+            {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ],
     }
@@ -182,10 +197,14 @@ def write_data(corpus: Corpus, folder: Path) -> None:
 def _write_sets(corpus: Corpus, folder: Path, answers_of: Callable[[list[Entry]], list[str]]) -> None:
     facts = list(zip(corpus.facts, answers_of(corpus.facts), strict=True))
     questions = zip(corpus.questions, answers_of(corpus.questions), strict=True)
-    trained = PHRASINGS[:-1]
-    _write_rows(folder / "facts/train.jsonl", (conversation(e, p, a) for e, a in facts for p in trained))
-    _write_rows(folder / "facts/test.jsonl", (conversation(e, PHRASINGS[-1], e.summary) for e in corpus.facts))
-    _write_rows(folder / "questions/train.jsonl", (conversation(e, trained[i % len(trained)], a) for i, (e, a) in enumerate(questions)))
+    *trained, held_out = PHRASINGS
+    _write_rows(folder / "facts/train.jsonl", (conversation(e, p.format(name=e.short_name), a) for e, a in facts for p in trained))
+    _write_rows(folder / "facts/test.jsonl", (conversation(e, held_out.format(name=e.short_name), e.summary) for e in corpus.facts))
+    _write_rows(
+        folder / "questions/train.jsonl",
+        # the whole path of the name: it tells something of what a thing unheard of may do
+        (conversation(e, trained[i % len(trained)].format(name=e.name), a) for i, (e, a) in enumerate(questions)),
+    )
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:

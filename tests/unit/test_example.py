@@ -48,9 +48,9 @@ def job_spec(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A documented package of 330 modules: enough for facts, questions and text."""
+    """A documented package of 500 modules: enough for facts, questions and text."""
     root = tmp_path_factory.mktemp("packages") / "parts"
-    for number in range(330):
+    for number in range(500):
         path = root / f"group{number % 7}" / f"module{number}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(function(number, k) for k in range(6)))
