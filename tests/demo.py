@@ -65,7 +65,7 @@ def make_base(kubectl: Kubectl, images: dict[str, str]) -> None:
     def finished() -> bool:
         nonlocal seen
         lines = kubectl("logs", "-n", NAMESPACE, "job/make-base", "--tail=1", "--ignore-errors").strip()
-        if lines and lines != seen:
+        if lines and lines != seen and not lines.startswith("error:"):  # kubectl's own, while the container starts
             seen = lines
             print(f"    {lines[:140]}", flush=True)
         status = kubectl.get("job", "make-base").get("status", {})

@@ -1,21 +1,23 @@
 """images/lock/export.sh: what uv.lock pins, as the requirement files that become layers."""
 
+import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("uv") is None:
-        pytest.skip("uv is not installed")
     folder = tmp_path_factory.mktemp("lock")
-    subprocess.run(["sh", "images/lock/export.sh", "trainer", folder], cwd=REPOSITORY, check=True, capture_output=True, timeout=60)
+    path = f"{environment.uv().parent}{os.pathsep}{os.environ['PATH']}"
+    command = ["sh", "images/lock/export.sh", "trainer", folder]
+    subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PATH": path}, check=True, capture_output=True, timeout=60)
     return folder
 
 
