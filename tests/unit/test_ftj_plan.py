@@ -564,6 +564,16 @@ def test_suspend_stops_the_pod_and_going_on_starts_one() -> None:
     assert [record["reason"] for record in world.job["status"]["attempts"]] == ["Suspended"]
 
 
+def test_what_a_suspended_pod_saved_is_in_status() -> None:
+    world = run_to("train")
+    world.job["spec"]["suspend"] = True
+    world.step()
+    world.end("job-train-1", {"reason": "Terminated", "checkpoint": ANSWERS["train"]["checkpoint"]}, 143, deleting=True)
+    world.step()
+    assert world.condition("Suspended")["reason"] == "Suspending"
+    assert world.job["status"]["checkpoint"]["step"] == 5
+
+
 def test_suspended_time_does_not_count_towards_the_deadline() -> None:
     world = run_to("train")
     world.job["spec"] |= {"activeDeadlineSeconds": 1000, "suspend": True}

@@ -192,6 +192,8 @@ def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
         if not fact.deleting:
             draft.actions.append(_delete(draft, fact))
         draft.set(ConditionType.SUSPENDED, "False", "Suspending", "pods are saving their work")
+        if (result := retry.answer(fact)) is not None:
+            _absorb(draft, result)
         _mind_lost_nodes(draft, fact)
         return True
     if not draft.is_true(ConditionType.SUSPENDED):
