@@ -17,6 +17,8 @@ from tests.e2e.cluster import Object, kubectl
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "support-bot"
 NAMESPACE = demo.NAMESPACE
+KEEP = "FINETUNE_KEEP_JOBS"
+"""Set: a further run on the same cluster takes base model, example and jobs as they are."""
 
 
 def images() -> dict[str, str]:
@@ -26,7 +28,9 @@ def images() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def namespace() -> str:
-    """The example's namespace: Pod Security `restricted` is enforced on it."""
+    """The example's namespace, without what a demo or a killed run left there: Pod Security `restricted` is enforced on it."""
+    if not os.environ.get(KEEP):
+        kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait", timeout_s=180)
     cluster.kubectl("apply", "-f", str(EXAMPLE / "namespace.yaml"))
     enforced = cluster.get("namespace", NAMESPACE, NAMESPACE)["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
     assert enforced == "restricted"
@@ -72,5 +76,5 @@ def job_name(request: pytest.FixtureRequest, namespace: str) -> Iterator[str]:
     """A name of the test's own; whatever carries it is gone afterwards."""
     name = request.node.name.removeprefix("test_").replace("_", "-").split("[")[0][:38].strip("-")
     yield name
-    if not os.environ.get("FINETUNE_KEEP_JOBS"):
+    if not os.environ.get(KEEP):
         kubectl("delete", "finetunejob", name, "-n", namespace, "--ignore-not-found", "--wait=false")
