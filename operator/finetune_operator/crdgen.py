@@ -166,7 +166,7 @@ def immutability_rule(spec: type[BaseModel]) -> tuple[str, str]:
     At the root, because a rule on a field is bypassed by removing the field and adding it again. Free-form members (affinity,
     training.args) are compared as well: CEL cannot look into them, but equality can (tested in tests/api).
     """
-    clauses = [clause for path in _immutable_members(spec, "spec") for clause in (_unchanged(path),)]
+    clauses = [_unchanged(path) for path in _immutable_members(spec, "spec")]
     return (
         # most writes are of status: an equal spec is decided by one comparison instead of one for each member
         "!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec == oldSelf.spec || (" + " && ".join(clauses) + ")",
@@ -245,7 +245,7 @@ def _root(kind: Kind, spec: Schema, status: Schema) -> Schema:
             "kind": {"type": "string", "maxLength": 256},
             "metadata": {"type": "object"},
             "spec": {"description": "What is asked.", **spec},
-            "status": {"description": "What is true; written by the operator.", "default": dict(_UNSEEN), **status},
+            "status": {"description": "What is true; written by the operator.", "default": _UNSEEN, **status},
         },
         "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in kind.root_rules],
     }

@@ -116,7 +116,9 @@ def _sharing_barrier(version: Version, claim: ClaimFact, outlook: Outlook) -> st
     cure = "publish to a claim with ReadWriteMany or ReadOnlyMany"
     if set(claim.access_modes) == {"ReadWriteOncePod"}:
         return f"PersistentVolumeClaim {claim.name} is ReadWriteOncePod: no second pod may read it, so none can replace another; {cure}"
-    kept_out = (pod for pod in outlook.observed.pods if pod.version == version.name and not may_yet_fit(pod, outlook.gate.now))
+    kept_out = (
+        pod for pod in outlook.observed.pods if pod.version == version.name and not _is_fresh(pod.unschedulable_since, outlook.gate.now)
+    )
     words = next((pod.unschedulable for pod in kept_out if pod.unschedulable), "")
     if words and is_one_node(claim):
         return f"PersistentVolumeClaim {claim.name} is ReadWriteOnce: its pods must run on one node, which takes no more ({words}); {cure}"
@@ -231,15 +233,12 @@ def _pod_trouble(version: Version, observed: Observed, now: datetime | None = No
     if deployment and deployment.refused and (now is None or not _is_fresh(deployment.refused_since, now)):
         return deployment.refused
     pods = (pod for pod in observed.pods if pod.version == version.name and not pod.ready)
-    words = (_words(pod) for pod in pods if now is None or not may_yet_fit(pod, now))
+    words = (_words(pod) for pod in pods if now is None or not _is_fresh(pod.unschedulable_since, now))
     return next(filter(None, words), deployment.deadline_exceeded if deployment else "")
 
 
-def may_yet_fit(pod: PodFact, now: datetime) -> bool:
-    return _is_fresh(pod.unschedulable_since, now)
-
-
 def _is_fresh(since: datetime | None, now: datetime) -> bool:
+    """Whether what keeps a pod out began so lately that it may pass by itself."""
     return since is not None and now < since + SCHEDULING_GRACE
 
 
