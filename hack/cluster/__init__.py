@@ -1,1 +1,1 @@
-"""A real Kubernetes cluster for the tests, also on machines without Docker and without an image registry: see README.md."""
+"""A real Kubernetes cluster, also on machines without Docker and without an image registry: see README.md."""

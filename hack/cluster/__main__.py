@@ -2,16 +2,16 @@
 
 import argparse
 import contextlib
-import fcntl
 import os
 import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 
 from . import addons, base, build, cgroups, check, config, debian, engine, gotools, kind, mounts, nodeimage, share
+from .locks import ORDER, locked
 from .paths import Paths
 from .progress import MARKER, CommandFailed, output, say, step
 
@@ -20,7 +20,7 @@ Command = Callable[[Paths, argparse.Namespace], int]
 
 def up(paths: Paths, _: argparse.Namespace) -> int:
     """a cluster with its add-ons; returns fast if one runs, makes it anew if it is broken"""
-    with locked(paths):
+    with locked(paths, "cluster"):
         running = engine.ensure(paths)
         gotools.ensure_tools(paths, ["yaml2json"])
         wanted = kind.read_config(paths)
@@ -84,7 +84,7 @@ def logs(paths: Paths, _: argparse.Namespace) -> int:
 
 def down(paths: Paths, _: argparse.Namespace) -> int:
     """removes the cluster and ends our own engine, whatever is left of them; images and tools stay"""
-    with locked(paths), step("down"):
+    with locked(paths, *ORDER), step("down"):
         _remove_yours(paths)
         engine.stop(paths)
         debian.clear_folder(paths.build)
@@ -107,48 +107,44 @@ def _remove_yours(paths: Paths) -> None:
 def clean(paths: Paths, arguments: argparse.Namespace) -> int:
     """down, and removes all that was built or stored as well"""
     down(paths, arguments)
-    with locked(paths), step(f"remove {paths.cache}"):
+    with locked(paths, *ORDER), step(f"remove {paths.cache}"):
         left = mounts.mounted_below(paths.cache)
         if left:
             raise CommandFailed(f"still mounted: {left}")
         for entry in paths.cache.iterdir():
-            if entry != paths.lock:
+            if entry != paths.locks:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return 0
 
 
 def tools(paths: Paths, arguments: argparse.Namespace) -> int:
     """builds the Go programs"""
-    with locked(paths):
-        gotools.ensure_tools(paths, [name for name in gotools.TOOLS if arguments.all or name not in gotools.EXTRA])
+    gotools.ensure_tools(paths, [name for name in gotools.TOOLS if arguments.all or name not in gotools.EXTRA])
     return 0
 
 
 def start_engine(paths: Paths, _: argparse.Namespace) -> int:
     """a Docker engine, without a cluster"""
-    with locked(paths):
-        engine.ensure(paths)
+    engine.ensure(paths)
     return 0
 
 
 def make_base(paths: Paths, _: argparse.Namespace) -> int:
     """the image that Dockerfiles start from, in the engine; prints its name"""
-    with locked(paths):
-        print(base.ensure_base(paths, engine.ensure(paths)))
+    print(base.ensure_base(paths, engine.ensure(paths)))
     return 0
 
 
 def build_image(paths: Paths, arguments: argparse.Namespace) -> int:
     """docker build with what a build needs to reach packages from here"""
-    with locked(paths):
-        running = engine.ensure(paths)
-        base.ensure_base(paths, running)
+    running = engine.ensure(paths)
+    base.ensure_base(paths, running)
     return build.build(paths, running, arguments.words)
 
 
 def share_images(paths: Paths, arguments: argparse.Namespace) -> int:
     """makes images of the engine available in every node"""
-    with locked(paths):
+    with locked(paths, "cluster"):
         running = engine.ensure(paths)
         share.share(paths, running, config.cluster_name(kind.read_config(paths)), arguments.images)
     return 0
@@ -195,7 +191,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python3 -m hack.cluster", description="A real cluster for the tests.")
+    parser = argparse.ArgumentParser(prog="python3 -m hack.cluster", description="A real cluster on any machine.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, function in COMMANDS.items():
         command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
@@ -209,18 +205,6 @@ def parse(words: list[str]) -> argparse.Namespace:
     # Everything after `build` is docker build's, options among it, which argparse cannot hand on in their order.
     arguments.words = words[words.index("build") + 1 :] if arguments.command == "build" else []
     return arguments
-
-
-@contextlib.contextmanager
-def locked(paths: Paths) -> Iterator[None]:
-    """One change at a time: two runs at once would each take away what the other has just made."""
-    with paths.lock.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another run of hack.cluster to end …")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _exit_on(number: int, _: FrameType | None) -> None:

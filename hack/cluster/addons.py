@@ -1,4 +1,4 @@
-"""What the tests need in the cluster beyond Kubernetes: GPUs, a Gateway, and images to make them of."""
+"""What demo and tests need in the cluster beyond Kubernetes: GPUs, a Gateway, and images to make them of."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def ensure_addons(paths: Paths, engine: Engine, wanted: config.Config) -> None:
     _ensure_images(paths, engine)
     share(paths, engine, config.cluster_name(wanted), [GPU_IMAGE, TRAEFIK_IMAGE, BUSYBOX])
     with step("apply the GPU plugin, the Gateway API's CRDs and Traefik"):
-        crds = gotools.module_folder(paths, "gateway", "sigs.k8s.io/gateway-api") / "config/crd/standard"
+        crds = gotools.module_folder(paths, "sigs.k8s.io/gateway-api") / "config/crd/standard"
         apply(paths, sorted(crds.glob("*.yaml")))
         established = ["--for=condition=Established", "crd/gateways.gateway.networking.k8s.io"]
         kind.kubectl(paths, "wait", *established, "crd/gatewayclasses.gateway.networking.k8s.io", "--timeout=60s")

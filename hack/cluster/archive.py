@@ -30,7 +30,7 @@ def save_archive(paths: Paths, stem: str, names: Sequence[str], layer: Layer, co
 
 def drop_others(paths: Paths, prefix: str, keep: Path) -> None:
     """Removes archives of the same thing made from older sources, and halves that a killed run left."""
-    for file in [*paths.archives.glob(f"{prefix}-*"), *paths.archives.glob(".*.partial")]:
+    for file in [*paths.archives.glob(f"{prefix}-*"), *paths.archives.glob(f".{prefix}-*.partial")]:
         if file != keep:
             file.unlink()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from . import archive
 from .debian import SUITE, Bootstrap, clear_folder, slim_down
 from .engine import Engine
+from .locks import locked
 from .ociimage import ImageConfig, Layer
 from .paths import Paths
 from .progress import run, step
@@ -16,15 +17,16 @@ OFFICIAL = f"debian:{SUITE}-slim"
 def ensure_base(paths: Paths, engine: Engine) -> str:
     """The name of the base image, which the engine then has."""
     log = paths.logs / "base.log"
-    if engine.has_image(IMAGE):
-        return IMAGE
-    if not engine.is_ours and (engine.has_image(OFFICIAL) or engine.pull(OFFICIAL, log)):
-        engine.docker("tag", OFFICIAL, IMAGE)
-        return IMAGE
-    stem = IMAGE.replace(":", "-")
-    file = archive.find_archive(paths, stem) or _build(paths, stem)
-    with step(f"load {IMAGE}"):
-        engine.load(file, log)
+    with locked(paths, "base"):
+        if engine.has_image(IMAGE):
+            return IMAGE
+        if not engine.is_ours and (engine.has_image(OFFICIAL) or engine.pull(OFFICIAL, log)):
+            engine.docker("tag", OFFICIAL, IMAGE)
+            return IMAGE
+        stem = IMAGE.replace(":", "-")
+        file = archive.find_archive(paths, stem) or _build(paths, stem)
+        with step(f"load {IMAGE}"):
+            engine.load(file, log)
     return IMAGE
 
 

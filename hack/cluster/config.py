@@ -1,4 +1,4 @@
-"""kind's configuration: the repository's kind-config.yaml and, over it, what the tests and this machine add. Pure."""
+"""kind's configuration: the repository's kind-config.yaml and, over it, what demo, tests and this machine add. Pure."""
 
 import copy
 import json
@@ -75,7 +75,7 @@ CGROUPFS_CONTAINERD = '[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.
 
 
 def with_overlay(config: Mapping[str, Any], host: Host) -> Config:
-    """The configuration with the overlay for the tests and for this host; what it was given is left as it is."""
+    """The configuration with the overlay for demo and tests and for this host; what it was given is left as it is."""
     merged = copy.deepcopy(dict(config))
     merged["nodes"] = [_with_mounts(node, host) for node in merged.get("nodes") or [{"role": "control-plane"}]]
     patches = [cluster_patch()]

@@ -21,9 +21,9 @@ class Bootstrap:
     def __init__(self, paths: Paths, folder: Path, packages: Sequence[str]) -> None:
         self.folder = folder
         self._log = paths.logs / f"debootstrap-{folder.parent.name}.log"
-        ensure_programs(["debootstrap"], self._log)
+        ensure_programs(paths, ["debootstrap"], self._log)
         clear_folder(self.folder)
-        self._sources = read_debian_sources(SUITE, self._log)
+        self._sources = read_debian_sources(paths, SUITE, self._log)
         command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, str(self.folder)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

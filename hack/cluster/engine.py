@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cgroups, gotools, mounts, packages, processes
+from .locks import locked
 from .paths import Paths
 from .progress import CommandFailed, output, run, say, step, tail
 
@@ -125,12 +126,17 @@ def _ask(client: str, host: str, *, is_ours: bool) -> Engine | None:
 
 def ensure(paths: Paths) -> Engine:
     """An engine that answers, started if need be."""
-    if engine := find(paths):
-        say(f"engine: {'our own' if engine.is_ours else 'yours'}, Docker {engine._info['ServerVersion']}")
-        return engine
+    with locked(paths, "engine"):
+        if engine := find(paths):
+            say(f"engine: {'our own' if engine.is_ours else 'yours'}, Docker {engine._info['ServerVersion']}")
+            return engine
+        return _install_and_start(paths)
+
+
+def _install_and_start(paths: Paths) -> Engine:
     if os.geteuid() != 0:
         raise CommandFailed("no Docker engine answers, and only root can start one: start Docker, or run this as root")
-    packages.ensure_programs(["dockerd", "containerd", "iptables", "ip", "zstd", "mount"], paths.logs / "packages.log")
+    packages.ensure_programs(paths, ["dockerd", "containerd", "iptables", "ip", "zstd", "mount"], paths.logs / "packages.log")
     # Where there is an init system, the package has just started an engine.
     return find(paths) or _start(paths)
 

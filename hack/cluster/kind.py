@@ -26,9 +26,9 @@ def kubectl(paths: Paths, *words: str | Path, stdin: bytes | None = None, timeou
 
 def create(paths: Paths, engine: Engine, wanted: config.Config) -> None:
     """A new cluster with all its nodes Ready; a former one's remains are removed first."""
+    image = nodeimage.ensure_node_image(paths, engine)
     gotools.ensure_tools(paths, ["kind"])
     gotools.ensure_kubectl(paths)
-    image = nodeimage.ensure_node_image(paths, engine)
     name = config.cluster_name(wanted)
     delete(paths, engine, name)
     file = paths.run / "kind-config.json"

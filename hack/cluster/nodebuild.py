@@ -19,7 +19,8 @@ from .ociimage import Entry, ImageConfig, Layer
 from .paths import MANIFESTS, Paths
 from .progress import CommandFailed, end_with_parent, output, run, step, tail
 
-ETCD_IMAGE = "registry.k8s.io/etcd:3.6.5-0"  # these three: what kubeadm of this Kubernetes version asks for
+# These three: what kubeadm of this Kubernetes version asks for. CoreDNS is 1.12.4, the first that compiles beside its libraries.
+ETCD_IMAGE = "registry.k8s.io/etcd:3.6.5-0"
 COREDNS_IMAGE = "registry.k8s.io/coredns/coredns:v1.12.1"
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10.1"
 NETWORK_IMAGE = "docker.io/finetune-test/node-network:1"
@@ -41,10 +42,11 @@ NODE_CONFIG = ImageConfig(
 
 def build(paths: Paths, work: Path, log: Path) -> Layer:
     """Builds the image's one layer in the folder `work`."""
-    packages.ensure_programs(["debootstrap", "containerd", "busybox"], log)
+    packages.ensure_programs(paths, ["debootstrap", "containerd", "busybox"], log)
     # Packages come over the network while Go keeps the processors busy.
     with Bootstrap(paths, work / "root", NODE_PACKAGES) as bootstrap:
-        gotools.ensure_tools(paths, gotools.FOR_NODE)
+        # All that a cluster takes and not only what is in its nodes: one build shares more, and knows how far it is.
+        gotools.ensure_tools(paths, [*gotools.FOR_NODE, *gotools.FOR_CLUSTER, *gotools.FOR_USERS])
         with step("wait for debootstrap"):
             root = bootstrap.wait()
     with step("make the file system a node"):
@@ -59,7 +61,7 @@ def build(paths: Paths, work: Path, log: Path) -> Layer:
 
 
 def _make_node(paths: Paths, root: Path) -> None:
-    kind = gotools.module_folder(paths, "node", "sigs.k8s.io/kind")
+    kind = gotools.module_folder(paths, "sigs.k8s.io/kind")
     _copy_kind_files(kind / "images/base/files", root)
     _remove_units(root)
     _configure_services(root)
@@ -143,7 +145,7 @@ def _install_manifests(root: Path) -> None:
 def _replace(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     if old not in text:
-        raise CommandFailed(f"{file} holds no {old!r} any more: kind's files have changed, look at nodeimage.py")
+        raise CommandFailed(f"{file} holds no {old!r} any more: kind's files have changed, look at nodebuild.py")
     file.write_text(text.replace(old, new))
 
 

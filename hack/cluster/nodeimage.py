@@ -56,7 +56,7 @@ def _ensure_archive(paths: Paths, name: str) -> Path:
     if found := archive.find_archive(paths, stem):
         return found
     log = paths.logs / "node-image.log"
-    packages.ensure_programs(["zstd"], log)
+    packages.ensure_programs(paths, ["zstd"], log)
     work = paths.build / "node"
     with step("build the node image"):
         clear_folder(work)

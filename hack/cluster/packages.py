@@ -2,9 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .locks import locked
+from .paths import Paths
 from .progress import CommandFailed, output, run, step
 
 # What to install for a program that is missing.
@@ -25,11 +27,20 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":" + SYSTEM_FOLDERS)
 
 
-def ensure_programs(names: Iterable[str], log: Path) -> None:
+def ensure_programs(paths: Paths, names: Sequence[str], log: Path) -> None:
     """Installs the packages of the programs that are missing; root on Debian or a relative of it is needed for that."""
-    missing = sorted({PACKAGE_OF[name] for name in names if find_program(name) is None})
-    if not missing:
+    if not _missing(names):
         return
+    with locked(paths, "packages"):  # apt does not wait for another apt
+        if missing := _missing(names):
+            _install(missing, log)
+
+
+def _missing(names: Sequence[str]) -> list[str]:
+    return sorted({PACKAGE_OF[name] for name in names if find_program(name) is None})
+
+
+def _install(missing: Sequence[str], log: Path) -> None:
     if find_program("apt-get") is None or os.geteuid() != 0:
         raise CommandFailed(f"install {', '.join(missing)} (this can do it by itself only as root and with apt-get)")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -54,12 +65,13 @@ def debian_sources(index_targets: str, suite: str) -> list[str]:
 INDEX_FORMAT = "$(REPO_URI)|$(CODENAME)|$(COMPONENT)|$(ORIGIN)"
 
 
-def read_debian_sources(suite: str, log: Path) -> list[str]:
+def read_debian_sources(paths: Paths, suite: str, log: Path) -> list[str]:
     """This machine's own sources for a suite; apt's lists are fetched first where they are not there."""
     command = ["apt-get", "indextargets", "--format", INDEX_FORMAT, "Created-By: Packages"]
     sources = debian_sources(output(command), suite)
     if not sources:
-        run(["apt-get", "update"], log)
+        with locked(paths, "packages"):
+            run(["apt-get", "update"], log)
         sources = debian_sources(output(command), suite)
     if not sources:
         raise CommandFailed(f"apt on this machine knows no Debian archive with {suite}")

@@ -9,7 +9,7 @@ from . import cgroups
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
-GO_MODULES = HERE / "go"
+GO_MODULE = HERE / "go"
 MANIFESTS = HERE / "manifests"
 KIND_CONFIG = REPOSITORY / "kind-config.yaml"
 
@@ -36,7 +36,7 @@ class Paths:
         paths = cls(cache_folder(os.environ))
         if len(os.fsencode(paths.containerd_socket)) > LONGEST_SOCKET:
             raise SystemExit(f"{paths.cache} is too long a path for unix sockets: set FINETUNE_CACHE to a shorter one")
-        for folder in (paths.bin, paths.stamps, paths.archives, paths.run, paths.logs, paths.shared, paths.audit):
+        for folder in (paths.bin, paths.stamps, paths.archives, paths.run, paths.logs, paths.shared, paths.audit, paths.locks):
             folder.mkdir(parents=True, exist_ok=True)
         return paths
 
@@ -80,8 +80,8 @@ class Paths:
         return self.run / "logs"
 
     @property
-    def lock(self) -> Path:
-        return self.cache / "lock"
+    def locks(self) -> Path:
+        return self.cache / "locks"
 
     @property
     def socket(self) -> Path:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,8 +49,12 @@ def run(
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
     timeout_s: float = 3600,
+    progress: Callable[[str], str] | None = None,
 ) -> None:
-    """Runs a program with its output in `log`; shows the log's last line now and then, its end on failure."""
+    """Runs a program with its output in `log`; shows now and then how far it is, and the log's end on failure.
+
+    `progress` makes what is shown from all that the program has written; without it that is the last line.
+    """
     with log.open("ab") as output:
         before = output.tell()
         process = subprocess.Popen(
@@ -63,7 +67,7 @@ def run(
             preexec_fn=end_with_parent,
         )
         try:
-            code = _wait(process, log, before, timeout_s)
+            code = _wait(process, log, before, timeout_s, progress or _last_line)
         except BaseException:  # interrupted: leave nothing running behind us
             process.kill()
             process.wait()
@@ -72,7 +76,7 @@ def run(
         raise CommandFailed(f"{_shown(command)} ended with {code}; the end of {log}:\n{tail(log, before)}")
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, before: int, timeout_s: float) -> int:
+def _wait(process: subprocess.Popen[bytes], log: Path, before: int, timeout_s: float, progress: Callable[[str], str]) -> int:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -80,8 +84,14 @@ def _wait(process: subprocess.Popen[bytes], log: Path, before: int, timeout_s: f
         except subprocess.TimeoutExpired as error:
             if time.monotonic() > deadline:
                 raise CommandFailed(f"no end after {timeout_s:.0f} s; the end of {log}:\n{tail(log, before)}") from error
-            last = tail(log, before, lines=1)
-            say(f"    … {last[:100] or 'it runs, and has written nothing yet'}")
+            with log.open("rb") as text:
+                text.seek(before)
+                written = text.read().decode(errors="replace")
+            say(f"    … {progress(written)[:120]}")
+
+
+def _last_line(text: str) -> str:
+    return (text.rstrip().splitlines() or ["it runs, and has written nothing yet"])[-1]
 
 
 def output(
@@ -101,7 +111,7 @@ def output(
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(f"{_shown(command)} did not end within {timeout_s:.0f} s") from error
     if done.returncode:
-        text = (done.stderr + done.stdout).decode(errors="replace").strip()
+        text = (done.stdout + done.stderr).decode(errors="replace").strip()
         raise CommandFailed(f"{_shown(command)} ended with {done.returncode}: {text[-3000:]}")
     return str(done.stdout.decode(errors="replace")).strip()
 

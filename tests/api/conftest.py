@@ -76,7 +76,7 @@ def kubectl() -> Path:
 @pytest.fixture(scope="session")
 def gateway_api(api: Api) -> Iterator[None]:
     """HTTPRoutes as the Gateway API's own CRD defines them; it goes afterwards unless it was there before."""
-    folder = gotools.module_folder(Paths.from_environment(), "gateway", "sigs.k8s.io/gateway-api") / "config/crd/standard"
+    folder = gotools.module_folder(Paths.from_environment(), "sigs.k8s.io/gateway-api") / "config/crd/standard"
     crd = yaml.safe_load((folder / "gateway.networking.k8s.io_httproutes.yaml").read_text())
     path = f"{CRD_PATH}/{crd['metadata']['name']}"
     there = api.call("GET", path).ok

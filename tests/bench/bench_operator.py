@@ -115,7 +115,7 @@ def fresh_cluster(controllers: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 async def furnish(folder: Path) -> None:
-    gateway = gotools.module_folder(Paths.from_environment(), "gateway", "sigs.k8s.io/gateway-api") / "config/crd/standard"
+    gateway = gotools.module_folder(Paths.from_environment(), "sigs.k8s.io/gateway-api") / "config/crd/standard"
     files = [*(REPOSITORY / "crds").glob("*.yaml"), gateway / "gateway.networking.k8s.io_httproutes.yaml"]
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     async with connection(folder, BENCH) as api:

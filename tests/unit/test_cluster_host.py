@@ -1,10 +1,13 @@
 """What hack/cluster reads of the machine: folders, tools, mounts, cgroups, packages."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hack.cluster import addons, build, cgroups, engine, gotools, mounts, nodeimage, packages, processes
+from hack.cluster.locks import locked
 from hack.cluster.paths import REPOSITORY, Paths, cache_folder
 
 ENVIRONMENTS = {
@@ -41,21 +44,67 @@ def test_go_version(text: str, version: tuple[int, ...]) -> None:
 
 
 def test_a_tools_key_changes_with_its_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module = tmp_path / "node"
-    command = module / "cmd" / "x"
+    command = tmp_path / "cmd" / "x"
     command.mkdir(parents=True)
-    (module / "go.mod").write_text("module x")
-    (module / "go.sum").write_text("")
+    (tmp_path / "go.mod").write_text("module x")
+    (tmp_path / "go.sum").write_text("")
     (command / "main.go").write_text("package main")
-    monkeypatch.setattr(gotools, "GO_MODULES", tmp_path)
-    tool = gotools.GoTool("x", "./cmd/x", "node")
+    monkeypatch.setattr(gotools, "GO_MODULE", tmp_path)
+    monkeypatch.setattr(gotools, "PRUNED", tmp_path / "pruned")
+    tool = gotools.GoTool("x", "./cmd/x", is_pruned=True)
     keys = [tool.key()]
     (command / "main.go").write_text("package main // changed")
     keys.append(tool.key())
-    (module / "go.mod").write_text("module x // changed")
+    (tmp_path / "go.mod").write_text("module x // changed")
     keys.append(tool.key())
-    keys.append(gotools.GoTool("x", "./cmd/x", "node", linker="").key())
-    assert len(set(keys)) == 4
+    (tmp_path / "pruned").mkdir()
+    (tmp_path / "pruned" / "none.go").write_text("package none")
+    keys.append(tool.key())
+    monkeypatch.setattr(gotools, "_FLAGS", ("-race",))
+    keys.append(tool.key())
+    assert len(set(keys)) == 5
+
+
+def test_one_build_makes_all_tools_but_those_that_cannot_be_built_with_others() -> None:
+    tools = [gotools.TOOLS[name] for name in ("kubeconform", "k8s", "local-path-provisioner", "helm")]
+    batches = [[tool.name for tool in batch] for batch in gotools._batches(tools)]
+    assert batches == [["k8s", "helm"], ["kubeconform"], ["local-path-provisioner"]]
+    assert gotools._batches([]) == []
+
+
+def test_how_far_a_build_is() -> None:
+    log = "go: downloading k8s.io/api v0.34.4\ninternal/cpu\nk8s.io/api/core/v1\n"
+    assert gotools._how_far(log, 8) == "2 of 8 packages (25 %), now k8s.io/api/core/v1"
+    assert gotools._how_far("", 0) == "0 of 0 packages (0 %), now none"
+
+
+def test_what_stands_in_for_a_package_names_it_and_every_module_is_one_of_ours() -> None:
+    pruned = gotools.pruned_packages()
+    assert pruned["github.com/go-acme/lego/v4"] == ["providers/dns"]
+    required = (gotools.GO_MODULE / "go.mod").read_text()
+    for module, replaced in pruned.items():
+        assert f"{module} v" in required
+        for package in replaced:
+            file = gotools.PRUNED / module / package / "none.go"
+            assert f"\npackage {Path(package).name}\n" in file.read_text()
+
+
+def test_a_lock_is_taken_once_by_a_process_and_in_one_order(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.locks.mkdir()
+    ask = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+    def is_free(name: str) -> bool:
+        return subprocess.run([sys.executable, "-c", ask, paths.locks / name], capture_output=True).returncode == 0
+
+    with locked(paths, "tools", "cluster"):
+        with locked(paths, "tools"):
+            assert not is_free("cluster")
+            assert is_free("engine")
+        assert not is_free("tools"), "the inner block has let go of the outer one's"
+        with pytest.raises(AssertionError, match="engine after"), locked(paths, "engine"):
+            pass
+    assert is_free("tools")
 
 
 def test_every_tool_can_be_keyed_and_the_images_key_is_stable() -> None:
