@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,9 +22,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TEST_CLUSTER = (sys.executable, "-m", "hack.cluster")
+CLUSTER = (sys.executable, "-m", "hack.cluster")
 LIFE_SIGN_S = 20
 TAIL_LINES = 40
 
@@ -129,10 +131,10 @@ class Engine:
 
     @classmethod
     def ensure(cls) -> "Engine":
-        """An engine that answers; the test cluster's own is started where there is no other."""
+        """An engine that answers; our own is started where there is no other."""
         if (engine := cls._find()).answers():
             return engine
-        subprocess.run([*TEST_CLUSTER, "engine"], cwd=REPOSITORY, stdout=sys.stderr)
+        subprocess.run([*CLUSTER, "engine"], cwd=REPOSITORY, stdout=sys.stderr)
         if (engine := cls._find()).answers():
             return engine
         raise BuildFailed("there is no Docker engine to build with")
@@ -140,7 +142,7 @@ class Engine:
     @classmethod
     def _find(cls) -> "Engine":
         # A shell knows best what a shell is told.
-        script = f'variables=$({shlex.join(TEST_CLUSTER)} env) && eval "$variables" && env -0'
+        script = f'variables=$({shlex.join(CLUSTER)} env) && eval "$variables" && env -0'
         printed = subprocess.run(["sh", "-c", script], cwd=REPOSITORY, check=True, capture_output=True, text=True)
         return cls(dict(entry.split("=", 1) for entry in printed.stdout.split("\0") if "=" in entry))
 
@@ -164,7 +166,7 @@ class Engine:
 def build_command(image: Image) -> list[str]:
     """The command that builds the image with its content tag, with all that this machine's builds need."""
     # The context comes first: argparse, over there, hands on only what follows a word without a dash.
-    command = [*TEST_CLUSTER, "build", ".", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
+    command = [*CLUSTER, "build", ".", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
     if image.uses_llama:
         command += ["--build-arg", f"LLAMA={reference(IMAGES['llama'])}"]
     if image.is_ours:
@@ -275,7 +277,12 @@ def print_tags(*, as_json: bool) -> None:
     print(json.dumps(tags) if as_json else "\n".join(f"{name}={tag}" for name, tag in tags.items()))
 
 
+def _exit_on(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # through the `except`s, so that what was started is ended
+
+
 def main() -> int:
+    signal.signal(signal.SIGTERM, _exit_on)
     arguments = parse_arguments()
     if arguments.what == "tags":
         print_tags(as_json=arguments.json)

@@ -125,6 +125,8 @@ def main(wanted: list[str]) -> int:
     report = Report()
     environment.sync()
     try:
+        if "e2e" in suites:
+            install.bring_up()  # cluster and images at once, though the suites before need only one of them
         for suite in suites:
             print(f"\n######## {suite}", flush=True)
             _run(suite, report)

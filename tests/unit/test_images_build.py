@@ -115,7 +115,7 @@ def test_the_test_cluster_understands_the_command() -> None:
     from hack.cluster.__main__ import parse
 
     command = build.build_command(build.IMAGES["server"])
-    words = command[len(build.TEST_CLUSTER) :]
+    words = command[len(build.CLUSTER) :]
     assert parse(words).words == words[1:]
 
 
