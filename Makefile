@@ -50,13 +50,13 @@ e2e: environment ## whole jobs on a real cluster
 
 generate: environment ## CRDs and schemas from the Python models
 	@$(RUN)/python -m finetune_operator.crdgen
-	@$(RUN)/python -m finetune_trainer.arguments
+	@$(RUN)/python -m finetune_api.arguments
 
 golden: environment ## write the golden manifests anew; the diff is the review
 	@FINETUNE_WRITE_GOLDEN=1 $(RUN)/pytest -q tests/unit
 
 verify: generate ## nothing generated differs from what is committed
-	@git diff --exit-code -- crds trainer/finetune_trainer/training_arguments.json
+	@git diff --exit-code -- crds api/finetune_api/training_arguments.json
 
 images: ## build the images
 	@$(PYTHON) images/build.py all

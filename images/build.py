@@ -48,17 +48,14 @@ IMAGES = {
     image.name: image
     for image in (
         Image("llama", ("images/llama",), is_ours=False),
-        Image("trainer", ("images/trainer", *LOCKED, "trainer/finetune_trainer"), uses_llama=True),
+        Image("trainer", ("images/trainer", *LOCKED, "api/finetune_api", "trainer/finetune_trainer"), uses_llama=True),
         Image(
             "operator",
             (
                 "images/operator",
                 *LOCKED,
                 "operator/finetune_operator",
-                "trainer/finetune_trainer/__init__.py",
-                "trainer/finetune_trainer/spec.py",
-                "trainer/finetune_trainer/arguments.py",
-                "trainer/finetune_trainer/training_arguments.json",
+                "api/finetune_api",
             ),
         ),
         Image("server", ("images/server",), uses_llama=True),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.spec import digest_of
+from finetune_api.section import digest_of
 
 from finetune_operator.core import names
 from finetune_operator.core.conditions import cut

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from finetune_api import finetunejob, modelversion
 from pydantic import BaseModel
 
 from finetune_operator.core import names
-from finetune_operator.finetunejob import types as finetunejob
-from finetune_operator.modelversion import types as modelversion
 
 Schema = dict[str, Any]
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_operator.finetunejob import types as finetunejob
-from finetune_operator.modelversion import types as modelversion
+from finetune_api import finetunejob, modelversion
 
 from tests.api.client import CRD_PATH, GROUP_PATH, Api
 from tests.api.conftest import CRDS

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from finetune_trainer.spec import Stage
+from finetune_api.run import Stage
 
 from tests.api.client import Api
 from tests.api.manifests import JOBS, VERSIONS, job, version

@@ -8,19 +8,21 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.modelversion import ModelVersionSpec
+from finetune_api.progress import Metric, TrainerStatus
+from finetune_api.run import Stage
+from finetune_api.sections.rollout import GatewayAPI
 from finetune_operator.core.containment import contains
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.policies.progress import display, to_status
 from finetune_operator.finetunejob.resources.stage_job import StageRequest, make_dry_run_pod, make_stage_job
-from finetune_operator.finetunejob.types import FineTuneJobSpec
 from finetune_operator.kube.client import Client, Request, Response
 from finetune_operator.modelversion.resources.deployment import make_deployment
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
-from finetune_operator.modelversion.types import GatewayAPI, ModelVersionSpec
 from finetune_operator.modelversion.versions import read_versions
-from finetune_trainer.spec import Metric, Stage, TrainerStatus
 
 from tests.api.client import Api, Object
 from tests.api.manifests import GATEWAY, JOBS, NAMESPACE, STEPS, VERSIONS, job, version, with_

@@ -32,9 +32,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from finetune_api.run import Stage
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
-from finetune_trainer.spec import Stage
 
 from tests.api.client import CRD_PATH, GROUP_PATH
 from tests.api.control_plane import AUDIT_LOG, CONTROLLER_MANAGER, Extras, control_plane

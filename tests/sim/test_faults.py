@@ -6,8 +6,8 @@ import asyncio
 import random
 
 import pytest
+from finetune_api.run import Stage
 from finetune_operator.kube.client import Request
-from finetune_trainer.spec import Stage
 
 from tests.sim.cluster import Cluster, Refusal
 from tests.sim.operator_process import OperatorProcess

@@ -15,9 +15,10 @@ import peft
 import sentencepiece
 import torch
 import transformers
+from finetune_api.answer import StageResult
+from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from finetune_trainer.__main__ import run_stage
 from finetune_trainer.progress import Progress
-from finetune_trainer.spec import LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage
 from safetensors.torch import save_file
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.run import LocalRunSpec, Stage
 from finetune_trainer.__main__ import run_stage
 from finetune_trainer.data.chat_template import ChatTemplate
 from finetune_trainer.data.llama_proof import LlamaHome
@@ -16,7 +17,6 @@ from finetune_trainer.data.prepared import Prepared, load_prepared
 from finetune_trainer.data.tokenizer import TextTokenizer
 from finetune_trainer.errors import StageError
 from finetune_trainer.progress import Progress
-from finetune_trainer.spec import LocalRunSpec, Stage
 from finetune_trainer.storage import JobStorage
 from transformers import AutoTokenizer
 

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 import trl
+from finetune_api.outcome import ExitCode
 from finetune_trainer.adapters import load_trained
 from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.errors import StageError
 from finetune_trainer.loop import GuardedLoop
-from finetune_trainer.spec import ExitCode
 from safetensors.torch import load_file
 
 from tests.trainer.conftest import JobMaker, TrainedJob, make_rows

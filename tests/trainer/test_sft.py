@@ -9,8 +9,8 @@ import peft
 import pytest
 import torch
 import transformers
+from finetune_api.outcome import ExitCode
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode
 from finetune_trainer.storage import folder_digest, hash_folder
 from safetensors.torch import load_file
 

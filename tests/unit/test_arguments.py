@@ -7,8 +7,14 @@ import sys
 from typing import Any
 
 import pytest
-from finetune_trainer.arguments import OWNED, argument_findings, schema
-from finetune_trainer.spec import Checkpoints, Dataset, Method, Model, RunSpec, Section, Training
+from finetune_api.arguments import OWNED, argument_findings, schema
+from finetune_api.run import RunSpec
+from finetune_api.section import Section
+from finetune_api.sections.checkpoints import Checkpoints
+from finetune_api.sections.data import Dataset
+from finetune_api.sections.method import Method
+from finetune_api.sections.model import Model
+from finetune_api.sections.training import Training
 
 
 def finding(name: str, value: Any) -> str | None:
@@ -147,7 +153,7 @@ def test_all_of_trl_is_either_open_or_owned() -> None:
 
 
 def test_nothing_heavy_is_imported() -> None:
-    code = "import sys, finetune_trainer.arguments as a; a.argument_findings({'tf32': True}); print([m for m in ('torch', 'trl', 'transformers') if m in sys.modules])"
+    code = "import sys, finetune_api.arguments as a; a.argument_findings({'tf32': True}); print([m for m in ('torch', 'trl', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
+from finetune_api.run import StorageLocation
 from finetune_trainer.cadence import FIRST_SAVE_AFTER_S, NODE_MEAN_TIME_BETWEEN_FAILURES_S, Cadence, seconds_between_saves
 from finetune_trainer.checkpoint import CheckpointStore
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import StorageLocation
 from finetune_trainer.storage import JobStorage
 
 

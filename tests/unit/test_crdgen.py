@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
+from finetune_api.section import Section, rules
 from finetune_operator import crdgen
-from finetune_trainer.spec import Section, rules
 from pydantic import ConfigDict, Field, JsonValue
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"

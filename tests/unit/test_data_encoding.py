@@ -7,12 +7,12 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
+from finetune_api.sections.method import SFTLoss
 from finetune_trainer.data.chat_template import ChatTemplate
 from finetune_trainer.data.encoding import Encoder, StopTokenAbsent, TemplateUnsplittable, TokenRow
 from finetune_trainer.data.prepared import IGNORED_LABEL
 from finetune_trainer.data.rows import Conversation, Example, Pair, RowDropped, Text
 from finetune_trainer.data.tokenizer import TextTokenizer
-from finetune_trainer.spec import SFTLoss
 
 from tests.chat_templates import FAMILIES
 from tests.tiny_models import bpe_model

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.outcome import ExitCode
 from finetune_trainer.data.llama_proof import LlamaHome, chosen, prove_tokenizer
 from finetune_trainer.data.pipeline import Sample
 from finetune_trainer.data.prepared import SpecialTokens
 from finetune_trainer.data.sources import Location
 from finetune_trainer.data.tokenizer import TextTokenizer
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode
 
 from tests.tiny_models import bpe_model
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import LocalRunSpec, Stage
 from finetune_trainer.__main__ import main, run_stage
 from finetune_trainer.data import stopping
 from finetune_trainer.data.chat_template import probe_template
@@ -20,7 +23,6 @@ from finetune_trainer.data.prepared import IGNORED_LABEL, Prepared, load_prepare
 from finetune_trainer.data.shape import count_parameters
 from finetune_trainer.errors import StageError
 from finetune_trainer.progress import Progress
-from finetune_trainer.spec import ExitCode, LocalRunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage
 from safetensors.numpy import save_file
 

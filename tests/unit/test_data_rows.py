@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from finetune_api.run import LocalDataset
+from finetune_api.sections.data import DatasetFormat
 from finetune_trainer.data.rows import Conversation, Pair, RowDropped, RowInvalid, RowReader, Text, clean, content_hash
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import DatasetFormat, LocalDataset
 
 ASKED = {"role": "user", "content": "ask"}
 ANSWERED = {"role": "assistant", "content": "answer"}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.run import LocalRunSpec
 from finetune_trainer.data import sources
 from finetune_trainer.data.sources import SplitFiles, find_split, locate
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import LocalRunSpec
 from finetune_trainer.storage import JobStorage
 
 ROWS = [{"text": f"row {i} é"} for i in range(50)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from finetune_api.sections.data import Split
 from finetune_trainer.data import hashes
 from finetune_trainer.data.hashes import HashSet, hash_of
 from finetune_trainer.data.rows import RowInvalid
 from finetune_trainer.data.splitting import Splitter, draw, group_key
-from finetune_trainer.spec import Split
 from hypothesis import given
 from hypothesis import strategies as st
 

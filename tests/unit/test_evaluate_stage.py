@@ -8,10 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from finetune_api.answer import Artifact, StageResult
+from finetune_api.run import RunSpec, Stage
+from finetune_api.sections.export import GGUFType
 from finetune_trainer.data.prepared import HeldOutRow, PreparedSet
 from finetune_trainer.errors import StageError
 from finetune_trainer.evaluate.stage import judged_file, plan_tests
-from finetune_trainer.spec import Artifact, GGUFType, RunSpec, Stage, StageResult
 from finetune_trainer.storage import Manifest
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import LocalRunSpec
 from finetune_operator.core.names import API_VERSION
-from finetune_operator.finetunejob.types import FineTuneJobSpec
-from finetune_trainer.spec import LocalRunSpec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "support-bot"
 

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.progress import Metric, TrainerStatus
 from finetune_operator.core.conditions import find
 from finetune_operator.core.containment import without_nulls
 from finetune_operator.core.facts import ClaimFact
@@ -17,8 +19,6 @@ from finetune_operator.core.settings import NamespacePolicy, Settings
 from finetune_operator.finetunejob.observed import JobFact, Observed, OlderJob, PodFact, VersionFact
 from finetune_operator.finetunejob.plan import plan
 from finetune_operator.finetunejob.policies.digest import run_digest
-from finetune_operator.finetunejob.types import FineTuneJobSpec, FineTuneJobStatus
-from finetune_trainer.spec import Metric, TrainerStatus
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 SETTINGS = Settings(policies={"*": NamespacePolicy(images=("registry.example/",))})

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.modelversion import ModelVersionSpec
+from finetune_api.run import LocalRunSpec, Stage
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed, VersionFact
 from finetune_operator.finetunejob.resources.claim import make_claim
 from finetune_operator.finetunejob.resources.model_version import make_model_version
 from finetune_operator.finetunejob.resources.stage_job import StageRequest, make_dry_run_pod, make_stage_job
-from finetune_operator.finetunejob.types import FineTuneJobSpec
-from finetune_operator.modelversion.types import ModelVersionSpec
-from finetune_trainer.spec import LocalRunSpec, Stage
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SETTINGS = Settings(status_url="https://finetune-status.finetune-system.svc:8443")

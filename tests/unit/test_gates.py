@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finetune_api.answer import EvaluationReport, GateReport
+from finetune_api.sections.evaluation import Gate
 from finetune_trainer.evaluate.bootstrap import Samples, samples
 from finetune_trainer.evaluate.gates import Evidence, judge_gate, metric_reports
 from finetune_trainer.evaluate.report import markdown, picture
-from finetune_trainer.spec import EvaluationReport, Gate, GateReport
 
 
 def rate(successes: int, n: int = 100, groups: int = 100) -> Samples:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from finetune_trainer.arguments import schema
+from finetune_api.answer import MemoryPlan
+from finetune_api.arguments import schema
+from finetune_api.run import RunSpec
+from finetune_api.sections.training import Training
 from finetune_trainer.errors import StageError
 from finetune_trainer.hf_arguments import Surroundings, hf_arguments
 from finetune_trainer.precision import Device, Dtypes, choose_dtypes
-from finetune_trainer.spec import MemoryPlan, RunSpec, Training
 
 PLAN = MemoryPlan(
     weights_bytes=0,

@@ -34,7 +34,7 @@ def changed_images(before: dict[str, str], repository: Path) -> set[str]:
         ("images/llama/Dockerfile", {"llama", "trainer", "server"}),
         ("images/server/serve.sh", {"server"}),
         ("uv.lock", {"trainer", "operator"}),
-        ("trainer/finetune_trainer/spec.py", {"trainer", "operator"}),
+        ("api/finetune_api/run.py", {"trainer", "operator"}),
         ("trainer/finetune_trainer/new/module.py", {"trainer"}),
         ("operator/finetune_operator/new.py", {"operator"}),
         ("operator/finetune_operator/__pycache__/new.cpython-311.pyc", set()),

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from finetune_api.run import RunSpec, Stage
 from finetune_trainer import __main__ as program
 from finetune_trainer.launch import ProcessAnswer, choose_answer, needs_launch, read_answers, write_answer
-from finetune_trainer.spec import RunSpec, Stage
 
 DONE, STOPPED = ProcessAnswer(0, '{"reason":"Completed"}'), ProcessAnswer(143, '{"reason":"Terminated"}')
 DIVERGED, OTHER = ProcessAnswer(12, '{"reason":"Diverged"}'), ProcessAnswer(15, '{"reason":"StorageError"}')

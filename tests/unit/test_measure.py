@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
+from finetune_api.sections.evaluation import Evaluation
 from finetune_trainer.data.prepared import HeldOutRow
 from finetune_trainer.evaluate.measure import CHOICES, answer_choice, choice_blocks, context_tokens, draw, measure, normalized, preferred
 from finetune_trainer.llama.model import Choice, Generation, token_losses
-from finetune_trainer.spec import Evaluation
 
 
 def row(index: int, answer: str = "", **more: object) -> HeldOutRow:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from finetune_api.answer import MemoryPlan
+from finetune_api.run import LocalRunSpec
+from finetune_api.sections.adapter import AdapterType
 from finetune_trainer.data.shape import ModelShape, read_shape
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import (
@@ -20,7 +23,6 @@ from finetune_trainer.memory import (
     dtypes,
     plan_memory,
 )
-from finetune_trainer.spec import AdapterType, LocalRunSpec, MemoryPlan
 
 LLAMA_8B = ModelShape(
     hidden_size=4096,

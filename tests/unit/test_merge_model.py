@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finetune_api.sections.adapter import Adapter, LoRA
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
 from finetune_trainer.package import merge as merge_module
@@ -18,7 +19,6 @@ from finetune_trainer.package.base_model import HEAD, ModelTensors
 from finetune_trainer.package.merge import MergePlan, merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle, trained_scale
 from finetune_trainer.package.tensors import TensorReader
-from finetune_trainer.spec import Adapter, LoRA
 
 from tests.unit.model_folders import Floats, write_adapter, write_model
 

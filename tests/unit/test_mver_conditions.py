@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from finetune_api.modelversion import Reason
 from finetune_operator.core.conditions import timestamp
 from finetune_operator.core.plan import ActionProblem
-from finetune_operator.modelversion.types import Reason
 
 from tests.unit.mver_world import GATEWAY, World, in_production, model_version, refused_pod, server_pod
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from finetune_api.sections.rollout import GatewayAPI
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import NamespacePolicy, Settings
 from finetune_operator.modelversion.checks import first_finding, repository_of
@@ -16,7 +17,6 @@ from finetune_operator.modelversion.observed import Observed, deployment_fact, f
 from finetune_operator.modelversion.resources.deployment import claim_label, make_deployment
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
-from finetune_operator.modelversion.types import GatewayAPI
 from finetune_operator.modelversion.versions import Version, duration_of, read_versions
 
 from tests.unit.mver_world import SHA, model_version

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
+from finetune_api.modelversion import LIVE
 from finetune_operator.core.names import Object
 from finetune_operator.modelversion.policies.keep import DRAIN
-from finetune_operator.modelversion.types import LIVE
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule

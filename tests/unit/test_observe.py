@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from finetune_api.progress import ProgressReport
 from finetune_operator.core import names
 from finetune_operator.core.conditions import parse_timestamp
 from finetune_operator.core.settings import Settings
@@ -14,7 +15,6 @@ from finetune_operator.kube.client import Client
 from finetune_operator.status_server.reports import Report
 from finetune_operator.store import Store
 from finetune_operator.world import Lookups, World
-from finetune_trainer.spec import ProgressReport
 
 from tests.sim.cluster import Cluster
 from tests.sim.scenario import make_job

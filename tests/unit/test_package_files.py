@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finetune_api.answer import DatasetReport
+from finetune_api.sections.export import GGUFType
 from finetune_trainer.data.prepared import Prepared, PreparedFile, PreparedModel, SpecialTokens
 from finetune_trainer.data.shape import ModelShape
 from finetune_trainer.errors import StageError
@@ -16,7 +18,6 @@ from finetune_trainer.package.card import hub_name, write_checksums
 from finetune_trainer.package.gguf import GGUFFacts, read_gguf
 from finetune_trainer.package.model_files import check_model_files, write_model_files
 from finetune_trainer.package.rendering import check_facts
-from finetune_trainer.spec import DatasetReport, GGUFType
 from finetune_trainer.storage import folder_digest, hash_folder
 
 from tests.tiny_models import CHATML_WITH_EOS, sentencepiece_model

@@ -3,9 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
+from finetune_api.answer import ParityReport
+from finetune_api.outcome import ExitCode
+from finetune_api.sections.export import Export
 from finetune_trainer.errors import StageError
 from finetune_trainer.package.parity import Distance, distance, explain, judge, kl_divergence, refuse_failed
-from finetune_trainer.spec import ExitCode, Export, ParityReport
 
 Logits = npt.NDArray[np.float32]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.progress import ProgressReport
 from finetune_trainer.progress import Endpoint, Pace, Progress, _duration
-from finetune_trainer.spec import ProgressReport
 
 
 class Recorder(HTTPServer):

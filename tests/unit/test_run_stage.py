@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.answer import Artifact, StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from finetune_trainer import __main__ as driver
 from finetune_trainer.errors import StageError
 from finetune_trainer.progress import Progress
-from finetune_trainer.spec import Artifact, ExitCode, LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage
 
 

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import ClientSession, TCPConnector, web
 from aiohttp.test_utils import TestClient, TestServer
 from cryptography import x509
+from finetune_api.progress import ProgressReport
 from finetune_operator.core import names
 from finetune_operator.kube.client import Client, Request, Response
 from finetune_operator.metrics import Metrics
@@ -35,7 +36,6 @@ from finetune_operator.status_server.reports import Report, Reports
 from finetune_operator.status_server.server import BODY_BYTES, StatusServer
 from finetune_operator.status_server.tokens import Rate, Tokens
 from finetune_operator.store import Key, Store
-from finetune_trainer.spec import ProgressReport
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOST = "finetune-status.system.svc"

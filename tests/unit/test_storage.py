@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from finetune_api.answer import StageResult
+from finetune_api.run import RunSpec, Stage, StorageLocation
+from finetune_api.sections.data import Dataset
+from finetune_api.sections.model import Model
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import Dataset, Model, RunSpec, Stage, StageResult, StorageLocation
 from finetune_trainer.storage import (
     JobStorage,
     copy_published,

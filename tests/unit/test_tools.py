@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from finetune_api.outcome import ExitCode
+from finetune_api.run import StorageLocation
+from finetune_api.sections.export import GGUFType
 from finetune_trainer.data import llama_proof
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.server import LlamaServer
 from finetune_trainer.package.gguf import make_ggufs
-from finetune_trainer.spec import ExitCode, GGUFType, StorageLocation
 from finetune_trainer.storage import JobStorage
 
 KILLED = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"

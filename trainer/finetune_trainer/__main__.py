@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from pydantic import ValidationError
 
 from finetune_trainer.data.prepared import PREPARED_FILE, PreparedFile
@@ -23,7 +26,6 @@ from finetune_trainer.interruption import Interruption
 from finetune_trainer.launch import ANSWERS_VARIABLE, ProcessAnswer, launch, needs_launch, write_answer
 from finetune_trainer.memory import plan_memory
 from finetune_trainer.progress import Progress
-from finetune_trainer.spec import ExitCode, LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage, Manifest, copy_published, inputs_digest
 
 log = logging.getLogger("finetune_trainer")

@@ -9,10 +9,11 @@ from typing import Any
 
 import peft
 import torch
+from finetune_api.outcome import ExitCode
+from finetune_api.sections.adapter import Adapter, AdapterType, LoRA
 from safetensors.torch import load_file, save_file
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import Adapter, AdapterType, ExitCode, LoRA
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MASTER_WEIGHTS = "masters.safetensors"

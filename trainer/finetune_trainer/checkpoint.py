@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from finetune_api.answer import Answer, CheckpointReport
+from finetune_api.outcome import ExitCode
 from pydantic import ValidationError
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import Answer, CheckpointReport, ExitCode
 from finetune_trainer.storage import FileRecord, JobStorage, folder_digest, hash_folder, sync_directory, verify_files, write_atomically
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,8 @@
 
 import signal
 
-from finetune_trainer.spec import ExitCode, StageResult
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
 
 
 class StageError(Exception):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.arguments import argument_findings
+from finetune_api.answer import MemoryPlan
+from finetune_api.arguments import argument_findings
+from finetune_api.run import RunSpec
+from finetune_api.sections.training import Optimizer, Scheduler, Switch, Training
+
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import DEFAULT_EPOCHS
 from finetune_trainer.precision import Dtypes
-from finetune_trainer.spec import MemoryPlan, Optimizer, RunSpec, Scheduler, Switch, Training
 
 DEFAULT_WARMUP_RATIO = 0.03
 

@@ -7,8 +7,10 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
+
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode, StageResult
 
 
 def terminated(saved: str, result: StageResult | None = None) -> StageError:

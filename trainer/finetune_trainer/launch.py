@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from finetune_trainer.spec import ExitCode, RunSpec, Stage, StageResult
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import RunSpec, Stage
 
 ANSWERS_VARIABLE = "FINETUNE_ANSWERS"
 _SHUTDOWN_TIMEOUT_S = 24 * 3600

@@ -15,6 +15,9 @@ from typing import Any
 import numpy
 import torch
 import transformers
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import Stage
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -25,7 +28,6 @@ from finetune_trainer.data.prepared import IGNORED_LABEL
 from finetune_trainer.errors import StageError
 from finetune_trainer.guard import StepGuard, any_rank
 from finetune_trainer.interruption import Interruption, terminated
-from finetune_trainer.spec import ExitCode, Stage, StageResult
 
 log = logging.getLogger(__name__)
 

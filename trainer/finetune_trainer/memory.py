@@ -12,8 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from finetune_api.answer import MemoryPlan
+from finetune_api.run import RunSpec
+from finetune_api.sections.adapter import AdapterType
+from finetune_api.sections.model import Dtype
+from finetune_api.sections.quantization import QuantizationType
+from finetune_api.sections.training import Optimizer, Packing, Precision, Switch
+
 from finetune_trainer.data.shape import ModelShape
-from finetune_trainer.spec import AdapterType, Dtype, MemoryPlan, Optimizer, Packing, Precision, QuantizationType, RunSpec, Switch
 
 GIB = 1 << 30
 DEFAULT_EPOCHS = 3.0

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from finetune_api.run import RunSpec
+from finetune_api.sections.adapter import AdapterType
+from finetune_api.sections.model import Dtype
+from finetune_api.sections.quantization import QuantizationType
+from finetune_api.sections.training import Precision
+
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import AdapterType, Dtype, Precision, QuantizationType, RunSpec
 
 
 class Device(StrEnum):

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from finetune_trainer.spec import Metric, ProgressReport, TrainerStatus
+from finetune_api.progress import Metric, ProgressReport, TrainerStatus
 
 log = logging.getLogger(__name__)
 

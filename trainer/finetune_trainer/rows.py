@@ -7,9 +7,9 @@ from typing import Any
 import datasets
 import torch
 import trl
+from finetune_api.sections.training import Packing, Training
 
 from finetune_trainer.data.prepared import IGNORED_LABEL, Prepared
-from finetune_trainer.spec import Packing, Training
 
 _PROBE_TOKENS = 8
 

@@ -19,10 +19,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from finetune_api.answer import Answer, StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import RunSpec, Stage, StorageLocation
+from finetune_api.section import digest_of
 from pydantic import ValidationError
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import Answer, ExitCode, RunSpec, Stage, StageResult, StorageLocation, digest_of
 
 _CHUNK_BYTES = 1 << 20
 

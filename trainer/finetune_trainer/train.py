@@ -9,6 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import RunSpec, Stage
+from finetune_api.sections.adapter import AdapterType
+
 from finetune_trainer import memory
 from finetune_trainer.cadence import Cadence
 from finetune_trainer.checkpoint import CheckpointStore
@@ -19,7 +24,6 @@ from finetune_trainer.hf_arguments import Surroundings
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.methods import Trained, TrainingJob
 from finetune_trainer.precision import Device, choose_dtypes
-from finetune_trainer.spec import AdapterType, ExitCode, RunSpec, Stage, StageResult
 from finetune_trainer.storage import inputs_digest
 
 if TYPE_CHECKING:

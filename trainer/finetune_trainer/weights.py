@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 import transformers
+from finetune_api.run import RunSpec
+from finetune_api.sections.model import AttentionImplementation
+from finetune_api.sections.quantization import Quantization, QuantizationType
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.precision import Dtypes
-from finetune_trainer.spec import AttentionImplementation, Quantization, QuantizationType, RunSpec
 
 _ATTENTION = {
     AttentionImplementation.EAGER: "eager",

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.arguments import argument_findings
+from finetune_api.arguments import argument_findings
+from finetune_api.finetunejob import FineTuneJobSpec
 from pydantic import ValidationError
 
 from finetune_operator.core.names import Object, version_name
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.resources.run_spec import source_claims
-from finetune_operator.finetunejob.types import FineTuneJobSpec
 
 
 @dataclass(frozen=True)

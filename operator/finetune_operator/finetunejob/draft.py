@@ -6,6 +6,8 @@ import copy
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from finetune_api.finetunejob import ConditionType, Phase
+
 from finetune_operator.core import conditions
 from finetune_operator.core.conditions import Condition, Status
 from finetune_operator.core.names import Object
@@ -13,7 +15,6 @@ from finetune_operator.core.plan import Action, Event, Plan
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import JobFact, Observed
 from finetune_operator.finetunejob.policies import progress
-from finetune_operator.finetunejob.types import ConditionType, Phase
 
 _WAITING = "Waiting"
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from finetune_trainer.spec import TrainerStatus
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.progress import TrainerStatus
 
 from finetune_operator.core import names
 from finetune_operator.core.conditions import parse_timestamp
@@ -16,7 +17,6 @@ from finetune_operator.finetunejob import checks
 from finetune_operator.finetunejob.observed import JobFact, Observed, OlderJob, PodFact, VersionFact
 from finetune_operator.finetunejob.resources.run_spec import source_claims, storage_claim
 from finetune_operator.finetunejob.resources.stage_job import CONTAINER
-from finetune_operator.finetunejob.types import FineTuneJobSpec
 from finetune_operator.kube.resources import CLAIM, CONFIGMAP, JOB, MODELVERSION, POD, REFUSAL
 from finetune_operator.modelversion.observed import claim_fact
 from finetune_operator.store import MODEL, Key

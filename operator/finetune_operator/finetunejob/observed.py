@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from finetune_trainer.spec import TrainerStatus
+from finetune_api.progress import TrainerStatus
 
 from finetune_operator.core.facts import ClaimFact
 from finetune_operator.core.plan import ActionProblem

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from finetune_trainer.spec import Stage
+from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, Phase
+from finetune_api.run import Stage
 
 from finetune_operator.core import names
 from finetune_operator.core.conditions import find, parse_timestamp, timestamp
@@ -22,7 +23,6 @@ from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.policies.deadline import active_seconds, deadline_at
 from finetune_operator.finetunejob.policies.digest import run_digest
 from finetune_operator.finetunejob.resources.claim import make_claim
-from finetune_operator.finetunejob.types import ConditionType, FineTuneJobSpec, Phase
 
 
 def plan(job: Object, observed: Observed, settings: Settings, now: datetime) -> Plan:

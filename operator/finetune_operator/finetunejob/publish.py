@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, Phase
+from finetune_api.sections.publish import Publish
+
 from finetune_operator.core import names
 from finetune_operator.core.facts import ClaimFact
 from finetune_operator.core.names import Object
@@ -16,7 +19,6 @@ from finetune_operator.finetunejob.draft import Draft
 from finetune_operator.finetunejob.observed import VersionFact
 from finetune_operator.finetunejob.resources.model_version import make_model_version
 from finetune_operator.finetunejob.resources.run_spec import storage_claim
-from finetune_operator.finetunejob.types import ConditionType, FineTuneJobSpec, Phase, Publish
 
 
 @dataclass(frozen=True)

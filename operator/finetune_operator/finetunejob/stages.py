@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_trainer.spec import Stage, StageResult
+from finetune_api.answer import StageResult
+from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, Phase
+from finetune_api.run import Stage
 
 from finetune_operator.core.conditions import cut, parse_timestamp, timestamp
 from finetune_operator.core.facts import SCHEDULING_GRACE
@@ -19,7 +21,6 @@ from finetune_operator.finetunejob.policies import progress as progress_policy
 from finetune_operator.finetunejob.policies import retry
 from finetune_operator.finetunejob.policies.deadline import active_seconds
 from finetune_operator.finetunejob.resources.stage_job import StageRequest, make_dry_run_pod, make_stage_job
-from finetune_operator.finetunejob.types import ConditionType, FineTuneJobSpec, Phase
 
 CONDITION: dict[Stage, ConditionType] = {
     Stage.PREPARE: ConditionType.PREPARED,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from finetune_api.modelversion import Reason
+
 from finetune_operator.core.names import version_name
 from finetune_operator.core.settings import Settings
 from finetune_operator.modelversion.observed import Observed
-from finetune_operator.modelversion.types import Reason
 from finetune_operator.modelversion.versions import Version, claim_and_path
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from finetune_api.modelversion import ConditionType, Reason, Stage
+from finetune_api.sections.rollout import GatewayAPI
+
 from finetune_operator.core.conditions import Condition, Status, find
 from finetune_operator.core.facts import SCHEDULING_GRACE, ClaimFact
 from finetune_operator.core.plan import PASSING_PROBLEMS, ActionProblem
@@ -14,7 +17,6 @@ from finetune_operator.modelversion.observed import Observed, PodFact, RouteFact
 from finetune_operator.modelversion.policies.steps import Gate, Obstacle, describe
 from finetune_operator.modelversion.policies.succession import refusal_of
 from finetune_operator.modelversion.policies.traffic import answers, differs, followed_version
-from finetune_operator.modelversion.types import ConditionType, GatewayAPI, Reason, Stage
 from finetune_operator.modelversion.versions import Version, claim_and_path
 
 ROUTE_GRACE = timedelta(seconds=10)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import chain
 
+from finetune_api.modelversion import HISTORY_ENTRIES, ConditionType, Display, HistoryEntry, ModelVersionStatus, Reason, Stage
+
 from finetune_operator.core import names
 from finetune_operator.core.conditions import Condition, cut, merge, timestamp
 from finetune_operator.core.facts import SCHEDULING_GRACE
@@ -31,15 +33,6 @@ from finetune_operator.modelversion.resources.http_route import API_VERSION as R
 from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KIND
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import endpoint, make_service
-from finetune_operator.modelversion.types import (
-    HISTORY_ENTRIES,
-    ConditionType,
-    Display,
-    HistoryEntry,
-    ModelVersionStatus,
-    Reason,
-    Stage,
-)
 from finetune_operator.modelversion.versions import Move, Unreadable, Version, claim_and_path, find_version, moved, read_versions
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from finetune_api.modelversion import LIVE, ModelVersionSpec, ModelVersionStatus, PublishedArtifact, Stage
+from finetune_api.sections.rollout import StageName, Step
 from pydantic import ValidationError
 
 from finetune_operator.core.conditions import parse_timestamp
 from finetune_operator.core.names import Object
-from finetune_operator.modelversion.types import LIVE, ModelVersionSpec, ModelVersionStatus, PublishedArtifact, Stage, StageName, Step
 
 IN_SERVICE = LIVE | {Stage.REGISTERED}
 """Stages of a version whose pods are wanted; the others are ends."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from finetune_trainer.spec import TrainerStatus
+from finetune_api.progress import TrainerStatus
 
 from finetune_operator.core import names
 from finetune_operator.queue import Queue

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from finetune_trainer.spec import ProgressReport
+from finetune_api.progress import ProgressReport
 from pydantic import ValidationError
 
 from finetune_operator.core import names

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from finetune_api.run import RunSpec
+from finetune_api.section import digest_of
+
 from finetune_trainer.data.hub import Hub
 from finetune_trainer.data.prepared import PreparedModel
 from finetune_trainer.data.shape import FLOATS, count_parameters, read_shape
 from finetune_trainer.data.tokenizer import read_optional_json
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import RunSpec, digest_of
 from finetune_trainer.storage import FileRecord, JobStorage, folder_digest, hash_file, local_path
 
 MODEL_FILES = (

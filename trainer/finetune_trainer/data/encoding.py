@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from finetune_api.sections.method import SFTLoss
+
 from finetune_trainer.data.chat_template import ChatTemplate, TemplateRefusedRow
 from finetune_trainer.data.prepared import IGNORED_LABEL
 from finetune_trainer.data.rows import Conversation, Example, Pair, RowDropped
 from finetune_trainer.data.tokenizer import Encoding, TextTokenizer
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import SFTLoss
 
 Span = tuple[int, int]
 """A half-open range of characters."""

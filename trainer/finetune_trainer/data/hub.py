@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from finetune_api.outcome import ExitCode
+
 from finetune_trainer.data.tokenizer import publish_folder
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from finetune_api.outcome import ExitCode
+from finetune_api.section import digest_of
+
 from finetune_trainer.data.pipeline import Sample
 from finetune_trainer.data.prepared import SpecialTokens
 from finetune_trainer.data.tokenizer import TextTokenizer, publish_folder
 from finetune_trainer.data.tokenizer_files import write_tokenizer_files
 from finetune_trainer.errors import StageError, refuse_killed
-from finetune_trainer.spec import ExitCode, digest_of
 from finetune_trainer.storage import JobStorage, hash_file, hash_folder
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from finetune_api.run import RunSpec
+from finetune_api.sections.data import Dataset
 
 from finetune_trainer.data.chat_template import ChatTemplate
 from finetune_trainer.data.encoding import Encoder, Rendered, StopTokenAbsent, TemplateUnsplittable, TokenRow
@@ -21,7 +23,6 @@ from finetune_trainer.data.sources import DatasetFiles, Located, Location, Split
 from finetune_trainer.data.splitting import SPLITS, Splitter, group_key, is_grouped
 from finetune_trainer.data.writing import SetWriter
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import Dataset, RunSpec
 
 _BATCH_ROWS = 512
 SAMPLES_PER_DATASET = 500

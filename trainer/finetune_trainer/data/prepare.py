@@ -6,6 +6,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_api.answer import DatasetReport, StageResult
+from finetune_api.run import RunSpec, Stage
+
 from finetune_trainer.data.base_model import resolve_model
 from finetune_trainer.data.encoding import Encoder
 from finetune_trainer.data.llama_proof import LlamaVocab
@@ -17,7 +20,6 @@ from finetune_trainer.data.stopping import StopRule, choose_stop_rule
 from finetune_trainer.data.tokenizer import TextTokenizer, tokenizer_file_of
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import plan_memory
-from finetune_trainer.spec import DatasetReport, RunSpec, Stage, StageResult
 from finetune_trainer.storage import write_atomically
 
 if TYPE_CHECKING:

@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from finetune_api.answer import Answer, DatasetReport
+from finetune_api.outcome import ExitCode
+from finetune_api.run import RunSpec, Stage
+
 from finetune_trainer.data.shape import ModelShape
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import RowStatistics
-from finetune_trainer.spec import Answer, DatasetReport, ExitCode, RunSpec, Stage
 from finetune_trainer.storage import FileRecord, JobStorage, local_path, verify_files
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from finetune_api.answer import DatasetReport
+from finetune_api.section import digest_of
 
 from finetune_trainer.data.encoding import TokenRow
 from finetune_trainer.data.pipeline import Pipeline
 from finetune_trainer.data.prepared import PreparedFile, PreparedSet
 from finetune_trainer.data.tokenizer import TextTokenizer
-from finetune_trainer.spec import DatasetReport, digest_of
 from finetune_trainer.storage import hash_file, write_atomically
 
 _SHOWN_TOKENS = 400

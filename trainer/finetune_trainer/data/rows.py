@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from finetune_api.sections.data import Columns, Dataset, DatasetFormat
+
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import Columns, Dataset, DatasetFormat
 
 Record = Mapping[str, Any]
 

@@ -9,8 +9,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from finetune_api.answer import Answer
+
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import Answer
 
 _MAX_HEADER_BYTES = 100_000_000
 """Source: safetensors' own limit of a header."""

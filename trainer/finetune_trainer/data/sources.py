@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from finetune_api.run import RunSpec
+from finetune_api.section import digest_of
+from finetune_api.sections.data import Dataset
+
 from finetune_trainer.data.hub import Hub
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import Dataset, RunSpec, digest_of
 from finetune_trainer.storage import JobStorage, hash_file, local_path
 
 SUFFIXES = (".jsonl", ".json", ".parquet")

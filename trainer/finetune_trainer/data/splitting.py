@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from finetune_api.sections.data import Split
+
 from finetune_trainer.data.hashes import HashSet, hash_of
 from finetune_trainer.data.rows import Record, RowInvalid
-from finetune_trainer.spec import Split
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")

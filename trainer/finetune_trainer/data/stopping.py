@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune_api.run import RunSpec
+from finetune_api.sections.model import ChatTemplateType
+
 from finetune_trainer.data.chat_template import NAMED_TEMPLATES, ChatTemplate, TemplateRefusedRow, probe_template
 from finetune_trainer.data.prepared import SpecialTokens
 from finetune_trainer.data.tokenizer import TextTokenizer, read_optional_json
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ChatTemplateType, RunSpec
 
 TemplateSource = Literal["Model", "Named", "ConfigMap"]
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.outcome import ExitCode
 from tokenizers import AddedToken, Tokenizer
 
 from finetune_trainer.errors import StageError, refuse_killed
-from finetune_trainer.spec import ExitCode
 from finetune_trainer.storage import JobStorage
 
 log = logging.getLogger(__name__)

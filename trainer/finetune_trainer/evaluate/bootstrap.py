@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
-from finetune_trainer.spec import Estimate
+from finetune_api.answer import Estimate
 
 RESAMPLES = 10_000
 SEED = 20_240_601

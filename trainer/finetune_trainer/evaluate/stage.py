@@ -17,6 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from finetune_api.answer import Answer, EvaluationReport, GateReport, StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import RunSpec, Stage
+from finetune_api.sections.export import GGUFType
+
 from finetune_trainer.data.prepared import HeldOutRow, Prepared, load_prepared
 from finetune_trainer.errors import StageError
 from finetune_trainer.evaluate.bootstrap import Samples
@@ -26,7 +31,6 @@ from finetune_trainer.evaluate.report import write_reports
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.package.base_gguf import base_ggufs
-from finetune_trainer.spec import Answer, EvaluationReport, ExitCode, GateReport, GGUFType, RunSpec, Stage, StageResult
 from finetune_trainer.storage import Manifest, hash_file, inputs_digest, local_path, write_atomically
 
 if TYPE_CHECKING:

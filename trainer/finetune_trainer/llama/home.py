@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.outcome import ExitCode
+
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from types import ModuleType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
+from finetune_api.outcome import ExitCode
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.home import llama_home, threads_for
-from finetune_trainer.spec import ExitCode
 
 Logits = npt.NDArray[np.float32]
 _OUTPUT_FLOATS = 1 << 25

@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from finetune_api.outcome import ExitCode
+
 from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.llama.home import LlamaHome, threads_for
-from finetune_trainer.spec import ExitCode
 
 _START_TIMEOUT_S = 300.0
 _REQUEST_TIMEOUT_S = 120.0

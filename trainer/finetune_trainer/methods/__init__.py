@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finetune_api.run import RunSpec
+
     from finetune_trainer.data.prepared import Prepared
     from finetune_trainer.hf_arguments import Surroundings
     from finetune_trainer.loop import Controls
     from finetune_trainer.progress import Progress
-    from finetune_trainer.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 import transformers
 import trl
+from finetune_api.outcome import ExitCode
+from finetune_api.sections.training import Packing
 
 from finetune_trainer import adapters, rows
 from finetune_trainer.errors import StageError
@@ -14,7 +16,6 @@ from finetune_trainer.hf_arguments import hf_arguments
 from finetune_trainer.loop import GuardedLoop
 from finetune_trainer.methods import Trained, TrainingJob
 from finetune_trainer.reporting import ProgressCallback, eval_loss_at
-from finetune_trainer.spec import ExitCode, Packing
 from finetune_trainer.weights import load_base, make_trainable_fp32
 
 log = logging.getLogger(__name__)

@@ -7,12 +7,15 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune_api.outcome import ExitCode
+from finetune_api.section import digest_of
+from finetune_api.sections.export import GGUFType
+
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.package.gguf import link_weights, make_ggufs
 from finetune_trainer.package.model_files import write_model_files
-from finetune_trainer.spec import ExitCode, GGUFType, digest_of
 from finetune_trainer.storage import FileRecord, JobStorage, hash_file, hash_folder, verify_files, write_atomically
 
 _KIND = "base-gguf"

@@ -7,8 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from finetune_api.answer import StageResult
+from finetune_api.run import RunSpec
+from finetune_api.section import digest_of
+from finetune_api.sections.adapter import AdapterType
+
 from finetune_trainer.data.prepared import Prepared
-from finetune_trainer.spec import AdapterType, RunSpec, StageResult, digest_of
 from finetune_trainer.storage import FileRecord, hash_folder
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "safetensors", "gguf")

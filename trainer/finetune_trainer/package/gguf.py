@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.outcome import ExitCode
+from finetune_api.sections.export import GGUFType
+
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.server import tail
-from finetune_trainer.spec import ExitCode, GGUFType
 
 _CONVERTED = {GGUFType.F16: "f16", GGUFType.BF16: "bf16"}
 """Types that the converter writes itself, by its own names; the others are quantized from F16."""

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from finetune_api.outcome import ExitCode
+from finetune_api.sections.adapter import Adapter
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.package.adapter import AdapterConfig, LowRank, Saved
 from finetune_trainer.package.base_model import ModelTensors
 from finetune_trainer.package.merge import MergedTensor, blocks
 from finetune_trainer.package.tensors import Raw, TensorInfo, TensorReader, ordered, round_to, to_float32
-from finetune_trainer.spec import Adapter, ExitCode
 
 MAX_ULP = 1
 MAX_INEXACT_SHARE = 1e-3

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from finetune_api.outcome import ExitCode
+
 from finetune_trainer.data.prepared import Prepared
 from finetune_trainer.data.stopping import model_template
 from finetune_trainer.data.tokenizer import TOKENIZER_FILES, read_optional_json
 from finetune_trainer.data.tokenizer_files import write_tokenizer_files
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode
 from finetune_trainer.storage import hash_file, read_json
 
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md")

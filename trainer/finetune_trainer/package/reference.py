@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from finetune_api.sections.quantization import Quantization
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from finetune_trainer.package.positions import AnswerRow
-from finetune_trainer.spec import Quantization
 
 Logits = npt.NDArray[np.float32]
 _COMPUTE = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}

@@ -20,6 +20,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from finetune_api.answer import Artifact, ParityReport, StageResult
+from finetune_api.run import RunSpec, Stage
+from finetune_api.sections.adapter import AdapterType
+from finetune_api.sections.export import GGUFType
+from finetune_api.sections.quantization import QuantizationType
 
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.data.prepared import Prepared, load_prepared
@@ -38,7 +43,6 @@ from finetune_trainer.package.parity import Distance, distance, judge, refuse_fa
 from finetune_trainer.package.positions import AnswerRow, answer_rows
 from finetune_trainer.package.rendering import answer_ends, check_ends, check_facts, check_rendering, rendered_rows
 from finetune_trainer.package.tensors import TensorReader
-from finetune_trainer.spec import AdapterType, Artifact, GGUFType, ParityReport, QuantizationType, RunSpec, Stage, StageResult
 from finetune_trainer.storage import FileRecord, folder_digest, hash_file
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from finetune_api.outcome import ExitCode
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode
 
 Raw = npt.NDArray[Any]
 """Elements as they lie in the file: float32, float16, or uint16 for the bits of a bfloat16."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_trainer.spec import TrainerStatus
+from finetune_api.progress import TrainerStatus
 
 from finetune_operator.core.conditions import parse_timestamp, timestamp
 from finetune_operator.core.names import Object

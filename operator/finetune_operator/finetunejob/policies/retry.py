@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_trainer.spec import ExitCode, StageResult
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
 from pydantic import ValidationError
 
 from finetune_operator.core.conditions import REASON_CHARS, cut

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from finetune_api.sections.storage import ClaimTemplate, Retention
+
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
-from finetune_operator.finetunejob.types import ClaimTemplate, Retention
 
 ARTIFACTS_LABEL = f"{names.GROUP}/artifacts"
 """`Keep`: nobody owns the claim once the job has published; `Delete`: the versions on it do."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from finetune_trainer.spec import digest_of
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.section import digest_of
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
-from finetune_operator.finetunejob.types import FineTuneJobSpec
 
 
 def make_model_version(spec: FineTuneJobSpec, job: Object) -> Object:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_trainer.spec import Baseline, JobIdentity, RunSpec, Stage, StorageLocation
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.run import Baseline, JobIdentity, RunSpec, Stage, StorageLocation
 
 from finetune_operator.core.names import Object, claim_name, storage_prefix
 from finetune_operator.finetunejob.observed import Observed, VersionFact
-from finetune_operator.finetunejob.types import FineTuneJobSpec
 
 STORAGE_ROOT = "/storage"
 RESUME_ROOT = "/resume"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from finetune_trainer.spec import ExitCode, Stage
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.outcome import ExitCode
+from finetune_api.run import Stage
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.resources.run_spec import RESUME_ROOT, make_run_spec, mount_path, stage_claims, storage_claim
-from finetune_operator.finetunejob.types import FineTuneJobSpec
 
 USER_ID = 65532
 STATUS_CA_ANNOTATION = f"{names.GROUP}/status-ca"

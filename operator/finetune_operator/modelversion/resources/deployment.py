@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
+from finetune_api.modelversion import PublishedArtifact
+
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import Settings
-from finetune_operator.modelversion.types import PublishedArtifact
 from finetune_operator.modelversion.versions import Version, claim_and_path
 
 USER_ID = 65532

@@ -1,13 +1,15 @@
-"""Pieces of status that both kinds have. Pure."""
+"""Pieces of status that both kinds have."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from finetune_trainer.spec import Section
 from pydantic import ConfigDict, Field
 
+from finetune_api.section import Section
+
 Short = Annotated[str, Field(max_length=256)]
+
 Long = Annotated[str, Field(max_length=1024)]
 
 

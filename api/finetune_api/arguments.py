@@ -1,6 +1,6 @@
 """`training.args`: which TRL and transformers arguments a user may set by their own names, and what each must be.
 
-`python -m finetune_trainer.arguments` writes `training_arguments.json` from the installed TRL; reading it needs neither TRL nor torch,
+`python -m finetune_api.arguments` writes `training_arguments.json` from the installed TRL; reading it needs neither TRL nor torch,
 so the operator answers before anything runs. Validation is ours, not TrlParser's: that one takes `2.7` for an integer and `null` for
 anything.
 """

@@ -1,161 +1,27 @@
-"""FineTuneJob: what is asked, and every condition and reason it can answer with. Pure."""
+"""FineTuneJob: what is asked, and what its status says."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from finetune_trainer.spec import (
-    Adapter,
-    Checkpoints,
-    Dataset,
-    Evaluation,
-    Export,
-    Method,
-    Model,
-    ModelName,
-    Name,
-    ObjectName,
-    Preparation,
-    Quantity,
-    Quantization,
-    Section,
-    Training,
-    map_list,
-    rules,
-)
 from pydantic import ConfigDict, Field, JsonValue
 
-from finetune_operator.modelversion.types import Rollout, Serving
-
-Label = Annotated[str, Field(max_length=317)]
-LabelValue = Annotated[str, Field(max_length=63)]
-
-
-def mutable() -> dict[str, Any]:
-    """Marks a member that may change after the run has started; the root's immutability rule is generated from what has no mark."""
-    return {"x-finetune-mutable": True}
-
-
-class Resources(Section):
-    """Resources of the train stage."""
-
-    nodes: Literal[1] = Field(default=1, description="Nodes that train together. Default: 1.")
-    gpus_per_node: int = Field(default=1, ge=0, le=16, description="GPUs of each node; 0 trains on CPU. Default: 1.")
-    gpu_resource_name: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] = Field(
-        default="nvidia.com/gpu", description="Extended resource that names a GPU. Default: nvidia.com/gpu."
-    )
-    cpu: Quantity = Field(default="2", description="CPU request of the train pod, in cores. Default: 2.")
-    memory: Quantity = Field(default="8Gi", description="Memory request and limit of the train pod, in bytes. Default: 8Gi.")
-    shared_memory: Quantity = Field(default="1Gi", description="Size of /dev/shm, in bytes; counts towards memory. Default: 1Gi.")
-
-
-class StageResources(Section):
-    cpu: Quantity | None = Field(default=None, description="CPU request, in cores. Default: 1.")
-    memory: Quantity | None = Field(default=None, description="Memory request and limit, in bytes. Default: 4Gi.")
-
-
-class Stages(Section):
-    """Resources of the stages that take no GPU."""
-
-    prepare: StageResources = Field(default=StageResources(), description="Resources of the prepare stage. Default: 1 core, 4Gi.")
-    package: StageResources = Field(default=StageResources(), description="Resources of the package stage. Default: 1 core, 4Gi.")
-    evaluate: StageResources = Field(default=StageResources(), description="Resources of the evaluate stage. Default: 1 core, 4Gi.")
-
-
-class Scheduling(Section):
-    priority_class_name: ObjectName | None = Field(
-        default=None, description="PriorityClass of the pods. No default.", json_schema_extra=mutable()
-    )
-    node_selector: Annotated[dict[Label, LabelValue], Field(max_length=32)] = Field(
-        default={}, description="Node labels that the train pod requires. Default: none."
-    )
-    tolerations: Annotated[list[dict[str, JsonValue]], Field(max_length=32)] = Field(
-        default=[],
-        description="Tolerations of the train pod, as in a Pod. Default: none.",
-        json_schema_extra={"items": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
-    )
-    affinity: dict[str, JsonValue] | None = Field(
-        default=None,
-        description="Affinity of the train pod, as in a Pod. No default.",
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
-    )
-    runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the train pod, such as nvidia. No default.")
-
-
-class PodMetadata(Section):
-    labels: Annotated[dict[Label, LabelValue], Field(max_length=32)] = Field(
-        default={}, description="Labels added to the pods; those of this operator win. Default: none."
-    )
-    annotations: Annotated[dict[Label, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
-        default={}, description="Annotations added to the pods. Default: none."
-    )
-
-
-class ImagePullSecret(Section):
-    name: ObjectName = Field(description="Name of the Secret in the job's namespace. Required.")
-
-
-class Recovery(Section):
-    max_attempts: int = Field(
-        default=3,
-        ge=1,
-        le=100,
-        description="Attempts a stage has; preemption and node loss do not count. Default: 3.",
-        json_schema_extra=mutable(),
-    )
-
-
-class ClaimTemplate(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            ("has(self.claimName) != has(self.size)", "set claimName (a claim that is there) or size (one is made), exactly one of them"),
-            ("!has(self.claimName) || !has(self.storageClassName)", "storageClassName goes with size"),
-        )
-    )
-
-    claim_name: ObjectName | None = Field(default=None, description="An existing PersistentVolumeClaim in the job's namespace. No default.")
-    size: Quantity | None = Field(default=None, description="Size of a claim made for this job, in bytes. No default.")
-    storage_class_name: ObjectName | None = Field(default=None, description="StorageClass of the claim made. Default: the cluster's.")
-    access_modes: Annotated[list[Literal["ReadWriteOnce", "ReadWriteMany"]], Field(min_length=1, max_length=2)] = Field(
-        default=["ReadWriteOnce"],
-        description="Access modes of the claim made. Default: ReadWriteOnce.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    )
-
-
-class Storage(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(("has(self.persistentVolumeClaim)", "persistentVolumeClaim is required with type PersistentVolumeClaim"))
-    )
-
-    type: Literal["PersistentVolumeClaim"] = Field(
-        default="PersistentVolumeClaim", description="Kind of storage. Default: PersistentVolumeClaim."
-    )
-    persistent_volume_claim: ClaimTemplate | None = Field(
-        default=None, description="The claim that holds the job's files. Required with its type."
-    )
-
-
-class Publish(Section):
-    """What becomes of a run that passed its gates."""
-
-    model: ModelName = Field(description="Model that the version belongs to; versions of one model share one route. Required.")
-    version: int | None = Field(default=None, ge=1, le=999_999, description="Version number. Default: the next free one.")
-    serving: Serving = Field(default=Serving(), description="How the version is served. Default: llama.cpp, one replica.")
-    rollout: Rollout = Field(default=Rollout(), description="How traffic is moved to it. Default: no route, straight to production.")
-
-
-class Retention(Section):
-    checkpoints: Literal["Delete", "Keep"] = Field(default="Delete", description="Checkpoints after success. Default: Delete.")
-    artifacts: Literal["Keep", "Delete"] = Field(
-        default="Delete",
-        description="Files on a claim made by the operator once neither job nor version is left: Delete removes the claim, Keep leaves it. Default: Delete.",
-    )
-
-
-class ResumeFrom(Section):
-    job_name: Name = Field(description="Older FineTuneJob in the namespace whose stages with equal inputs are taken over. Required.")
+from finetune_api.section import Section, map_list, mutable, rules
+from finetune_api.sections.adapter import Adapter
+from finetune_api.sections.checkpoints import Checkpoints
+from finetune_api.sections.data import Dataset, Preparation
+from finetune_api.sections.evaluation import Evaluation
+from finetune_api.sections.export import Export
+from finetune_api.sections.method import Method
+from finetune_api.sections.model import Model
+from finetune_api.sections.pods import ImagePullSecret, PodMetadata, Resources, Scheduling, Stages
+from finetune_api.sections.publish import Publish
+from finetune_api.sections.quantization import Quantization
+from finetune_api.sections.recovery import Recovery, ResumeFrom
+from finetune_api.sections.storage import Retention, Storage
+from finetune_api.sections.training import Training
+from finetune_api.status import ConditionStatus, Long, Loose, Short
 
 
 class FineTuneJobSpec(Section):
@@ -256,28 +122,6 @@ class ConditionType(StrEnum):
     RESOURCES_APPLIED = "ResourcesApplied"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
-
-
-# -------------------------------------------------------------------------------------------------------------------- status
-
-
-class Loose(Section):
-    """A part of status: written by us alone, read leniently so that an older operator understands a newer one's status."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-Short = Annotated[str, Field(max_length=256)]
-Long = Annotated[str, Field(max_length=1024)]
-
-
-class ConditionStatus(Loose):
-    type: Short
-    status: Literal["True", "False", "Unknown"]
-    reason: Short
-    message: Long = ""
-    observed_generation: int = 0
-    last_transition_time: Short
 
 
 class Images(Loose):

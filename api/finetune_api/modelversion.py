@@ -1,132 +1,16 @@
-"""ModelVersion: what is asked, and every condition and reason it can answer with. Pure."""
+"""ModelVersion: what is asked, and every condition and reason it can answer with."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from finetune_trainer.spec import Duration, GGUFType, ModelName, Name, ObjectName, Quantity, Section, map_list, rules
 from pydantic import ConfigDict, Field
 
-from finetune_operator.core.schema import ConditionStatus, Long, Loose, Short
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
-Text = Annotated[str, Field(max_length=1024)]
-
-
-class Serving(Section):
-    type: Literal["LlamaCpp"] = Field(default="LlamaCpp", description="Model server. Default: LlamaCpp (llama-server).")
-    artifact: GGUFType | None = Field(default=None, description="GGUF type that is served. Default: the first of export.gguf.")
-    image: Annotated[str, Field(max_length=512, pattern=r"^[a-z0-9][-a-z0-9._/:@]*$")] | None = Field(
-        default=None, description="Server image, fixed when the version is registered. Default: the chart's."
-    )
-    replicas: int = Field(default=1, ge=1, le=64, description="Server pods. Default: 1.")
-    context_length: int = Field(
-        default=2048, ge=64, le=1_048_576, description="Context of a request in tokens, prompt and answer. Default: 2048."
-    )
-    parallel: int = Field(default=2, ge=1, le=256, description="Requests answered at once by a pod. Default: 2.")
-    cpu: Quantity = Field(default="500m", description="CPU request of a server pod, in cores. Default: 500m.")
-    memory: Quantity = Field(default="1Gi", description="Memory request and limit of a server pod, in bytes. Default: 1Gi.")
-    gpus: int = Field(default=0, ge=0, le=16, description="GPUs of a server pod. Default: 0.")
-    gpu_resource_name: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] = Field(
-        default="nvidia.com/gpu", description="Extended resource that names a GPU. Default: nvidia.com/gpu."
-    )
-    keep_previous: Duration = Field(
-        default="1h", description="How long the former production version's pods stay ready after a promotion. Default: 1h."
-    )
-
-
-class GatewayRef(Section):
-    name: ObjectName = Field(description="Name of the Gateway. Required.")
-    namespace: ObjectName = Field(description="Namespace of the Gateway; its listeners must allow routes from here. Required.")
-
-
-class GatewayAPI(Section):
-    gateway: GatewayRef = Field(description="The Gateway that the route attaches to. Required.")
-    hostnames: Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=16)] = Field(
-        default=[], description="Host names of the route. Default: any.", json_schema_extra={"x-kubernetes-list-type": "set"}
-    )
-
-
-class Traffic(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            ("(self.type == 'GatewayAPI') == has(self.gatewayAPI)", "gatewayAPI goes with type GatewayAPI: set both or neither")
-        )
-    )
-
-    type: Literal["None", "GatewayAPI"] = Field(
-        default="None", description="How traffic is split: HTTPRoute weights, or not at all. Default: None."
-    )
-    gateway_api: GatewayAPI | None = Field(
-        default=None, alias="gatewayAPI", description="The route; only with type GatewayAPI. No default."
-    )
-
-
-class StageName(StrEnum):
-    CANARY = "Canary"
-    STAGING = "Staging"
-    PRODUCTION = "Production"
-
-
-class Step(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "(self.stage == 'Production') != has(self.weight)",
-                "weight is required before Production, and Production has none: it gets what is left",
-            ),
-            (
-                "self.stage != 'Production' || self.hold == '0s'",
-                "a Production step has no hold: it lasts until another version takes over",
-            ),
-        )
-    )
-
-    name: Name = Field(description="Name of the step, unique in the rollout. Required.")
-    stage: StageName = Field(description="Stage the version is in during the step. Required.")
-    weight: int | None = Field(default=None, ge=0, le=100, description="Share of traffic in percent. Required before Production.")
-    hold: Duration = Field(default="0s", description="Least time the step lasts. Default: 0s.")
-
-
-class Rollout(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "size(self.steps) == 0 || self.steps[size(self.steps) - 1].stage == 'Production'",
-                "the last step must be of stage Production",
-            ),
-            (
-                "self.steps.filter(s, s.stage == 'Production').size() <= 1",
-                "only one step can be of stage Production",
-            ),
-            (
-                "self.traffic.type != 'None' || self.steps.all(s, s.stage == 'Production')",
-                "Canary and Staging steps share traffic: they need traffic of type GatewayAPI",
-            ),
-            (
-                "self.approval == 'Manual' || !has(self.approvedStep)",
-                "approvedStep goes with approval Manual",
-            ),
-        )
-    )
-
-    traffic: Traffic = Field(default=Traffic(), description="How traffic reaches the version. Default: none.")
-    steps: Annotated[list[Step], Field(max_length=16)] = Field(
-        default=[],
-        description="Steps to production, in order. Default: straight to production.",
-        json_schema_extra=map_list("name"),
-    )
-    approval: Literal["Automatic", "Manual"] = Field(
-        default="Automatic", description="Whether a step needs approvedStep to go on. Default: Automatic."
-    )
-    approved_step: int | None = Field(
-        default=None, ge=0, le=16, description="Index of the last step a person approved leaving; with approval Manual. No default."
-    )
-    paused: bool = Field(default=False, description="Hold where it is. Default: false.")
-    abort: bool = Field(
-        default=False, description="Take all traffic away and bring the former version back; cannot be undone. Default: false."
-    )
+from finetune_api.section import ModelName, Section, Sha256, Text, map_list, rules
+from finetune_api.sections.rollout import Rollout
+from finetune_api.sections.serving import Serving
+from finetune_api.status import ConditionStatus, Long, Loose, Short
 
 
 class Lineage(Section):
@@ -372,6 +256,7 @@ ROOT_RULES = (
 )
 """CEL rules at the root of the object: (expression, message). `name == model + '-v' + string(version)` would be plainer, but no bound
 is known of string(…) nor of metadata.name, and the API server refuses a rule that compares the two for its estimated cost."""
+
 
 COLUMNS: list[tuple[str, str, str, int]] = [
     ("Model", "string", ".spec.model", 0),

@@ -1,0 +1,87 @@
+"""`spec.model`: the base model and how it is held and rendered."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.section import ConfigMapKeyRef, SecretKeyRef, Section, rules, union_rules
+
+SOURCE = r"^(hf://[A-Za-z0-9][-A-Za-z0-9._]*/[-A-Za-z0-9._]+|pvc://[a-z0-9][-a-z0-9.]*/[^\\]+)$"
+
+
+class ChatTemplateType(StrEnum):
+    MODEL = "Model"
+    NAMED = "Named"
+    CONFIG_MAP = "ConfigMap"
+
+
+class ChatTemplate(Section):
+    model_config = ConfigDict(json_schema_extra=union_rules(Named="named", ConfigMap="configMap"))
+
+    type: ChatTemplateType = Field(
+        default=ChatTemplateType.MODEL,
+        description="Where the chat template comes from: the model's own files (Model), a well-known one (Named) or a ConfigMap. Default: Model.",
+    )
+    named: Literal["ChatML"] | None = Field(default=None, description="The well-known template; only with type Named. No default.")
+    config_map: ConfigMapKeyRef | None = Field(
+        default=None,
+        description="The ConfigMap key that holds the Jinja template; only with type ConfigMap. No default.",
+    )
+
+
+class Dtype(StrEnum):
+    AUTO = "Auto"
+    FLOAT32 = "Float32"
+    BFLOAT16 = "BFloat16"
+    FLOAT16 = "Float16"
+
+
+class AttentionImplementation(StrEnum):
+    AUTO = "Auto"
+    EAGER = "Eager"
+    SDPA = "SDPA"
+    FLASH_ATTENTION_2 = "FlashAttention2"
+
+
+class Model(Section):
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.revision) || self.source.startsWith('hf://')",
+                "revision belongs to an hf:// source; a pvc:// source has none: remove it",
+            ),
+            (
+                "!has(self.tokenSecretRef) || self.source.startsWith('hf://')",
+                "tokenSecretRef belongs to an hf:// source: remove it",
+            ),
+            (
+                "!self.source.contains('/../') && !self.source.endsWith('/..')",
+                "source must not climb with '..': name the path itself",
+            ),
+        )
+    )
+
+    source: str = Field(
+        pattern=SOURCE,
+        max_length=512,
+        description="The base model: hf://org/name, or pvc://claim/path to a folder with config.json, safetensors and tokenizer. Required.",
+    )
+    revision: Annotated[str, Field(max_length=128, pattern=r"^[-A-Za-z0-9._/]+$")] | None = Field(
+        default=None,
+        description="Commit, tag or branch of an hf:// model; resolved to a commit once, at prepare. Default: main.",
+    )
+    token_secret_ref: SecretKeyRef | None = Field(default=None, description="Access token for a gated hf:// model. No default.")
+    dtype: Dtype = Field(
+        default=Dtype.AUTO,
+        description="Type of frozen weights in memory while training. Auto: bf16 with an adapter where the device has it, fp32 masters for full weights. Default: Auto.",
+    )
+    attention_implementation: AttentionImplementation = Field(
+        default=AttentionImplementation.AUTO,
+        description="Attention kernel, by transformers' names. Default: Auto (transformers chooses).",
+    )
+    chat_template: ChatTemplate = Field(
+        default=ChatTemplate(), description="Chat template used to render conversations. Default: the model's own."
+    )
