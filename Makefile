@@ -1,4 +1,4 @@
-# Every target explains itself: `make help`. All real work happens in Python: tests/run.py, tests/cluster, images/build.py, examples.
+# Every target explains itself: `make help`. All real work happens in Python: tests/run.py, hack/cluster, images/build.py, examples.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 CACHE := $(or $(FINETUNE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator)
@@ -10,16 +10,16 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## from nothing to a tuned model in production that answers; prints each step's time
-	@$(PYTHON) -m tests.demo
+	@$(PYTHON) -m hack.demo
 
 demo-clean: ## remove all that demo and test made: cluster, engine, images, caches
-	@$(PYTHON) -m tests.cluster clean
+	@$(PYTHON) -m hack.cluster clean
 
 test: ## everything: lint, types, unit, sim, trainer, api, e2e; leaves nothing running
 	@$(PYTHON) -m tests.run
 
 $(UV):
-	@$(PYTHON) -m tests.environment uv
+	@$(PYTHON) -m hack.environment uv
 
 environment: $(UV) ## the locked Python environment in .venv
 	@$(UV) sync --frozen --all-extras --quiet
@@ -62,10 +62,10 @@ images: ## build the images
 	@$(PYTHON) images/build.py all
 
 cluster-up: ## a kind cluster with three nodes, test GPUs and a gateway
-	@$(PYTHON) -m tests.cluster up
+	@$(PYTHON) -m hack.cluster up
 
 cluster-down: ## take it down; caches stay
-	@$(PYTHON) -m tests.cluster down
+	@$(PYTHON) -m hack.cluster down
 
 bench: environment ## benchmarks, as ratios against named peers
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(RUN)/python $$bench; done

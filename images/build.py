@@ -2,7 +2,7 @@
 """Builds the project's images, each once per content: `python3 images/build.py --help`.
 
 An image is tagged with a digest of everything that goes into it, so a changed one is a new name for nodes that pull
-`IfNotPresent`, and an unchanged one is not built again. tests/cluster finds or starts the engine, and knows how builds on
+`IfNotPresent`, and an unchanged one is not built again. hack/cluster finds or starts the engine, and knows how builds on
 this machine reach their packages. Standard library only.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TEST_CLUSTER = (sys.executable, "-m", "tests.cluster")
+TEST_CLUSTER = (sys.executable, "-m", "hack.cluster")
 LIFE_SIGN_S = 20
 TAIL_LINES = 40
 
@@ -111,7 +111,7 @@ def project_version(repository: Path) -> str:
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """The same folder as tests/cluster/paths.py chooses."""
+    """The same folder as hack/cluster/paths.py chooses."""
     if chosen := environ.get("FINETUNE_CACHE"):
         return Path(chosen).absolute()
     home = Path(environ.get("HOME") or Path.home())
@@ -120,7 +120,7 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 @dataclass(frozen=True)
 class Engine:
-    """The Docker engine that tests/cluster finds or starts: `environment` leads `docker` to it."""
+    """The Docker engine that hack/cluster finds or starts: `environment` leads `docker` to it."""
 
     environment: Mapping[str, str]
 

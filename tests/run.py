@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 
-from tests import environment, install
+from hack import environment, install
 
 REPOSITORY = environment.REPOSITORY
 _SUMMARY = re.compile(r"^=*\s*(\d+ (passed|failed|error|skipped|deselected|warning)[^=]*)\s*=*$")

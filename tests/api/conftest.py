@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from hack.cluster import gotools
+from hack.cluster.paths import Paths, cache_folder
 from tests.api.client import CRD_PATH, Api
 from tests.api.control_plane import control_plane
-from tests.cluster import gotools
-from tests.cluster.paths import Paths, cache_folder
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 NAMESPACE = "finetune-api-test"
@@ -30,7 +30,7 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     elif os.environ.get("KUBECONFIG"):
         yield Path(os.environ["KUBECONFIG"])
     else:
-        pytest.fail("no API server: run `python3 -m tests.cluster up` first")
+        pytest.fail("no API server: run `python3 -m hack.cluster up` first")
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +69,7 @@ def api(server: Api, crds: dict[str, Any]) -> Iterator[Api]:
 @pytest.fixture(scope="session")
 def kubectl() -> Path:
     found = shutil.which("kubectl", path=f"{cache_folder(os.environ) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
-    assert found, "kubectl is not built: run `python3 -m tests.cluster up` first"
+    assert found, "kubectl is not built: run `python3 -m hack.cluster up` first"
     return Path(found)
 
 

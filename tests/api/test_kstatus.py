@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from finetune_api.run import Stage
 
+from hack.cluster.paths import cache_folder
 from tests.api.client import Api
 from tests.api.manifests import JOBS, VERSIONS, job, version
-from tests.cluster.paths import cache_folder
 from tests.sim.scenario import JOB, make_job
 from tests.sim.scenario import NAMESPACE as TEAM
 from tests.sim.test_rollout import PUBLISH, RolloutLife

@@ -36,6 +36,8 @@ from finetune_api.run import Stage
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 
+from hack.cluster import gotools
+from hack.cluster.paths import Paths, cache_folder
 from tests.api.client import CRD_PATH, GROUP_PATH
 from tests.api.control_plane import AUDIT_LOG, CONTROLLER_MANAGER, Extras, control_plane
 from tests.bench.audit import BENCH, KUBELET, OPERATOR, POLICY, AuditLog, Call
@@ -54,8 +56,6 @@ from tests.bench.bed import (
     operator,
     until,
 )
-from tests.cluster import gotools
-from tests.cluster.paths import Paths, cache_folder
 from tests.sim.scenario import NAMESPACE, make_job
 
 SYSTEM = "finetune-system"
@@ -107,7 +107,7 @@ def fresh_cluster(controllers: tuple[str, ...] = ()) -> Iterator[Path]:
     """The folder of a control plane that serves our kinds and HTTPRoutes."""
     binaries = cache_folder(os.environ) / "bin"
     if not (binaries / "k8s").exists() or not (binaries / "etcd").exists():
-        sys.exit("no API server: run `python3 -m tests.cluster up` first")
+        sys.exit("no API server: run `python3 -m hack.cluster up` first")
     extras = Extras((OPERATOR, BENCH, KUBELET), POLICY, controllers, CONTROLLER_QPS)
     with tempfile.TemporaryDirectory() as name, control_plane(binaries, Path(name), extras):
         asyncio.run(furnish(Path(name)))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests import demo
+from hack import demo
 from tests.e2e import cluster
 from tests.e2e.cluster import Object, kubectl
 

@@ -9,7 +9,7 @@ import urllib.request
 from collections import Counter
 from types import TracebackType
 
-from tests.demo import GATEWAY, HOSTNAME
+from hack.demo import GATEWAY, HOSTNAME
 
 _PERIOD_S = 0.04
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests import demo
+from hack import demo
 from tests.e2e import cluster
 from tests.e2e.cluster import Object, condition, kubectl, wait
 from tests.e2e.conftest import EXAMPLE, images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from tests import demo
+from hack import demo
 from tests.e2e import cluster
 from tests.e2e.cluster import condition
 from tests.e2e.conftest import EXAMPLE, images

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.demo import JOB
+from hack.demo import JOB
 from tests.e2e import cluster
 from tests.e2e.cluster import Object, condition, kubectl, wait
 from tests.e2e.conftest import images, quick_job

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster import config
-from tests.cluster.paths import KIND_CONFIG
+from hack.cluster import config
+from hack.cluster.paths import KIND_CONFIG
 
 HOST = config.Host(audit_policy="/run/policy.json", audit_logs="/run/audit")
 OUR_HOST = config.Host(audit_policy="/run/policy.json", audit_logs="/run/audit", shared="/run/shared", has_cgroup_v1=True)

@@ -1,11 +1,11 @@
-"""What tests/cluster reads of the machine: folders, tools, mounts, cgroups, packages."""
+"""What hack/cluster reads of the machine: folders, tools, mounts, cgroups, packages."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import addons, build, cgroups, engine, gotools, mounts, nodeimage, packages, processes
-from tests.cluster.paths import REPOSITORY, Paths, cache_folder
+from hack.cluster import addons, build, cgroups, engine, gotools, mounts, nodeimage, packages, processes
+from hack.cluster.paths import REPOSITORY, Paths, cache_folder
 
 ENVIRONMENTS = {
     "its own variable decides": ({"FINETUNE_CACHE": "/c", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/c"),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import share
-from tests.cluster.ociimage import Entry, ImageConfig, write_archive, write_layer
+from hack.cluster import share
+from hack.cluster.ociimage import Entry, ImageConfig, write_archive, write_layer
 
 
 def entries(folder: Path) -> list[Entry]:

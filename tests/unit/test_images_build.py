@@ -90,7 +90,7 @@ def test_llama_depends_on_no_version_of_ours() -> None:
 
 
 def test_the_cache_is_the_test_cluster_s() -> None:
-    from tests.cluster.paths import cache_folder
+    from hack.cluster.paths import cache_folder
 
     for environment in (
         {"FINETUNE_CACHE": "/somewhere", "HOME": "/home/a"},
@@ -112,7 +112,7 @@ def test_images_cannot_be_changed_by_accident() -> None:
 
 
 def test_the_test_cluster_understands_the_command() -> None:
-    from tests.cluster.__main__ import parse
+    from hack.cluster.__main__ import parse
 
     command = build.build_command(build.IMAGES["server"])
     words = command[len(build.TEST_CLUSTER) :]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import environment
+from hack import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -1,4 +1,4 @@
-"""`make demo`: from nothing to a tuned model in production that answers. `python3 -m tests.demo`.
+"""`make demo`: from nothing to a tuned model in production that answers. `python3 -m hack.demo`.
 
 Brings up the cluster, installs the chart, applies examples/support-bot, shows it train and roll out, and asks the result a question
 through the gateway. Leaves everything up; `make demo-clean` removes it.
@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from tests.install import REPOSITORY, cluster, cluster_environment, install, step
+from hack.install import REPOSITORY, cluster, cluster_environment, install, step
 
 EXAMPLE = REPOSITORY / "examples" / "support-bot"
 NAMESPACE = "demo"
@@ -165,7 +165,7 @@ def main() -> int:
         print(f"    user:      {question}\n    assistant: {ask(question)}")
     print("\n" + "\n".join(f"{seconds:8.1f} s  {text}" for text, seconds in taken))
     print(
-        f'{sum(seconds for _, seconds in taken):8.1f} s  in all. Look around: eval "$(python3 -m tests.cluster env)"; make demo-clean removes it'
+        f'{sum(seconds for _, seconds in taken):8.1f} s  in all. Look around: eval "$(python3 -m hack.cluster env)"; make demo-clean removes it'
     )
     return 0
 

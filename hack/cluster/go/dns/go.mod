@@ -1,4 +1,4 @@
-module finetune-operator/tests/cluster/dns
+module finetune-operator/hack/cluster/dns
 
 go 1.24.0
 

@@ -1,4 +1,4 @@
-module finetune-operator/tests/cluster/gateway
+module finetune-operator/hack/cluster/gateway
 
 go 1.25.0
 

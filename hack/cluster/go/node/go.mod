@@ -1,4 +1,4 @@
-module finetune-operator/tests/cluster/node
+module finetune-operator/hack/cluster/node
 
 go 1.25.0
 

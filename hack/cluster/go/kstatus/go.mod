@@ -1,4 +1,4 @@
-module finetune-operator/tests/cluster/kstatus
+module finetune-operator/hack/cluster/kstatus
 
 go 1.26.0
 

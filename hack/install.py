@@ -1,4 +1,4 @@
-"""The operator on the tests' cluster: images built, given to the nodes, chart installed. `python3 -m tests.install`."""
+"""The operator on the tests' cluster: images built, given to the nodes, chart installed. `python3 -m hack.install`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def step(text: str, taken: list[tuple[str, float]] | None = None) -> Iterator[No
 
 
 def cluster(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "tests.cluster", *words], cwd=REPOSITORY, check=True)
+    subprocess.run([sys.executable, "-m", "hack.cluster", *words], cwd=REPOSITORY, check=True)
 
 
 def cluster_environment() -> dict[str, str]:
     """This process' environment with what a shell needs to talk to the engine and the cluster."""
     script = subprocess.run(
-        [sys.executable, "-m", "tests.cluster", "env"], cwd=REPOSITORY, check=True, capture_output=True, text=True
+        [sys.executable, "-m", "hack.cluster", "env"], cwd=REPOSITORY, check=True, capture_output=True, text=True
     ).stdout
     shown = subprocess.run(["bash", "-c", f"{script}\nenv -0"], check=True, capture_output=True).stdout
     return dict(entry.split("=", 1) for entry in shown.decode().split("\0") if "=" in entry)

@@ -24,7 +24,7 @@ from .progress import CommandFailed, output, step
 def share(paths: Paths, engine: Engine, cluster: str, images: Sequence[str]) -> None:
     nodes = engine.nodes(cluster)
     if not nodes:
-        raise CommandFailed("no cluster runs: start it with `python3 -m tests.cluster up`")
+        raise CommandFailed("no cluster runs: start it with `python3 -m hack.cluster up`")
     for image in images:
         with step(f"share {image} with {len(nodes)} nodes"):
             if engine.is_ours:

@@ -1,4 +1,4 @@
-"""The locked Python environment: uv in the cache, `.venv` in the repository. `python3 -m tests.environment [uv]`.
+"""The locked Python environment: uv in the cache, `.venv` in the repository. `python3 -m hack.environment [uv]`.
 
 Standard library only: it runs with whatever Python 3.11 a bare machine has.
 """

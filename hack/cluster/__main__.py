@@ -1,4 +1,4 @@
-"""python3 -m tests.cluster COMMAND: see README.md, or `--help`."""
+"""python3 -m hack.cluster COMMAND: see README.md, or `--help`."""
 
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ def up(paths: Paths, _: argparse.Namespace) -> int:
             kind.create(paths, running, wanted)
             addons.ensure_addons(paths, running, wanted)
         gotools.ensure_tools(paths, gotools.FOR_USERS)
-    say('the cluster is up: eval "$(python3 -m tests.cluster env)"')
+    say('the cluster is up: eval "$(python3 -m hack.cluster env)"')
     return 0
 
 
@@ -195,7 +195,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python3 -m tests.cluster", description="A real cluster for the tests.")
+    parser = argparse.ArgumentParser(prog="python3 -m hack.cluster", description="A real cluster for the tests.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, function in COMMANDS.items():
         command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
@@ -218,7 +218,7 @@ def locked(paths: Paths) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waiting for another run of tests.cluster to end …")
+            say("waiting for another run of hack.cluster to end …")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
