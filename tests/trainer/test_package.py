@@ -18,17 +18,17 @@ import transformers
 from finetune_api.outcome import ExitCode
 from finetune_api.run import Stage
 from finetune_api.sections.export import GGUFType
-from finetune_trainer.data.prepared import load_prepared
 from finetune_trainer.errors import StageError
+from finetune_trainer.llama.gguf import make_ggufs, read_gguf
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.package import rendering, stage
 from finetune_trainer.package.adapter import read_config, read_updates
 from finetune_trainer.package.base_model import HEAD, ModelTensors
-from finetune_trainer.package.gguf import make_ggufs, read_gguf
 from finetune_trainer.package.merge import merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle
 from finetune_trainer.package.tensors import TensorReader
+from finetune_trainer.prepared import load_prepared
 from safetensors.torch import load_file, save_file
 
 from tests.trainer import packaged

@@ -20,11 +20,11 @@ from finetune_api.outcome import ExitCode
 from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from pydantic import ValidationError
 
-from finetune_trainer.data.prepared import PREPARED_FILE, PreparedFile
 from finetune_trainer.errors import StageError
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.launch import ANSWERS_VARIABLE, ProcessAnswer, launch, needs_launch, write_answer
 from finetune_trainer.memory import plan_memory
+from finetune_trainer.prepared import PREPARED_FILE, PreparedFile
 from finetune_trainer.progress import Progress
 from finetune_trainer.storage import JobStorage, Manifest, copy_published, inputs_digest
 
@@ -44,8 +44,8 @@ StageFunction = Callable[[RunSpec, Workspace], StageResult]
 
 # Modules are named, not imported: prepare and evaluate must not pay for torch.
 STAGES: dict[Stage, str] = {
-    Stage.PREPARE: "finetune_trainer.data.prepare",
-    Stage.TRAIN: "finetune_trainer.train",
+    Stage.PREPARE: "finetune_trainer.prepare.stage",
+    Stage.TRAIN: "finetune_trainer.train.stage",
     Stage.PACKAGE: "finetune_trainer.package.stage",
     Stage.EVALUATE: "finetune_trainer.evaluate.stage",
 }

@@ -19,7 +19,7 @@ from finetune_api.sections.model import Dtype
 from finetune_api.sections.quantization import QuantizationType
 from finetune_api.sections.training import Optimizer, Packing, Precision, Switch
 
-from finetune_trainer.data.shape import ModelShape
+from finetune_trainer.model_shape import ModelShape
 
 GIB = 1 << 30
 DEFAULT_EPOCHS = 3.0

@@ -23,3 +23,17 @@ class ClaimFact:
     phase: str = "Pending"
     access_modes: tuple[str, ...] = ()
     deleting: bool = False
+
+
+def claim_fact(claim: Object) -> ClaimFact:
+    metadata = claim["metadata"]
+    return ClaimFact(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata.get("resourceVersion", ""),
+        owners=tuple(metadata.get("ownerReferences", [])),
+        labels=metadata.get("labels", {}),
+        phase=claim.get("status", {}).get("phase", "Pending"),
+        access_modes=tuple(claim.get("spec", {}).get("accessModes", [])),
+        deleting="deletionTimestamp" in metadata,
+    )

@@ -11,16 +11,15 @@ from finetune_api.progress import TrainerStatus
 
 from finetune_operator.core import names
 from finetune_operator.core.conditions import parse_timestamp
-from finetune_operator.core.facts import ClaimFact
+from finetune_operator.core.facts import ClaimFact, claim_fact
 from finetune_operator.core.names import Object
+from finetune_operator.engine.store import MODEL, Key
+from finetune_operator.engine.world import World
 from finetune_operator.finetunejob import checks
 from finetune_operator.finetunejob.observed import JobFact, Observed, OlderJob, PodFact, VersionFact
 from finetune_operator.finetunejob.resources.run_spec import source_claims, storage_claim
 from finetune_operator.finetunejob.resources.stage_job import CONTAINER
 from finetune_operator.kube.resources import CLAIM, CONFIGMAP, JOB, MODELVERSION, POD, REFUSAL
-from finetune_operator.modelversion.observed import claim_fact
-from finetune_operator.store import MODEL, Key
-from finetune_operator.world import World
 
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from finetune_operator.core.names import Object
+from finetune_operator.engine.store import Key
+from finetune_operator.engine.world import World
 from finetune_operator.kube.resources import CLAIM, DEPLOYMENT, HTTPROUTE, POD, SERVICE
 from finetune_operator.modelversion.observed import Observed, observed_of
 from finetune_operator.modelversion.versions import claim_and_path
-from finetune_operator.store import Key
-from finetune_operator.world import World
 
 
 async def observe(key: Key, versions: Iterable[Object], world: World) -> Observed:

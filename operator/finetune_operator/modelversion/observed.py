@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.core.conditions import parse_timestamp
-from finetune_operator.core.facts import ClaimFact
+from finetune_operator.core.facts import ClaimFact, claim_fact
 from finetune_operator.core.names import MANAGED_BY, MANAGED_BY_VALUE, MODEL_LABEL, VERSION_LABEL, Object
 from finetune_operator.core.plan import ActionProblem
 
@@ -194,20 +194,6 @@ def parse_steps(text: str) -> dict[str, int]:
     """The inverse of format_steps; what cannot be read is left out (a person may have edited it)."""
     pairs = (part.partition("=") for part in text.split(","))
     return {name: int(index) for name, _, index in pairs if name and index.isascii() and index.isdigit()}
-
-
-def claim_fact(claim: Mapping[str, Any]) -> ClaimFact:
-    metadata = claim["metadata"]
-    return ClaimFact(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        resource_version=metadata.get("resourceVersion", ""),
-        owners=tuple(metadata.get("ownerReferences", [])),
-        labels=metadata.get("labels", {}),
-        phase=claim.get("status", {}).get("phase", "Pending"),
-        access_modes=tuple(claim.get("spec", {}).get("accessModes", [])),
-        deleting="deletionTimestamp" in metadata,
-    )
 
 
 def _parent_fact(parent: Mapping[str, Any], route_namespace: str) -> ParentFact:

@@ -22,15 +22,15 @@ from finetune_api.outcome import ExitCode
 from finetune_api.run import RunSpec, Stage
 from finetune_api.sections.export import GGUFType
 
-from finetune_trainer.data.prepared import HeldOutRow, Prepared, load_prepared
+from finetune_trainer.bootstrap import Samples
 from finetune_trainer.errors import StageError
-from finetune_trainer.evaluate.bootstrap import Samples
 from finetune_trainer.evaluate.gates import Evidence, judge_gate, metric_reports
 from finetune_trainer.evaluate.measure import context_tokens, draw, measure
 from finetune_trainer.evaluate.report import write_reports
+from finetune_trainer.llama.base_gguf import base_ggufs
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
-from finetune_trainer.package.base_gguf import base_ggufs
+from finetune_trainer.prepared import HeldOutRow, Prepared, load_prepared
 from finetune_trainer.storage import Manifest, hash_file, inputs_digest, local_path, write_atomically
 
 if TYPE_CHECKING:

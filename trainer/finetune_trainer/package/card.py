@@ -12,7 +12,7 @@ from finetune_api.run import RunSpec
 from finetune_api.section import digest_of
 from finetune_api.sections.adapter import AdapterType
 
-from finetune_trainer.data.prepared import Prepared
+from finetune_trainer.prepared import Prepared
 from finetune_trainer.storage import FileRecord, hash_folder
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "safetensors", "gguf")

@@ -12,8 +12,8 @@ from finetune_api.answer import ParityReport
 from finetune_api.outcome import ExitCode
 from finetune_api.sections.export import Export
 
+from finetune_trainer.bootstrap import difference, samples
 from finetune_trainer.errors import StageError
-from finetune_trainer.evaluate.bootstrap import difference, samples
 
 LEAST_TUNE_NATS = 1e-3
 """A tune that moved the model by less, KL(tuned‖base), cannot be told from rounding: reported, not judged."""

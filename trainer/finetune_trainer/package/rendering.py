@@ -10,12 +10,12 @@ from typing import Any
 
 from finetune_api.outcome import ExitCode
 
-from finetune_trainer.data.prepared import HeldOutRow, Prepared
 from finetune_trainer.errors import StageError
+from finetune_trainer.llama.gguf import GGUFFacts
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.llama.server import LlamaServer
-from finetune_trainer.package.gguf import GGUFFacts
+from finetune_trainer.prepared import HeldOutRow, Prepared
 
 COMPARED_ROWS = 200
 

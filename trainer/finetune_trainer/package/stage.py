@@ -27,22 +27,22 @@ from finetune_api.sections.export import GGUFType
 from finetune_api.sections.quantization import QuantizationType
 
 from finetune_trainer.cpus import usable_cpus
-from finetune_trainer.data.prepared import Prepared, load_prepared
 from finetune_trainer.errors import StageError
+from finetune_trainer.llama.base_gguf import base_ggufs
+from finetune_trainer.llama.gguf import make_ggufs, read_gguf
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
+from finetune_trainer.llama.model_files import check_model_files, write_model_files
 from finetune_trainer.package import card
 from finetune_trainer.package.adapter import CONFIG_FILE, WEIGHTS_FILE, read_config, read_updates
-from finetune_trainer.package.base_gguf import base_ggufs
 from finetune_trainer.package.base_model import HEAD, ModelTensors
-from finetune_trainer.package.gguf import make_ggufs, read_gguf
 from finetune_trainer.package.merge import merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle, trained_scale
-from finetune_trainer.package.model_files import check_model_files, write_model_files
 from finetune_trainer.package.parity import Distance, distance, judge, refuse_failed
 from finetune_trainer.package.positions import AnswerRow, answer_rows
 from finetune_trainer.package.rendering import answer_ends, check_ends, check_facts, check_rendering, rendered_rows
 from finetune_trainer.package.tensors import TensorReader
+from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.storage import FileRecord, folder_digest, hash_file
 
 if TYPE_CHECKING:

@@ -1,0 +1,101 @@
+"""Files of a Hugging Face repository, pinned to a commit; its errors said so that a user can act."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from finetune_api.outcome import ExitCode
+
+from finetune_trainer.errors import StageError
+from finetune_trainer.prepare.tokenizer import publish_folder
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at one commit."""
+
+    commit: str
+    files: list[str]
+    licence: str | None = None
+
+
+class Hub:
+    """One repository. `token` is never logged and goes into no message."""
+
+    def __init__(self, repository: str, kind: Literal["model", "dataset"], token: str | None) -> None:
+        self.repository = repository
+        self.kind = kind
+        self._token = token
+
+    def list_files(self, revision: str | None) -> Listing:
+        """Errors: StageError(ModelNotFound | ModelGated | RevisionNotFound | HubUnreachable), `Dataset…` for a data set."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=self._token or False)
+        try:
+            info = api.repo_info(self.repository, repo_type=self.kind, revision=revision, timeout=60)
+        except Exception as error:
+            raise self._explained(error, revision) from error
+        card = getattr(info, "card_data", None)
+        files = sorted(sibling.rfilename for sibling in getattr(info, "siblings", None) or [])
+        return Listing(str(info.sha), files, getattr(card, "license", None))
+
+    def download(self, commit: str, files: list[str], target: Path, writer: str) -> None:
+        """Fetches `files` into `target`, which appears at once and whole. Errors: as `list_files`."""
+        from huggingface_hub import snapshot_download
+
+        aside = target.with_name(f".{target.name}.{writer}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            snapshot_download(
+                self.repository,
+                repo_type=self.kind,
+                revision=commit,
+                local_dir=aside,
+                allow_patterns=[_literal(name) for name in files],
+                token=self._token or False,
+            )
+            shutil.rmtree(aside / ".cache", ignore_errors=True)
+            missing = [name for name in files if not (aside / name).is_file()]
+            if missing:
+                raise FileNotFoundError(missing[0])
+            publish_folder(aside, target)
+        except StageError:
+            raise
+        except Exception as error:
+            raise self._explained(error, commit) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _explained(self, error: Exception, revision: str | None) -> StageError:
+        from huggingface_hub import errors
+
+        noun = "Model" if self.kind == "model" else "Dataset"
+        name = f"hf://{self.repository}"
+        if isinstance(error, errors.GatedRepoError):
+            return StageError(
+                f"{noun}Gated", f"{name} is gated; accept its licence on the hub and name a token that may read it (tokenSecretRef)"
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return StageError(f"{noun}NotFound", f"{name} has no revision {revision}; name a commit, tag or branch of it")
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return StageError(f"{noun}NotFound", f"{name} does not exist, or is private: check the name, or set tokenSecretRef")
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            return StageError(f"{noun}Unauthorized", f"the hub refuses the token for {name}; name one that may read it (tokenSecretRef)")
+        if isinstance(error, errors.HFValidationError):
+            return StageError(f"{noun}NotFound", f"{name} is no name of a repository; expected hf://org/name")
+        if isinstance(error, OSError) and getattr(error, "errno", None):
+            return StageError("StorageError", f"{name} cannot be stored: {error.strerror}", ExitCode.STORAGE)
+        return StageError(
+            "HubUnreachable", f"the hub does not answer for {name} ({type(error).__name__}); tried again later", ExitCode.CRASH
+        )
+
+
+def _literal(name: str) -> str:
+    """A file name as a pattern that matches itself alone."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)

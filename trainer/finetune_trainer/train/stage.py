@@ -1,0 +1,183 @@
+"""The train stage: prepared rows and a pinned base in, an adapter or full weights out; interrupted at any moment, it goes on exactly."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import RunSpec, Stage
+from finetune_api.sections.adapter import AdapterType
+
+from finetune_trainer import memory
+from finetune_trainer.cpus import usable_cpus
+from finetune_trainer.errors import StageError
+from finetune_trainer.interruption import Interruption
+from finetune_trainer.precision import Device, choose_dtypes
+from finetune_trainer.prepared import Prepared, load_prepared
+from finetune_trainer.storage import inputs_digest
+from finetune_trainer.train.cadence import Cadence
+from finetune_trainer.train.checkpoint import CheckpointStore
+from finetune_trainer.train.hf_arguments import Surroundings
+from finetune_trainer.train.methods import Trained, TrainingJob
+
+if TYPE_CHECKING:
+    from finetune_trainer.__main__ import Workspace
+
+METHODS: dict[str, str] = {"SFT": "finetune_trainer.train.methods.sft"}
+
+_LIBRARIES = {
+    "HF_HUB_OFFLINE": "1",  # prepare fetched everything
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # It would post from the training loop; our own thread posts in the same format.
+    "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def run(run: RunSpec, workspace: Workspace) -> StageResult:
+    """Trains and leaves `adapter/` or `model/` and `metrics.jsonl` in the stage's folder.
+
+    Errors: StageError(Terminated) with the work saved; StageError(Diverged | OutOfMemory | GPUNotVisible | Superseded | …).
+    """
+    interruption = Interruption()
+    with interruption.armed(), tempfile.TemporaryDirectory(prefix="train-") as scratch:
+        os.environ.update(_LIBRARIES)
+        manifest, _ = workspace.storage.finished(Stage.PREPARE)
+        prepared = load_prepared(workspace.storage, run)
+        device = find_device(run, os.environ)
+        store = CheckpointStore(workspace.storage, inputs_digest(run, Stage.TRAIN, manifest), run.checkpoints.keep)
+        job = TrainingJob(
+            run=run,
+            prepared=prepared,
+            around=_surroundings(run, prepared, device),
+            controls=_controls(run, store, interruption),
+            progress=workspace.progress,
+            scratch=Path(scratch),
+        )
+        _limit_threads(job.around.world_size)
+        _claim(store, job.around)
+        method: Callable[[TrainingJob], Trained] = import_module(METHODS[run.method.type]).train
+        trained = _guarding_memory(method, job)
+        return _leave(job, trained, workspace.folder)
+
+
+def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
+    """What this pod trains on.
+
+    Errors: StageError(GPUNotVisible) where GPUs were given and are not seen; only FINETUNE_DEVICE=cpu (a test device plugin sets
+    it) or `gpusPerNode: 0` allow the CPU. StageError(WorldTooSmall) where fewer processes were started than GPUs were given.
+    """
+    import torch
+
+    if run.gpus_per_node > 1 and int(environ.get("WORLD_SIZE", "1")) != run.gpus_per_node:
+        raise StageError("WorldTooSmall", f"{run.gpus_per_node} GPUs need as many processes; start it with torchrun", ExitCode.CRASH)
+    if run.gpus_per_node == 0 or environ.get("FINETUNE_DEVICE") == "cpu":
+        return Device.CPU
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen < run.gpus_per_node:
+        raise StageError(
+            "GPUNotVisible",
+            f"the pod was given {run.gpus_per_node} GPUs and sees {seen}; check the node's driver and device plugin",
+            ExitCode.GPU_NOT_VISIBLE,
+        )
+    return Device.GPU if torch.cuda.is_bf16_supported(including_emulation=False) else Device.GPU_WITHOUT_BF16
+
+
+def _surroundings(run: RunSpec, prepared: Prepared, device: Device) -> Surroundings:
+    return Surroundings(
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        on_cpu=device is Device.CPU,
+        has_validation_rows=prepared.set("validation").rows > 0,
+        # Planned anew: prepare had not seen the device, and an older job whose prepare was taken over may have asked for another method.
+        plan=memory.plan_memory(run, prepared.model.shape, prepared.file.statistics, _planned_for(device)),
+        dtypes=choose_dtypes(run, device),
+    )
+
+
+def _planned_for(device: Device) -> memory.Device:
+    """What the memory plan counts with: the smallest of the pod's GPUs, so that all ranks plan alike."""
+    import torch
+
+    if device is Device.CPU:
+        return memory.ASSUMED_CPU
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    return memory.Device("cuda", min(sizes), has_bfloat16=device is Device.GPU)
+
+
+def _controls(run: RunSpec, store: CheckpointStore, interruption: Interruption) -> Any:
+    from finetune_trainer.train.loop import Controls
+
+    return Controls(
+        store=store,
+        cadence=Cadence(run.checkpoints.every_steps),
+        interruption=interruption,
+        save_on_sigterm=run.checkpoints.on_preemption == "Save",
+    )
+
+
+def _limit_threads(world_size: int) -> None:
+    """One thread for each CPU that the container may use: torch counts the node's, and threads beyond a quota only wait."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, usable_cpus() // world_size))
+
+
+def _claim(store: CheckpointStore, around: Surroundings) -> None:
+    """Rank 0 claims the run and finds the checkpoint; the other ranks are told."""
+    if around.world_size == 1:
+        store.claim_newest()
+        return
+    import accelerate
+    import torch
+
+    state = accelerate.PartialState(cpu=around.on_cpu)
+    found = [store.claim_newest() if state.is_main_process else None]
+    torch.distributed.broadcast_object_list(found, src=0)
+    store.newest = found[0]
+
+
+def _guarding_memory(method: Callable[[TrainingJob], Trained], job: TrainingJob) -> Trained:
+    import torch
+
+    try:
+        return method(job)
+    except torch.cuda.OutOfMemoryError as error:
+        raise StageError(
+            "OutOfMemory",
+            "the GPU's memory is used up; lower training.perDeviceBatchSize or training.maxLength, or enable gradientCheckpointing",
+            ExitCode.OUT_OF_MEMORY,
+            StageResult(stage=Stage.TRAIN, checkpoint=job.controls.store.report()),
+        ) from error
+
+
+def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
+    """Writes what the next stage reads, on rank 0, and answers."""
+    import torch
+
+    from finetune_trainer.train import adapters, reporting
+
+    store = job.controls.store
+    if int(os.environ.get("RANK", "0")) == 0:
+        if job.run.adapter.type is AdapterType.NONE:
+            dtype = getattr(torch, job.prepared.model.shape.dtype)
+            adapters.save_model(trained.model, job.prepared.model_folder, folder / adapters.MODEL_FOLDER, dtype)
+        else:
+            adapters.save_adapter(trained.model, folder / adapters.ADAPTER_FOLDER)
+        reporting.write_curve(trained.history, folder / "metrics.jsonl")
+        store.check_claim()
+    return StageResult(
+        stage=Stage.TRAIN,
+        steps=trained.steps,
+        train_loss=reporting.mean_loss(trained.history),
+        eval_loss=trained.eval_loss,
+        checkpoint=store.report(),
+        resumed_from_step=trained.resumed_from_step,
+        warnings=[*store.skipped, *trained.warnings],
+    )
