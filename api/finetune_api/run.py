@@ -75,7 +75,7 @@ class RunSpec(Section):
         default=None, description="GGUF type that will be served and is judged; the first of export.gguf."
     )
     chat_template_text: str | None = Field(default=None, description="The template of a ConfigMap, read by the operator.")
-    gpus_per_node: int = Field(default=0, description="GPUs this pod was given; 0 allows CPU.")
+    gpus_per_node: int = Field(default=0, description="GPUs that training gets on a node, told to every stage: prepare plans for them. 0: it runs on the CPU.")
     image: str = ""
     production: Baseline | None = Field(default=None, description="The Production version's served artifact, where there is one.")
     resume_from: StorageLocation | None = Field(default=None, description="Storage of the older job whose equal stages are taken over.")

@@ -80,7 +80,7 @@ def make_run_spec(spec: FineTuneJobSpec, job: Object, stage: Stage, attempt: int
         export=spec.export,
         served_artifact=spec.publish.serving.artifact if spec.publish else None,
         chat_template_text=(observed.config_maps.get(template.name) or {}).get(template.key) if template else None,
-        gpus_per_node=spec.resources.gpus_per_node if stage is Stage.TRAIN else 0,
+        gpus_per_node=spec.resources.gpus_per_node,
         image=job["status"]["images"]["trainer"],
         production=Baseline(name=production.name, uri=production.served_uri, sha256=production.served_sha256) if production else None,
         resume_from=_resume_location(spec, job, observed),
