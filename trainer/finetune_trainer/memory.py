@@ -15,13 +15,13 @@ from math import ceil
 from finetune_api.answer import MemoryPlan
 from finetune_api.run import RunSpec
 from finetune_api.sections.adapter import AdapterType
-from finetune_api.sections.model import Dtype
 from finetune_api.sections.quantization import QuantizationType
-from finetune_api.sections.training import Optimizer, Packing, Precision, Switch
+from finetune_api.sections.training import Optimizer, Packing, Switch
 
+from finetune_trainer.device import ASSUMED_CPU, ASSUMED_GPU, GIB, GPUS, Device
 from finetune_trainer.model_shape import ModelShape
+from finetune_trainer.precision import Dtypes, choose_dtypes, shown_dtypes
 
-GIB = 1 << 30
 DEFAULT_EPOCHS = 3.0
 DEFAULT_WARMUP_RATIO = 0.03
 _USABLE_SHARE = 0.9
@@ -31,35 +31,6 @@ _RUNTIME_BYTES = {"cuda": 1 * GIB, "cpu": 1 * GIB}
 _UTILIZATION = 0.35
 """Share of a device's peak that fine-tuning reaches."""
 _LARGEST_MICRO_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a run trains on. `flops`: peak dense FLOP/s in bf16; None where a time cannot be told."""
-
-    kind: str
-    memory_bytes: int
-    flops: float | None = None
-    has_bfloat16: bool = True
-
-
-GPUS: dict[str, Device] = {
-    "A10G": Device("cuda", 24 * GIB, 70e12),
-    "L4": Device("cuda", 24 * GIB, 121e12),
-    "RTX 3090": Device("cuda", 24 * GIB, 71e12),
-    "RTX 4090": Device("cuda", 24 * GIB, 165e12),
-    "A100-40GB": Device("cuda", 40 * GIB, 312e12),
-    "L40S": Device("cuda", 48 * GIB, 362e12),
-    "A100-80GB": Device("cuda", 80 * GIB, 312e12),
-    "H100": Device("cuda", 80 * GIB, 989e12),
-    "H200": Device("cuda", 141 * 10**9, 989e12),
-    "B200": Device("cuda", 180 * 10**9, 2250e12),
-}
-"""Memory and peak dense bf16 FLOP/s. Source: NVIDIA's data sheets."""
-
-ASSUMED_GPU = GPUS["A10G"]
-"""The smallest common one: a plan made before a GPU is seen must not promise too much."""
-ASSUMED_CPU = Device("cpu", 4 * GIB, None, has_bfloat16=False)
 
 
 @dataclass(frozen=True)
@@ -134,21 +105,6 @@ def count_parameters(run: RunSpec, shape: ModelShape) -> Parameters:
     return Parameters(shape.total_parameters + update + saved, update + saved, min(linear, shape.total_parameters))
 
 
-def dtypes(run: RunSpec, device: Device) -> dict[str, str]:
-    """Types in memory: of frozen weights, of trained ones, of the arithmetic (autocast)."""
-    compute = {
-        Precision.AUTO: "float32" if device.kind == "cpu" else ("bfloat16" if device.has_bfloat16 else "float16"),
-        Precision.BFLOAT16: "bfloat16",
-        Precision.FLOAT16: "float16",
-        Precision.FLOAT32: "float32",
-    }[run.training.precision]
-    asked = {Dtype.AUTO: compute, Dtype.BFLOAT16: "bfloat16", Dtype.FLOAT16: "float16", Dtype.FLOAT32: "float32"}[run.model.dtype]
-    if run.adapter.type is AdapterType.NONE:
-        return {"trained": "float32", "compute": compute}
-    frozen = "nf4" if run.quantization.type is QuantizationType.NF4 else asked
-    return {"frozen": frozen, "trained": "float32", "compute": compute}
-
-
 def advised_learning_rate(adapter: AdapterType, parameters: int, rows: int) -> float:
     """Peak learning rate by method, model size (parameters) and data (rows): full 1e-5, LoRA 2e-4, scaled."""
     rate = 1e-5 if adapter is AdapterType.NONE else 2e-4
@@ -178,11 +134,12 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
     """What a device must hold, and the micro-batch, checkpointing, rate and steps that follow.
 
     `device` None: not seen yet; a small GPU is assumed where the run has GPUs, 4 GiB where it has none.
+    Errors: StageError(UnsupportedPrecision | UnsupportedQuantization) for types that cannot train on it.
     """
     assumed = device is None
     device = device or (ASSUMED_GPU if run.gpus_per_node else ASSUMED_CPU)
     parameters = count_parameters(run, shape)
-    types = dtypes(run, device)
+    types = choose_dtypes(run, device)
     sizes = _bytes(run, types)
     fixed = _fixed_bytes(parameters, sizes, run)
     length = min(run.training.max_length, statistics.longest or run.training.max_length)
@@ -207,17 +164,17 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
         learning_rate=run.training.learning_rate or advised_learning_rate(run.adapter.type, shape.total_parameters, statistics.rows),
         total_steps=steps,
         training_seconds=_seconds(run, parameters, statistics, device, steps),
-        dtypes=types,
+        dtypes=shown_dtypes(run, types),
         warnings=_warnings(run, device, total, assumed),
     )
 
 
-def _bytes(run: RunSpec, types: dict[str, str]) -> _Bytes:
+def _bytes(run: RunSpec, types: Dtypes) -> _Bytes:
     size = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
-    compute = size[types["compute"]]
-    frozen = types.get("frozen", "float32")
-    linear = (4 + (0.127 if run.quantization.double_quantization else 0.5)) / 8 if frozen == "nf4" else size[frozen]
-    return _Bytes(size.get(frozen, compute), 4.0, linear, _OPTIMIZER_BYTES[run.training.optimizer], compute)
+    frozen = size[types.base]
+    nf4 = run.quantization.type is QuantizationType.NF4
+    linear = (4 + (0.127 if run.quantization.double_quantization else 0.5)) / 8 if nf4 else frozen
+    return _Bytes(frozen, 4.0, linear, _OPTIMIZER_BYTES[run.training.optimizer], size[types.autocast])
 
 
 def _fixed_bytes(parameters: Parameters, sizes: _Bytes, run: RunSpec) -> tuple[int, int, int]:

@@ -8,21 +8,18 @@ import pytest
 from finetune_api.answer import MemoryPlan
 from finetune_api.run import LocalRunSpec
 from finetune_api.sections.adapter import AdapterType
+from finetune_trainer.device import ASSUMED_GPU, GIB, GPUS, Device
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import (
-    ASSUMED_GPU,
-    GIB,
-    GPUS,
-    Device,
     RowStatistics,
     activation_bytes,
     advised_learning_rate,
     count_parameters,
     count_steps,
-    dtypes,
     plan_memory,
 )
 from finetune_trainer.model_shape import ModelShape, read_shape
+from finetune_trainer.precision import choose_dtypes, shown_dtypes
 
 LLAMA_8B = ModelShape(
     hidden_size=4096,
@@ -169,6 +166,10 @@ def test_time_is_flops_over_what_the_device_does() -> None:
     made = plan(GPUS["H100"], training={"epochs": 1}, **FULL)
     assert made.training_seconds == pytest.approx(6 * 8.03e9 * 5e6 / (989e12 * 0.35), rel=0.01)
     assert plan(Device("cpu", 64 * GIB)).training_seconds is None
+
+
+def dtypes(run: LocalRunSpec, device: Device) -> dict[str, str]:
+    return shown_dtypes(run, choose_dtypes(run, device))
 
 
 def test_types_by_device() -> None:

@@ -14,11 +14,12 @@ from finetune_api.outcome import ExitCode
 from finetune_api.run import RunSpec, Stage
 from finetune_api.sections.adapter import AdapterType
 
-from finetune_trainer import memory
 from finetune_trainer.cpus import usable_cpus
+from finetune_trainer.device import ASSUMED_CPU, Device
 from finetune_trainer.errors import StageError
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.precision import Device, choose_dtypes
+from finetune_trainer.memory import plan_memory
+from finetune_trainer.precision import choose_dtypes
 from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.storage import inputs_digest
 from finetune_trainer.train.cadence import Cadence
@@ -68,7 +69,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
 
 
 def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
-    """What this pod trains on.
+    """What this pod trains on: the smallest of its GPUs, so that all ranks plan alike, or its CPU.
 
     Errors: StageError(GPUNotVisible) where GPUs were given and are not seen; only FINETUNE_DEVICE=cpu (a test device plugin sets
     it) or `gpusPerNode: 0` allow the CPU. StageError(WorldTooSmall) where fewer processes were started than GPUs were given.
@@ -78,7 +79,7 @@ def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
     if run.gpus_per_node > 1 and int(environ.get("WORLD_SIZE", "1")) != run.gpus_per_node:
         raise StageError("WorldTooSmall", f"{run.gpus_per_node} GPUs need as many processes; start it with torchrun", ExitCode.CRASH)
     if run.gpus_per_node == 0 or environ.get("FINETUNE_DEVICE") == "cpu":
-        return Device.CPU
+        return ASSUMED_CPU
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < run.gpus_per_node:
         raise StageError(
@@ -86,28 +87,19 @@ def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
             f"the pod was given {run.gpus_per_node} GPUs and sees {seen}; check the node's driver and device plugin",
             ExitCode.GPU_NOT_VISIBLE,
         )
-    return Device.GPU if torch.cuda.is_bf16_supported(including_emulation=False) else Device.GPU_WITHOUT_BF16
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(seen)]
+    return Device("cuda", min(sizes), has_bfloat16=torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _surroundings(run: RunSpec, prepared: Prepared, device: Device) -> Surroundings:
     return Surroundings(
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        on_cpu=device is Device.CPU,
+        on_cpu=device.kind == "cpu",
         has_validation_rows=prepared.set("validation").rows > 0,
         # Planned anew: prepare had not seen the device, and an older job whose prepare was taken over may have asked for another method.
-        plan=memory.plan_memory(run, prepared.model.shape, prepared.file.statistics, _planned_for(device)),
+        plan=plan_memory(run, prepared.model.shape, prepared.file.statistics, device),
         dtypes=choose_dtypes(run, device),
     )
-
-
-def _planned_for(device: Device) -> memory.Device:
-    """What the memory plan counts with: the smallest of the pod's GPUs, so that all ranks plan alike."""
-    import torch
-
-    if device is Device.CPU:
-        return memory.ASSUMED_CPU
-    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
-    return memory.Device("cuda", min(sizes), has_bfloat16=device is Device.GPU)
 
 
 def _controls(run: RunSpec, store: CheckpointStore, interruption: Interruption) -> Any:
