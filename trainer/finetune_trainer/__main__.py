@@ -10,9 +10,7 @@ import shutil
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 
 from finetune_api.answer import StageResult
@@ -26,29 +24,10 @@ from finetune_trainer.launch import ANSWERS_VARIABLE, ProcessAnswer, launch, nee
 from finetune_trainer.memory import plan_memory
 from finetune_trainer.prepared import PREPARED_FILE, PreparedFile
 from finetune_trainer.progress import Progress
-from finetune_trainer.storage import JobStorage, Manifest, copy_published, inputs_digest
+from finetune_trainer.stages import STAGES, Workspace, inputs_digest
+from finetune_trainer.storage import JobStorage, copy_published
 
 log = logging.getLogger("finetune_trainer")
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """What a stage is given beside its run: the job's storage, its own empty folder, and where to report progress."""
-
-    storage: JobStorage
-    folder: Path
-    progress: Progress
-
-
-StageFunction = Callable[[RunSpec, Workspace], StageResult]
-
-# Modules are named, not imported: prepare and evaluate must not pay for torch.
-STAGES: dict[Stage, str] = {
-    Stage.PREPARE: "finetune_trainer.prepare.stage",
-    Stage.TRAIN: "finetune_trainer.train.stage",
-    Stage.PACKAGE: "finetune_trainer.package.stage",
-    Stage.EVALUATE: "finetune_trainer.evaluate.stage",
-}
 
 
 def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, report_only: bool = False, rank: int = 0) -> StageResult:
@@ -58,7 +37,7 @@ def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, re
     it answers for a stage whose pod vanished before anybody read what it said.
     """
     storage = JobStorage(run.storage, writer)
-    upstream = _upstream(stage, storage)
+    upstream = storage.manifest(stage.upstream) if stage.upstream else None
     wanted = inputs_digest(run, stage, upstream)
     if storage.manifest(stage) is not None:
         done, _ = storage.finished(stage)
@@ -75,21 +54,14 @@ def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, re
     folder = storage.new_folder(stage)
     result = _take_over(stage, run, wanted, storage, folder)
     if result is None:
-        stage_function: StageFunction = import_module(STAGES[stage]).run
-        result = stage_function(run, Workspace(storage, folder, progress))
+        result = STAGES[stage].function()(run, Workspace(storage, folder, progress))
     if rank:  # rank 0 publishes for all
         shutil.rmtree(folder, ignore_errors=True)
         return result
     published = storage.publish(stage, folder, wanted, result)
-    if stage is Stage.EVALUATE and run.retention == "Delete":
-        shutil.rmtree(storage.folder / "checkpoints", ignore_errors=True)
+    if stage.is_last and run.retention == "Delete":
+        shutil.rmtree(storage.checkpoints, ignore_errors=True)
     return published.result
-
-
-def _upstream(stage: Stage, storage: JobStorage) -> Manifest | None:
-    stages = list(Stage)
-    position = stages.index(stage)
-    return storage.manifest(stages[position - 1]) if position else None
 
 
 def _take_over(stage: Stage, run: RunSpec, wanted: str, storage: JobStorage, folder: Path) -> StageResult | None:
@@ -133,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _tell(launch(stage, options.run, run.gpus_per_node))
     progress = Progress.from_environment(os.environ)
     # A container's first process ignores SIGTERM unless it has a handler; the train stage puts its own in place of this one.
-    interruption = Interruption() if stage is Stage.TRAIN else Interruption(f"begins stage {stage} anew")
+    interruption = Interruption() if STAGES[stage].resumes else Interruption(f"begins stage {stage} anew")
     try:
         with interruption.armed():
             result = run_stage(stage, run, _writer(os.environ), progress, report_only=options.report, rank=_rank(os.environ))
@@ -160,10 +132,10 @@ def _failed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
     if isinstance(error, StageError):
         answer = error.result or StageResult(stage=stage)
         return answer.model_copy(update={"reason": error.reason, "message": error.message}), error.exit_code
-    if stage is Stage.TRAIN:  # it reads token ids only
-        log.error("stage %s crashed", stage, exc_info=error)
-    else:
+    if STAGES[stage].reads_text:
         log.error("stage %s crashed:\n%s", stage, _frames(error))
+    else:
+        log.error("stage %s crashed", stage, exc_info=error)
     if isinstance(error, OSError) and error.errno is not None:
         return StageResult(stage=stage, reason="StorageError", message=_storage_message(error)), ExitCode.STORAGE
     return _crashed(stage, error)

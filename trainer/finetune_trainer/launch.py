@@ -35,7 +35,7 @@ class ProcessAnswer:
 
 def needs_launch(stage: Stage, run: RunSpec, environ: Mapping[str, str]) -> bool:
     """Whether this process is to start one for each GPU instead of working itself."""
-    return stage is Stage.TRAIN and run.gpus_per_node > 1 and "WORLD_SIZE" not in environ
+    return stage.access.gpus and run.gpus_per_node > 1 and "WORLD_SIZE" not in environ
 
 
 def launch(stage: Stage, run_file: str, processes: int) -> ProcessAnswer:

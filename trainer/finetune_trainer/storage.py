@@ -134,6 +134,11 @@ class JobStorage:
     def stage_folder(self, stage: Stage) -> Path:
         return self.folder / stage.value
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the train stage saves its state; removed after the last stage unless the run keeps it."""
+        return self.folder / "checkpoints"
+
     def cache_folder(self, kind: str, digest: str) -> Path:
         """A content-addressed folder shared by the jobs on this storage; whoever fills it writes aside and renames."""
         return self.root / "cache" / kind / digest
@@ -246,35 +251,6 @@ def local_path(uri: str, run: RunSpec) -> Path:
     if not path.exists():
         raise StageError("SourceNotFound", f"nothing is at {uri}; check the path")
     return path
-
-
-def inputs_digest(run: RunSpec, stage: Stage, upstream: Manifest | None) -> str:
-    """Names what a stage's result follows from: its own settings and the contents of the stage before it."""
-    secrets = {"token_secret_ref"}
-    sections: dict[Stage, dict[str, Any]] = {
-        Stage.PREPARE: {
-            "model": run.model.model_dump(mode="json", exclude=secrets | {"dtype", "attention_implementation"}),
-            "datasets": [dataset.model_dump(mode="json", exclude=secrets) for dataset in run.datasets],
-            "preparation": run.preparation.wire(),
-            "method": run.method.wire(),
-            "maxLength": run.training.max_length,
-            "gguf": bool(run.export.gguf),
-            "chatTemplate": run.chat_template_text,
-        },
-        Stage.TRAIN: {
-            "model": run.model.model_dump(mode="json", include={"dtype", "attention_implementation"}),
-            "method": run.method.wire(),
-            "adapter": run.adapter.wire(),
-            "quantization": run.quantization.wire(),
-            "training": run.training.wire(),
-        },
-        Stage.PACKAGE: {"export": run.export.wire()},
-        Stage.EVALUATE: {
-            "evaluation": run.evaluation.wire(),
-            "production": run.production.wire() if run.production else None,
-        },
-    }
-    return digest_of({"stage": stage.value, "settings": sections[stage], "upstream": upstream.digest if upstream else None})
 
 
 def copy_published(source: JobStorage, manifest: Manifest, target: Path) -> None:

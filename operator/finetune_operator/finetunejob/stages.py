@@ -133,7 +133,7 @@ def _complete(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) 
         _set_attempt(draft, stage, {"number": attempt["number"] + 1, "failures": attempt.get("failures", 0), "report": True})
         return True
     _absorb(draft, result)
-    if stage is Stage.EVALUATE and spec.retention.checkpoints == "Delete":
+    if stage.is_last and spec.retention.checkpoints == "Delete":
         draft.status.pop("checkpoint", None)  # the stage removed it
     draft.set(CONDITION[stage], "True", "Completed", _summary(result))
     draft.event(CONDITION[stage].value, f"stage {stage} is done. {_summary(result)}".strip())

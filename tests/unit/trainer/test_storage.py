@@ -11,12 +11,12 @@ from finetune_api.run import RunSpec, Stage, StorageLocation
 from finetune_api.sections.data import Dataset
 from finetune_api.sections.model import Model
 from finetune_trainer.errors import StageError
+from finetune_trainer.stages import inputs_digest
 from finetune_trainer.storage import (
     JobStorage,
     copy_published,
     folder_digest,
     hash_folder,
-    inputs_digest,
     local_path,
     resolve_inside,
     write_atomically,

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +42,8 @@ from finetune_trainer.package.positions import AnswerRow, answer_rows
 from finetune_trainer.package.rendering import answer_ends, check_ends, check_facts, check_rendering, rendered_rows
 from finetune_trainer.package.tensors import TensorReader
 from finetune_trainer.prepared import Prepared, load_prepared
+from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import FileRecord, folder_digest, hash_file
-
-if TYPE_CHECKING:
-    from finetune_trainer.__main__ import Workspace
 
 log = logging.getLogger("finetune_trainer.package")
 

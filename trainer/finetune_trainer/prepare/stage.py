@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finetune_api.answer import DatasetReport, StageResult
 from finetune_api.run import RunSpec, Stage
@@ -20,10 +19,8 @@ from finetune_trainer.prepare.sources import locate
 from finetune_trainer.prepare.stopping import StopRule, choose_stop_rule
 from finetune_trainer.prepare.tokenizer import TextTokenizer, tokenizer_file_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
+from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import write_atomically
-
-if TYPE_CHECKING:
-    from finetune_trainer.__main__ import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -66,7 +66,7 @@ class CheckpointStore:
     """The checkpoints of one job's train stage. `inputs_digest` names what the training follows from: others are not resumed."""
 
     def __init__(self, storage: JobStorage, inputs_digest: str, keep: int) -> None:
-        self.folder = storage.folder / "checkpoints"
+        self.folder = storage.checkpoints
         self.skipped: list[str] = []
         """Sentences on folders that were passed over by `claim_newest`."""
         self.newest: Checkpoint | None = None

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune_api.answer import StageResult
 from finetune_api.outcome import ExitCode
@@ -21,14 +21,11 @@ from finetune_trainer.interruption import Interruption
 from finetune_trainer.memory import plan_memory
 from finetune_trainer.precision import choose_dtypes
 from finetune_trainer.prepared import Prepared, load_prepared
-from finetune_trainer.storage import inputs_digest
+from finetune_trainer.stages import Workspace, inputs_digest
 from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.hf_arguments import Surroundings
 from finetune_trainer.train.methods import Trained, TrainingJob
-
-if TYPE_CHECKING:
-    from finetune_trainer.__main__ import Workspace
 
 METHODS: dict[str, str] = {"SFT": "finetune_trainer.train.methods.sft"}
 

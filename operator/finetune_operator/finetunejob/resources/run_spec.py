@@ -53,7 +53,7 @@ def stage_claims(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Obs
     storage = storage_claim(spec, job)
     claims = [storage, *source_claims(spec)]
     production = production_version(spec, observed)
-    if stage is Stage.EVALUATE and production and (claim := claim_of(production.served_uri)):
+    if stage.access.production and production and (claim := claim_of(production.served_uri)):
         claims.append(claim)
     return {claim: mount_path(claim, storage) for claim in dict.fromkeys(claims)}
 
@@ -61,7 +61,7 @@ def stage_claims(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Obs
 def make_run_spec(spec: FineTuneJobSpec, job: Object, stage: Stage, attempt: int, observed: Observed) -> RunSpec:
     storage = storage_claim(spec, job)
     template = spec.model.chat_template.config_map
-    production = production_version(spec, observed) if stage is Stage.EVALUATE else None
+    production = production_version(spec, observed) if stage.access.production else None
     return RunSpec(
         job=JobIdentity(namespace=job["metadata"]["namespace"], name=job["metadata"]["name"], uid=job["metadata"]["uid"]),
         attempt=attempt,

@@ -103,7 +103,7 @@ def _pod_template(spec: FineTuneJobSpec, job: Object, request: StageRequest, obs
     annotations = {**spec.pod_metadata.annotations, names.RUN_ANNOTATION: json.dumps(run.wire(), separators=(",", ":"), ensure_ascii=False)}
     if observed.status_ca:
         annotations[STATUS_CA_ANNOTATION] = observed.status_ca
-    on_gpu_node = request.stage is Stage.TRAIN and not request.report
+    on_gpu_node = request.stage.access.gpus and not request.report
     return {
         "metadata": {"labels": {**spec.pod_metadata.labels, **_labels(job, request)}, "annotations": annotations},
         "spec": {
@@ -236,13 +236,13 @@ def _environment(spec: FineTuneJobSpec, job: Object, request: StageRequest, obse
             {"name": "KUBEFLOW_TRAINER_SERVER_CA_CERT", "value": "/etc/finetune/ca.crt" if observed.status_ca else ""},
             {"name": "KUBEFLOW_TRAINER_SERVER_TOKEN", "value": "/var/run/finetune/token"},
         ]
-    if request.stage is not Stage.PREPARE:
+    if not request.stage.access.hub:
         return [*environment, {"name": "HF_HUB_OFFLINE", "value": "1"}]
     return environment + _hub_tokens(spec)
 
 
 def _hub_tokens(spec: FineTuneJobSpec) -> list[Object]:
-    """Only prepare, on CPU, ever holds a token."""
+    """Where the hub may be reached, which is on CPU only, tokens are held; nowhere else."""
     references = {"FINETUNE_MODEL_TOKEN": spec.model.token_secret_ref}
     for dataset in spec.datasets:
         references[f"FINETUNE_DATASET_TOKEN_{dataset.name.upper().replace('-', '_')}"] = dataset.token_secret_ref
@@ -250,7 +250,7 @@ def _hub_tokens(spec: FineTuneJobSpec) -> list[Object]:
 
 
 def _resources(spec: FineTuneJobSpec, request: StageRequest) -> Object:
-    if request.stage is Stage.TRAIN and not request.report:
+    if request.stage.access.gpus and not request.report:
         resources = spec.resources
         gpus = {resources.gpu_resource_name: str(resources.gpus_per_node)} if resources.gpus_per_node else {}
         return {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": {"memory": resources.memory, **gpus}}
