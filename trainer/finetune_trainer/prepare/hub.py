@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune_api.outcome import ExitCode
+from finetune_api.uri import HubRepository
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.tokenizer import publish_folder
@@ -75,7 +76,7 @@ class Hub:
         from huggingface_hub import errors
 
         noun = "Model" if self.kind == "model" else "Dataset"
-        name = f"hf://{self.repository}"
+        name = str(HubRepository(self.repository))
         if isinstance(error, errors.GatedRepoError):
             return StageError(
                 f"{noun}Gated", f"{name} is gated; accept its licence on the hub and name a token that may read it (tokenSecretRef)"
