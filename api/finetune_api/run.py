@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from finetune_api.section import Section
 from finetune_api.sections.adapter import Adapter
@@ -18,6 +18,7 @@ from finetune_api.sections.method import Method
 from finetune_api.sections.model import Model
 from finetune_api.sections.quantization import Quantization
 from finetune_api.sections.training import Training
+from finetune_api.uri import parse
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,20 @@ class RunSpec(Section):
     resume_from: StorageLocation | None = Field(default=None, description="Storage of the older job whose equal stages are taken over.")
 
 
+def _names_a_location(source: str) -> str:
+    parse(source)
+    return source
+
+
+LocalSource = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_names_a_location)]
+
+
 class LocalModel(Model):
-    source: str = Field(min_length=1, max_length=4096)
+    source: LocalSource
 
 
 class LocalDataset(Dataset):
-    source: str = Field(min_length=1, max_length=4096)
+    source: LocalSource
 
 
 class LocalRunSpec(RunSpec):

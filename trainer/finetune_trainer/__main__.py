@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from finetune_api.answer import StageResult
+from finetune_api.environment import POD_UID, RUN_FILE, TERMINATION_LOG, TERMINATION_LOG_FILE
 from finetune_api.outcome import ExitCode, Reason
 from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from pydantic import ValidationError
@@ -88,7 +89,7 @@ def _planned(run: RunSpec, folder: Path, result: StageResult) -> StageResult:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m finetune_trainer", description="Runs one stage of a fine-tuning run.")
     parser.add_argument("stage", choices=[stage.value for stage in Stage])
-    parser.add_argument("--run", default=os.environ.get("FINETUNE_RUN_FILE", "run.json"), help="run file (JSON). Default: %(default)s")
+    parser.add_argument("--run", default=os.environ.get(RUN_FILE, "run.json"), help="run file (JSON). Default: %(default)s")
     parser.add_argument("--report", action="store_true", help="only repeat the answer of a stage that has finished")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -119,7 +120,7 @@ def _rank(environ: Mapping[str, str]) -> int:
 
 def _writer(environ: Mapping[str, str]) -> str:
     """Names this process's folders: two processes never write to one."""
-    uid = environ.get("POD_UID") or uuid.uuid4().hex
+    uid = environ.get(POD_UID) or uuid.uuid4().hex
     return f"{uid}-rank{_rank(environ)}" if _rank(environ) else uid
 
 
@@ -179,7 +180,7 @@ def _tell(answer: ProcessAnswer) -> int:
         write_answer(Path(os.environ[ANSWERS_VARIABLE]), _rank(os.environ), answer)
         return answer.code
     print(answer.message, flush=True)
-    log_path = os.environ.get("FINETUNE_TERMINATION_LOG", "/dev/termination-log")
+    log_path = os.environ.get(TERMINATION_LOG, TERMINATION_LOG_FILE)
     if os.path.isfile(log_path):
         Path(log_path).write_text(answer.message)
     return answer.code

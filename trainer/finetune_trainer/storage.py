@@ -23,6 +23,7 @@ from finetune_api.answer import Answer, StageResult
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage, StorageLocation
 from finetune_api.section import digest_of
+from finetune_api.uri import ClaimPath, HubRepository, LocalPath, Location, parse
 from pydantic import ValidationError
 
 from finetune_trainer.errors import StageError
@@ -235,16 +236,22 @@ def local_path(uri: str, run: RunSpec) -> Path:
 
     Errors: StageError(ClaimNotMounted) for a claim this pod does not hold; StageError(SourceNotFound) where nothing is there.
     """
-    if uri.startswith("pvc://"):
-        claim, _, relative = uri.removeprefix("pvc://").partition("/")
-        if claim not in run.claims:
-            raise StageError(Reason.CLAIM_NOT_MOUNTED, f"claim {claim} is not mounted in this pod")
-        path = resolve_inside(Path(run.claims[claim]), relative)
-    else:
-        path = Path(uri.removeprefix("file://"))
-    if not path.exists():
+    path = _path_of(parse(uri), run)
+    if path is None or not path.exists():
         raise StageError(Reason.SOURCE_NOT_FOUND, f"nothing is at {uri}; check the path")
     return path
+
+
+def _path_of(location: Location, run: RunSpec) -> Path | None:
+    match location:
+        case ClaimPath(claim, relative):
+            if claim not in run.claims:
+                raise StageError(Reason.CLAIM_NOT_MOUNTED, f"claim {claim} is not mounted in this pod")
+            return resolve_inside(Path(run.claims[claim]), relative)
+        case LocalPath(path):
+            return Path(path)
+        case HubRepository():
+            return None
 
 
 def copy_published(source: JobStorage, manifest: Manifest, target: Path) -> None:

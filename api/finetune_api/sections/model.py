@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from finetune_api.section import ConfigMapKeyRef, SecretKeyRef, Section, rules, union_rules
+from finetune_api.uri import ClaimPath, HubRepository, Location, belongs_to, parse, pattern, without_climbing
 
-SOURCE = r"^(hf://[A-Za-z0-9][-A-Za-z0-9._]*/[-A-Za-z0-9._]+|pvc://[a-z0-9][-a-z0-9.]*/[^\\]+)$"
+SOURCE = pattern(HubRepository, ClaimPath)
 
 
 class ChatTemplateType(StrEnum):
@@ -50,17 +51,14 @@ class Model(Section):
     model_config = ConfigDict(
         json_schema_extra=rules(
             (
-                "!has(self.revision) || self.source.startsWith('hf://')",
+                belongs_to(HubRepository, "revision"),
                 "revision belongs to an hf:// source; a pvc:// source has none: remove it",
             ),
             (
-                "!has(self.tokenSecretRef) || self.source.startsWith('hf://')",
+                belongs_to(HubRepository, "tokenSecretRef"),
                 "tokenSecretRef belongs to an hf:// source: remove it",
             ),
-            (
-                "!self.source.contains('/../') && !self.source.endsWith('/..')",
-                "source must not climb with '..': name the path itself",
-            ),
+            without_climbing("source"),
         )
     )
 
@@ -85,3 +83,8 @@ class Model(Section):
     chat_template: ChatTemplate = Field(
         default=ChatTemplate(), description="Chat template used to render conversations. Default: the model's own."
     )
+
+    @property
+    def location(self) -> Location:
+        """What `source` names."""
+        return parse(self.source)

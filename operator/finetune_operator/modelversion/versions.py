@@ -168,12 +168,6 @@ def duration_of(text: str) -> timedelta:
     return timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in re.findall(r"([0-9]+)(ms|h|m|s)", text)))
 
 
-def claim_and_path(uri: str) -> tuple[str, str]:
-    """Claim name and path within it of a pvc:// URI."""
-    claim, _, path = uri.removeprefix("pvc://").partition("/")
-    return claim, path
-
-
 def moved(versions: Sequence[Version], moves: Sequence[Move]) -> list[Version]:
     """The versions at their new places."""
     places: Mapping[str, Place] = {move.version: move.to for move in moves}

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.environment import LLAMA_HOME, LLAMA_HOME_FOLDER
 from finetune_api.outcome import Reason
 
 from finetune_trainer.cpus import usable_cpus
@@ -47,11 +48,11 @@ class LlamaHome:
 
 def llama_home() -> LlamaHome:
     """The tree named by FINETUNE_LLAMA_HOME, /opt/llama where that is not set. Errors: StageError(LlamaCppMissing)."""
-    home = LlamaHome(Path(os.environ.get("FINETUNE_LLAMA_HOME", "/opt/llama")))
+    home = LlamaHome(Path(os.environ.get(LLAMA_HOME, LLAMA_HOME_FOLDER)))
     if not home.libraries.is_dir():
         raise StageError(
             Reason.LLAMA_CPP_MISSING,
-            f"no llama.cpp at {home.root}; use the trainer image, or set FINETUNE_LLAMA_HOME to a tree built by images/build.py llama",
+            f"no llama.cpp at {home.root}; use the trainer image, or set {LLAMA_HOME} to a tree built by images/build.py llama",
         )
     return home
 

@@ -11,6 +11,7 @@ from finetune_api.answer import StageResult
 from finetune_api.run import RunSpec
 from finetune_api.section import digest_of
 from finetune_api.sections.adapter import AdapterType
+from finetune_api.uri import ClaimPath, HubRepository, LocalPath, parse
 
 from finetune_trainer.prepared import Prepared
 from finetune_trainer.storage import FileRecord, hash_folder
@@ -66,9 +67,13 @@ def _training(run: RunSpec) -> str:
 
 def hub_name(source: str) -> str:
     """`org/name` of an hf:// source; another source as it is, a local path by its last part (paths of machines are nobody's business)."""
-    if source.startswith("hf://"):
-        return source.removeprefix("hf://")
-    return source if source.startswith("pvc://") else Path(source).name
+    match parse(source):
+        case HubRepository(name):
+            return name
+        case ClaimPath():
+            return source
+        case LocalPath(path):
+            return Path(path).name
 
 
 def write_provenance(run: RunSpec, prepared: Prepared, upstream: dict[str, str], llama: str, target: Path) -> None:

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from finetune_api.environment import MODEL_TOKEN
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.section import digest_of
+from finetune_api.uri import HubRepository
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.model_shape import FLOATS, count_parameters, read_shape
@@ -64,8 +66,8 @@ def resolve_model(run: RunSpec, storage: JobStorage) -> tuple[Path, PreparedMode
     Errors: StageError(ModelNotFound | ModelGated | ModelUnauthorized | SafetensorsOnly | EncoderDecoderUnsupported | RemoteCodeRefused |
     QuantizedBase | UnsupportedArchitecture | InvalidModel).
     """
-    if run.model.source.startswith("hf://"):
-        return _from_hub(run, storage)
+    if isinstance(run.model.location, HubRepository):
+        return _from_hub(run, run.model.location, storage)
     folder = _local_folder(run)
     return folder, _record(folder, run.model.source, None, None)
 
@@ -83,9 +85,9 @@ def _local_folder(run: RunSpec) -> Path:
     return folder
 
 
-def _from_hub(run: RunSpec, storage: JobStorage) -> tuple[Path, PreparedModel]:
+def _from_hub(run: RunSpec, repository: HubRepository, storage: JobStorage) -> tuple[Path, PreparedModel]:
     source = run.model.source
-    hub = Hub(source.removeprefix("hf://"), "model", os.environ.get("FINETUNE_MODEL_TOKEN"))
+    hub = Hub(repository.name, "model", os.environ.get(MODEL_TOKEN))
     listing = hub.list_files(run.model.revision)
     _check_files(listing.files, source)
     folder = storage.cache_folder("models", digest_of([source, listing.commit]))

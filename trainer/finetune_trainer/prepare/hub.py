@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from finetune_api.outcome import Reason
+from finetune_api.uri import HubRepository
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.tokenizer import publish_folder
@@ -90,7 +91,7 @@ class Hub:
         from huggingface_hub import errors
 
         refusals = _REFUSALS[self.kind]
-        name = f"hf://{self.repository}"
+        name = str(HubRepository(self.repository))
         if isinstance(error, errors.GatedRepoError):
             return StageError(
                 refusals.gated, f"{name} is gated; accept its licence on the hub and name a token that may read it (tokenSecretRef)"

@@ -14,6 +14,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from finetune_api.environment import HUB_OFFLINE, LLAMA_HOME, LLAMA_HOME_FOLDER
 from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
 
@@ -35,11 +36,11 @@ class LlamaHome:
     """llama.cpp's tree (bin, lib, converters, python), named by FINETUNE_LLAMA_HOME. Errors: StageError(LlamaCppMissing)."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.folder = Path(environ.get("FINETUNE_LLAMA_HOME", "/opt/llama"))
+        self.folder = Path(environ.get(LLAMA_HOME, LLAMA_HOME_FOLDER))
         if not (self.folder / _CONVERTER).is_file():
             raise StageError(
                 Reason.LLAMA_CPP_MISSING,
-                "export.gguf needs llama.cpp, and FINETUNE_LLAMA_HOME names no tree with its converter; use the trainer image",
+                f"export.gguf needs llama.cpp, and {LLAMA_HOME} names no tree with its converter; use the trainer image",
             )
 
     def environment(self) -> dict[str, str]:
@@ -49,7 +50,7 @@ class LlamaHome:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "LLAMA_CPP_LIB_PATH": str(self.folder / "lib"),
-            "HF_HUB_OFFLINE": "1",
+            HUB_OFFLINE: "1",
         }
 
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from finetune_api.environment import dataset_token
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.section import digest_of
 from finetune_api.sections.data import Dataset
+from finetune_api.uri import HubRepository
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.hub import Hub
@@ -214,8 +216,8 @@ def locate(dataset: Dataset, run: RunSpec, storage: JobStorage) -> DatasetFiles:
 
     Errors: StageError(DatasetNotFound | InvalidDataset | DatasetGated | HubUnreachable).
     """
-    if dataset.source.startswith("hf://"):
-        return _locate_on_hub(dataset, storage)
+    if isinstance(dataset.location, HubRepository):
+        return _locate_on_hub(dataset, dataset.location, storage)
     try:
         path = local_path(dataset.source, run)
     except StageError as error:
@@ -254,9 +256,9 @@ def _split_files(dataset: Dataset, split: str, folder: Path, names: list[str]) -
     return SplitFiles(dataset.name, split, [folder / name for name in found])
 
 
-def _locate_on_hub(dataset: Dataset, storage: JobStorage) -> DatasetFiles:
-    token = os.environ.get(f"FINETUNE_DATASET_TOKEN_{dataset.name.upper().replace('-', '_')}")
-    hub = Hub(dataset.source.removeprefix("hf://"), "dataset", token)
+def _locate_on_hub(dataset: Dataset, repository: HubRepository, storage: JobStorage) -> DatasetFiles:
+    token = os.environ.get(dataset_token(dataset.name))
+    hub = Hub(repository.name, "dataset", token)
     listing = hub.list_files(dataset.revision)
     wanted: list[str] = []
     for split in (dataset.split, dataset.test_split):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.environment import HUB_OFFLINE
 from finetune_api.outcome import Reason
 from tokenizers import AddedToken, Tokenizer
 
@@ -164,7 +165,7 @@ def _convert(model_folder: Path, cached: Path, writer: str) -> None:
     try:
         log.info("the model has no tokenizer.json: converting its tokenizer.model once")
         command = [sys.executable, "-c", _CONVERT, str(model_folder), str(aside / "tokenizer.json")]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "USE_TORCH": "0"}
+        environment = {**os.environ, HUB_OFFLINE: "1", "USE_TORCH": "0"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         refuse_killed("the tokenizer's conversion", done.returncode)
         if done.returncode != 0:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.answer import StageResult
+from finetune_api.environment import DEVICE, DEVICE_CPU, HUB_OFFLINE
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 from finetune_api.sections.adapter import AdapterType
@@ -30,7 +31,7 @@ from finetune_trainer.train.methods import Trained, TrainingJob
 METHODS: dict[str, str] = {"SFT": "finetune_trainer.train.methods.sft"}
 
 _LIBRARIES = {
-    "HF_HUB_OFFLINE": "1",  # prepare fetched everything
+    HUB_OFFLINE: "1",  # prepare fetched everything
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # It would post from the training loop; our own thread posts in the same format.
     "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
@@ -75,7 +76,7 @@ def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
 
     if run.gpus_per_node > 1 and int(environ.get("WORLD_SIZE", "1")) != run.gpus_per_node:
         raise StageError(Reason.WORLD_TOO_SMALL, f"{run.gpus_per_node} GPUs need as many processes; start it with torchrun")
-    if run.gpus_per_node == 0 or environ.get("FINETUNE_DEVICE") == "cpu":
+    if run.gpus_per_node == 0 or environ.get(DEVICE) == DEVICE_CPU:
         return ASSUMED_CPU
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < run.gpus_per_node:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from finetune_api.environment import RESUME_ROOT, STORAGE_ROOT, claim_folder
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import Baseline, JobIdentity, RunSpec, Stage, StorageLocation
+from finetune_api.uri import ClaimPath, claim_of
 
 from finetune_operator.core.names import Object, claim_name, storage_prefix
 from finetune_operator.finetunejob.observed import Observed, VersionFact
-
-STORAGE_ROOT = "/storage"
-RESUME_ROOT = "/resume"
 
 
 def storage_claim(spec: FineTuneJobSpec, job: Object) -> str:
@@ -19,11 +18,6 @@ def storage_claim(spec: FineTuneJobSpec, job: Object) -> str:
     claim = spec.storage.persistent_volume_claim
     assert claim is not None  # CEL and checks.py
     return claim.claim_name or claim_name(job["metadata"]["name"], job["metadata"]["uid"])
-
-
-def claim_of(uri: str) -> str | None:
-    """The claim that a `pvc://claim/path` URI names; None for another scheme."""
-    return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else None
 
 
 def source_claims(spec: FineTuneJobSpec) -> list[str]:
@@ -38,7 +32,7 @@ def _sources(spec: FineTuneJobSpec) -> Iterator[str]:
 
 
 def mount_path(claim: str, storage: str) -> str:
-    return STORAGE_ROOT if claim == storage else f"/claims/{claim}"
+    return STORAGE_ROOT if claim == storage else claim_folder(claim)
 
 
 def production_version(spec: FineTuneJobSpec, observed: Observed) -> VersionFact | None:
@@ -65,7 +59,7 @@ def make_run_spec(spec: FineTuneJobSpec, job: Object, stage: Stage, attempt: int
     return RunSpec(
         job=JobIdentity(namespace=job["metadata"]["namespace"], name=job["metadata"]["name"], uid=job["metadata"]["uid"]),
         attempt=attempt,
-        storage=StorageLocation(root=STORAGE_ROOT, prefix=storage_prefix(job["metadata"]["uid"]), uri=f"pvc://{storage}"),
+        storage=StorageLocation(root=STORAGE_ROOT, prefix=storage_prefix(job["metadata"]["uid"]), uri=str(ClaimPath(storage))),
         claims=stage_claims(spec, job, stage, observed),
         model=spec.model,
         datasets=spec.datasets,
@@ -92,4 +86,4 @@ def _resume_location(spec: FineTuneJobSpec, job: Object, observed: Observed) -> 
     if spec.resume_from is None or older is None or older.claim is None:
         return None
     root = STORAGE_ROOT if older.claim == storage_claim(spec, job) else RESUME_ROOT
-    return StorageLocation(root=root, prefix=storage_prefix(older.uid), uri=f"pvc://{older.claim}")
+    return StorageLocation(root=root, prefix=storage_prefix(older.uid), uri=str(ClaimPath(older.claim)))

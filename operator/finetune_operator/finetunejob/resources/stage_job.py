@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from finetune_api import environment
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.outcome import ExitCode
 from finetune_api.run import Stage
@@ -13,7 +14,7 @@ from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
-from finetune_operator.finetunejob.resources.run_spec import RESUME_ROOT, make_run_spec, mount_path, stage_claims, storage_claim
+from finetune_operator.finetunejob.resources.run_spec import make_run_spec, mount_path, stage_claims, storage_claim
 
 USER_ID = 65532
 STATUS_CA_ANNOTATION = f"{names.GROUP}/status-ca"
@@ -158,9 +159,9 @@ def _volumes(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Observe
         {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}}
         for number, claim in enumerate(stage_claims(spec, job, stage, observed))
     ]
-    files = [_annotation_file("run.json", names.RUN_ANNOTATION)]
+    files = [_annotation_file(environment.RUN_FILE_NAME, names.RUN_ANNOTATION)]
     if observed.status_ca:
-        files.append(_annotation_file("ca.crt", STATUS_CA_ANNOTATION))
+        files.append(_annotation_file(environment.STATUS_CA_NAME, STATUS_CA_ANNOTATION))
     volumes: list[Object] = [
         *claims,
         {"name": "run", "downwardAPI": {"items": files}},
@@ -172,7 +173,7 @@ def _volumes(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Observe
         volumes.append({"name": "resume", "persistentVolumeClaim": {"claimName": older.claim}})
     if settings.status_url:
         audience = progress_audience(settings, job)
-        source = {"serviceAccountToken": {"audience": audience, "expirationSeconds": 3600, "path": "token"}}
+        source = {"serviceAccountToken": {"audience": audience, "expirationSeconds": 3600, "path": environment.TOKEN_NAME}}
         volumes.append({"name": "token", "projected": {"sources": [source]}})
     return volumes
 
@@ -194,15 +195,15 @@ def _container(spec: FineTuneJobSpec, job: Object, request: StageRequest, observ
         for number, (claim, path) in enumerate(claims.items())
     ]
     mounts += [
-        {"name": "run", "mountPath": "/etc/finetune", "readOnly": True},
+        {"name": "run", "mountPath": environment.RUN_FOLDER, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
     ]
     older = observed.older_job
     if spec.resume_from and older and older.claim and mount_path(older.claim, storage) != mount_path(storage, storage):
-        mounts.append({"name": "resume", "mountPath": RESUME_ROOT, "readOnly": True})
+        mounts.append({"name": "resume", "mountPath": environment.RESUME_ROOT, "readOnly": True})
     if settings.status_url:
-        mounts.append({"name": "token", "mountPath": "/var/run/finetune", "readOnly": True})
+        mounts.append({"name": "token", "mountPath": environment.TOKEN_FOLDER, "readOnly": True})
     return {
         "name": CONTAINER,
         "image": job["status"]["images"]["trainer"],
@@ -225,27 +226,28 @@ def _command(request: StageRequest) -> list[str]:
 
 
 def _environment(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> list[Object]:
-    environment: list[Object] = [
-        {"name": "FINETUNE_RUN_FILE", "value": "/etc/finetune/run.json"},
-        {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+    variables: list[Object] = [
+        {"name": environment.RUN_FILE, "value": f"{environment.RUN_FOLDER}/{environment.RUN_FILE_NAME}"},
+        {"name": environment.POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
     ]
     if settings.status_url:
         namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
-        environment += [
-            {"name": "KUBEFLOW_TRAINER_SERVER_URL", "value": f"{settings.status_url}/v1/namespaces/{namespace}/finetunejobs/{name}/status"},
-            {"name": "KUBEFLOW_TRAINER_SERVER_CA_CERT", "value": "/etc/finetune/ca.crt" if observed.status_ca else ""},
-            {"name": "KUBEFLOW_TRAINER_SERVER_TOKEN", "value": "/var/run/finetune/token"},
+        authorities = f"{environment.RUN_FOLDER}/{environment.STATUS_CA_NAME}" if observed.status_ca else ""
+        variables += [
+            {"name": environment.STATUS_URL, "value": f"{settings.status_url}/v1/namespaces/{namespace}/finetunejobs/{name}/status"},
+            {"name": environment.STATUS_CA, "value": authorities},
+            {"name": environment.STATUS_TOKEN, "value": f"{environment.TOKEN_FOLDER}/{environment.TOKEN_NAME}"},
         ]
     if not request.stage.access.hub:
-        return [*environment, {"name": "HF_HUB_OFFLINE", "value": "1"}]
-    return environment + _hub_tokens(spec)
+        return [*variables, {"name": environment.HUB_OFFLINE, "value": "1"}]
+    return variables + _hub_tokens(spec)
 
 
 def _hub_tokens(spec: FineTuneJobSpec) -> list[Object]:
     """Where the hub may be reached, which is on CPU only, tokens are held; nowhere else."""
-    references = {"FINETUNE_MODEL_TOKEN": spec.model.token_secret_ref}
+    references = {environment.MODEL_TOKEN: spec.model.token_secret_ref}
     for dataset in spec.datasets:
-        references[f"FINETUNE_DATASET_TOKEN_{dataset.name.upper().replace('-', '_')}"] = dataset.token_secret_ref
+        references[environment.dataset_token(dataset.name)] = dataset.token_secret_ref
     return [{"name": name, "valueFrom": {"secretKeyRef": reference.wire()}} for name, reference in references.items() if reference]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
+from finetune_api.environment import MODEL_PATH, MODEL_SHA256
 from finetune_api.modelversion import PublishedArtifact
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import Settings
-from finetune_operator.modelversion.versions import Version, claim_and_path
+from finetune_operator.modelversion.versions import Version
 
 USER_ID = 65532
 PORT = 8080
@@ -28,7 +29,7 @@ pod be taken out under load."""
 
 def make_deployment(version: Version, artifact: PublishedArtifact, image: str, *, one_node: bool, settings: Settings) -> Object:
     """`one_node`: the claim can be mounted on one node at a time, so all pods that use it go where the first one is."""
-    labels, own = version_labels(version), {CLAIM_LABEL: claim_label(claim_and_path(artifact.uri)[0])}
+    labels, own = version_labels(version), {CLAIM_LABEL: claim_label(artifact.location.claim)}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -67,7 +68,6 @@ def claim_label(claim: str) -> str:
 
 
 def _pod(version: Version, artifact: PublishedArtifact, container: Object) -> Object:
-    claim, _ = claim_and_path(artifact.uri)
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -82,7 +82,7 @@ def _pod(version: Version, artifact: PublishedArtifact, container: Object) -> Ob
         },
         "containers": [container],
         "volumes": [
-            {"name": "models", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
+            {"name": "models", "persistentVolumeClaim": {"claimName": artifact.location.claim, "readOnly": True}},
             {"name": "tmp", "emptyDir": {}},
         ],
     }
@@ -96,8 +96,8 @@ def _container(version: Version, artifact: PublishedArtifact, image: str, settin
         "imagePullPolicy": settings.image_pull_policy,
         "args": _arguments(version),
         "env": [
-            {"name": "MODEL_PATH", "value": f"{MODELS}/{claim_and_path(artifact.uri)[1]}"},
-            {"name": "MODEL_SHA256", "value": artifact.sha256},
+            {"name": MODEL_PATH, "value": f"{MODELS}/{artifact.location.path}"},
+            {"name": MODEL_SHA256, "value": artifact.sha256},
         ],
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "startupProbe": health | {"periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": START_TIMEOUT_S},
