@@ -11,11 +11,13 @@ See docs/decisions/0003-storage-layout-and-atomic-publish.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.errors import StageError
 
-_CHUNK_BYTES = 1 << 20
+_RECORD_FILE = "record.json"
 
 
 class FileRecord(Answer):
@@ -114,6 +116,58 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+@contextlib.contextmanager
+def filled_aside(target: Path, writer: str) -> Iterator[Path]:
+    """An empty folder that, filled, becomes `target` at once and whole. Where another writer was first, that one's counts.
+
+    Errors: StageError(StorageError) where the storage refuses to rename a folder.
+    """
+    aside = target.with_name(f".{target.name}.{writer}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        _rename_into_place(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rename_into_place(aside: Path, target: Path) -> None:
+    try:
+        os.rename(aside, target)
+    except OSError as error:
+        if not target.is_dir():
+            raise StageError(Reason.STORAGE_ERROR, "the storage refuses to rename a folder") from error
+
+
+def write_record(path: Path) -> None:
+    """Writes beside a file what it is, for `is_whole`."""
+    record = FileRecord(path=path.name, sha256=hash_file(path), bytes=path.stat().st_size)
+    write_atomically(path.with_name(_RECORD_FILE), record.model_dump_json().encode())
+
+
+def is_whole(folder: Path, recorded: bool = False) -> bool:
+    """Whether a cached folder counts: it came there by a rename, so that it is whole.
+
+    `recorded`: the file of its record must still be what it was; one that is damaged is removed with its folder, to be made again.
+    """
+    if not recorded:
+        return folder.is_dir()
+    record = folder / _RECORD_FILE
+    if not record.is_file():
+        return False
+    if verify_files(folder, [FileRecord.model_validate_json(record.read_bytes())]) is None:
+        return True
+    shutil.rmtree(folder)
+    return False
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file's bytes durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """Makes renames and new names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -141,8 +195,16 @@ class JobStorage:
         return self.folder / "checkpoints"
 
     def cache_folder(self, kind: str, digest: str) -> Path:
-        """A content-addressed folder shared by the jobs on this storage; whoever fills it writes aside and renames."""
+        """A content-addressed folder shared by the jobs on this storage; `is_whole` says whether it counts, `filled_aside` fills it."""
         return self.root / "cache" / kind / digest
+
+    def cached(self, kind: str, digest: str, fill: Callable[[Path], None]) -> Path:
+        """The cache's folder of what `digest` names: found, or filled by `fill`, which is given an empty folder. Errors: those of `fill`."""
+        folder = self.cache_folder(kind, digest)
+        if not is_whole(folder):
+            with filled_aside(folder, self.writer) as aside:
+                fill(aside)
+        return folder
 
     def uri(self, path: Path) -> str:
         """The URI by which others find a path on this storage: `<storage uri>/<path below root>`."""
@@ -197,8 +259,7 @@ class JobStorage:
         """
         records = hash_folder(content)
         for record in records:
-            with (content / record.path).open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(content / record.path)
         manifest = Manifest(
             stage=stage,
             inputs_digest=inputs_digest,

@@ -90,9 +90,8 @@ def _from_hub(run: RunSpec, repository: HubRepository, storage: JobStorage) -> t
     hub = Hub(repository.name, "model", os.environ.get(MODEL_TOKEN))
     listing = hub.list_files(run.model.revision)
     _check_files(listing.files, source)
-    folder = storage.cache_folder("models", digest_of([source, listing.commit]))
-    if not folder.is_dir():
-        hub.download(listing.commit, [name for name in listing.files if is_model_file(name)], folder, storage.writer)
+    wanted = [name for name in listing.files if is_model_file(name)]
+    folder = storage.cached("models", digest_of([source, listing.commit]), lambda aside: hub.download(listing.commit, wanted, aside))
     return folder, _record(folder, source, listing.commit, folder.relative_to(storage.root).as_posix())
 
 

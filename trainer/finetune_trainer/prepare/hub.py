@@ -11,7 +11,6 @@ from finetune_api.outcome import Reason
 from finetune_api.uri import HubRepository
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.prepare.tokenizer import publish_folder
 
 
 @dataclass(frozen=True)
@@ -59,33 +58,27 @@ class Hub:
         files = sorted(sibling.rfilename for sibling in getattr(info, "siblings", None) or [])
         return Listing(str(info.sha), files, getattr(card, "license", None))
 
-    def download(self, commit: str, files: list[str], target: Path, writer: str) -> None:
-        """Fetches `files` into `target`, which appears at once and whole. Errors: as `list_files`."""
+    def download(self, commit: str, files: list[str], target: Path) -> None:
+        """Fetches `files` into `target`, all of them. Errors: as `list_files`."""
         from huggingface_hub import snapshot_download
 
-        aside = target.with_name(f".{target.name}.{writer}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
         try:
             snapshot_download(
                 self.repository,
                 repo_type=self.kind,
                 revision=commit,
-                local_dir=aside,
+                local_dir=target,
                 allow_patterns=[_literal(name) for name in files],
                 token=self._token or False,
             )
-            shutil.rmtree(aside / ".cache", ignore_errors=True)
-            missing = [name for name in files if not (aside / name).is_file()]
+            shutil.rmtree(target / ".cache", ignore_errors=True)
+            missing = [name for name in files if not (target / name).is_file()]
             if missing:
                 raise FileNotFoundError(missing[0])
-            publish_folder(aside, target)
         except StageError:
             raise
         except Exception as error:
             raise self._explained(error, commit) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
     def _explained(self, error: Exception, revision: str | None) -> StageError:
         from huggingface_hub import errors

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from finetune_api.section import digest_of
 from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.llama.home import LlamaHome, llama_home
 from finetune_trainer.prepare.pipeline import Sample
-from finetune_trainer.prepare.tokenizer import TextTokenizer, publish_folder
+from finetune_trainer.prepare.tokenizer import TextTokenizer
 from finetune_trainer.prepared import SpecialTokens
 from finetune_trainer.storage import JobStorage, hash_file, hash_folder
 from finetune_trainer.tokenizer_files import write_tokenizer_files
@@ -27,6 +26,7 @@ from finetune_trainer.tokenizer_files import write_tokenizer_files
 log = logging.getLogger(__name__)
 
 COMPARED_TEXTS = 500
+_VOCAB = "vocab.gguf"
 _UNKNOWN = ("not supported", "NotImplementedError", "not recognized")
 
 
@@ -36,17 +36,7 @@ def make_vocab(home: LlamaHome, storage: JobStorage, files: Path) -> Path:
     Errors: StageError(UnsupportedByLlamaCpp).
     """
     key = digest_of([[record.path, record.sha256] for record in hash_folder(files)] + [hash_file(home.converter)])
-    cached = storage.cache_folder("vocabs", key)
-    if not cached.is_dir():
-        aside = cached.with_name(f".{key}.{storage.writer}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        try:
-            _convert(home, files, aside / "vocab.gguf")
-            publish_folder(aside, cached)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return cached / "vocab.gguf"
+    return storage.cached("vocabs", key, lambda aside: _convert(home, files, aside / _VOCAB)) / _VOCAB
 
 
 def _convert(home: LlamaHome, files: Path, output: Path) -> None:

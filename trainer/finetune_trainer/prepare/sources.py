@@ -269,7 +269,6 @@ def _locate_on_hub(dataset: Dataset, repository: HubRepository, storage: JobStor
                 f"data set {dataset.name}: {dataset.source} has no jsonl, json or parquet file for split {split}; check split and testSplit",
             )
         wanted += found
-    folder = storage.cache_folder("datasets", digest_of([dataset.source, listing.commit, sorted(wanted)]))
-    if not folder.is_dir():
-        hub.download(listing.commit, wanted, folder, storage.writer)
+    digest = digest_of([dataset.source, listing.commit, sorted(wanted)])
+    folder = storage.cached("datasets", digest, lambda aside: hub.download(listing.commit, wanted, aside))
     return _both_splits(dataset, folder, wanted, listing.commit)
