@@ -142,7 +142,7 @@ def test_preemption_may_skip_the_save(make_interrupted: JobMaker) -> None:
 
 
 def test_sigterm_while_the_model_is_loaded_ends_at_once(make_interrupted: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.train.stage.methods import sft
+    from finetune_trainer.train.methods import sft
 
     monkeypatch.setattr(sft, "load_base", lambda *args: send_sigterm())
     with pytest.raises(StageError) as error:
@@ -345,7 +345,7 @@ def test_retention_keeps_the_newest(make_interrupted: JobMaker) -> None:
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(make_job: JobMaker, tmp_path: Path) -> None:
-    from finetune_trainer.train.stage.methods import sft
+    from finetune_trainer.train.methods import sft
 
     small, large = make_job("small"), make_job("large", adapter={"lora": {"rank": 8}})
     small.train()
