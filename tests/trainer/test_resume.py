@@ -20,8 +20,8 @@ import pytest
 import torch
 import trl
 from finetune_api.outcome import ExitCode
+from finetune_trainer.adapters import adapter_of
 from finetune_trainer.errors import StageError
-from finetune_trainer.train.adapters import load_trained
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.loop import GuardedLoop
 from safetensors.torch import load_file
@@ -355,4 +355,4 @@ def test_a_checkpoint_of_another_adapter_is_refused(make_job: JobMaker, tmp_path
         patch.setattr(sft, "build", lambda *args, **kwargs: models.append(build(*args, **kwargs)) or models[-1])
         large.train()
     with pytest.raises(Exception, match=r"size mismatch|does not fit"):
-        load_trained(models[0].model, small.storage.folder / "checkpoints" / "step-6-pod-0")
+        adapter_of(large.run.adapter).load(models[0].model, small.storage.folder / "checkpoints" / "step-6-pod-0")

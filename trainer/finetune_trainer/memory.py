@@ -14,16 +14,15 @@ from math import ceil
 
 from finetune_api.answer import MemoryPlan
 from finetune_api.run import RunSpec
-from finetune_api.sections.adapter import AdapterType
 from finetune_api.sections.quantization import QuantizationType
 from finetune_api.sections.training import Optimizer, Packing, Switch
 
+from finetune_trainer.adapters import Trainable, adapter_of
 from finetune_trainer.device import ASSUMED_CPU, ASSUMED_GPU, GIB, GPUS, Device
-from finetune_trainer.model_shape import ModelShape
+from finetune_trainer.model_shape import ModelShape, linear_layers
 from finetune_trainer.precision import Dtypes, choose_dtypes, shown_dtypes
 
 DEFAULT_EPOCHS = 3.0
-DEFAULT_WARMUP_RATIO = 0.03
 _USABLE_SHARE = 0.9
 """Of a device's memory; the rest goes to fragmentation."""
 _RUNTIME_BYTES = {"cuda": 1 * GIB, "cpu": 1 * GIB}
@@ -74,40 +73,20 @@ _OPTIMIZER_BYTES = {
 """Bytes of optimizer state per trained parameter: two fp32 moments, two 8-bit ones, factored ones, none."""
 
 
-def linear_layers(shape: ModelShape) -> dict[str, tuple[int, int, int]]:
-    """`(inputs, outputs, copies per decoder layer)` of each linear layer, by the names that LoRA targets."""
-    attention, key_value = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    hidden, inner, experts = shape.hidden_size, shape.intermediate_size, shape.num_experts
-    return {
-        "q_proj": (hidden, attention, 1),
-        "k_proj": (hidden, key_value, 1),
-        "v_proj": (hidden, key_value, 1),
-        "o_proj": (attention, hidden, 1),
-        "gate_proj": (hidden, inner, experts),
-        "up_proj": (hidden, inner, experts),
-        "down_proj": (inner, hidden, experts),
-    }
-
-
 def count_parameters(run: RunSpec, shape: ModelShape) -> Parameters:
     """How many parameters there are and how many of them train."""
-    layers = linear_layers(shape)
-    linear = shape.num_hidden_layers * sum(inputs * outputs * copies for inputs, outputs, copies in layers.values())
-    if run.adapter.type is AdapterType.NONE:
-        return Parameters(shape.total_parameters, shape.total_parameters, linear)
-    lora = run.adapter.effective_lora
-    named = lora.target_modules.names
-    targets = [size for name, size in layers.items() if named is None or any(name == wanted.rpartition(".")[2] for wanted in named)]
-    update = shape.num_hidden_layers * sum(lora.rank * (inputs + outputs) * copies for inputs, outputs, copies in targets)
-    embedding = shape.vocab_size * shape.hidden_size
-    saved = embedding * sum(name.rpartition(".")[2] in ("embed_tokens", "lm_head") for name in lora.modules_to_save)
-    # A saved module is a copy beside the frozen original.
-    return Parameters(shape.total_parameters + update + saved, update + saved, min(linear, shape.total_parameters))
+    layers = linear_layers(shape).values()
+    linear = shape.num_hidden_layers * sum(inputs * outputs * copies for inputs, outputs, copies in layers)
+    trained = adapter_of(run.adapter)
+    trainable = trained.count(shape)
+    # What an adapter trains, saved modules too, is held beside the frozen original.
+    total = shape.total_parameters + (trainable if trained.freezes_base else 0)
+    return Parameters(total, trainable, min(linear, shape.total_parameters))
 
 
-def advised_learning_rate(adapter: AdapterType, parameters: int, rows: int) -> float:
-    """Peak learning rate by method, model size (parameters) and data (rows): full 1e-5, LoRA 2e-4, scaled."""
-    rate = 1e-5 if adapter is AdapterType.NONE else 2e-4
+def advised_learning_rate(trained: Trainable, parameters: int, rows: int) -> float:
+    """Peak learning rate by what is trained (full 1e-5, LoRA 2e-4), scaled by model size (parameters) and data (rows)."""
+    rate = trained.learning_rate
     if parameters > 30e9:
         rate *= 0.5
     elif parameters > 10e9:
@@ -141,7 +120,7 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
     parameters = count_parameters(run, shape)
     types = choose_dtypes(run, device)
     sizes = _bytes(run, types)
-    fixed = _fixed_bytes(parameters, sizes, run)
+    fixed = _fixed_bytes(parameters, sizes)
     length = min(run.training.max_length, statistics.longest or run.training.max_length)
     if run.training.packing is Packing.DOCUMENTS:
         length = run.training.max_length
@@ -161,7 +140,7 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
         per_device_batch_size=micro_batch,
         gradient_accumulation_steps=max(1, run.training.global_batch_size // (micro_batch * world)),
         gradient_checkpointing=checkpointing,
-        learning_rate=run.training.learning_rate or advised_learning_rate(run.adapter.type, shape.total_parameters, statistics.rows),
+        learning_rate=run.training.learning_rate or advised_learning_rate(adapter_of(run.adapter), shape.total_parameters, statistics.rows),
         total_steps=steps,
         training_seconds=_seconds(run, parameters, statistics, device, steps),
         dtypes=shown_dtypes(run, types),
@@ -177,9 +156,9 @@ def _bytes(run: RunSpec, types: Dtypes) -> _Bytes:
     return _Bytes(frozen, 4.0, linear, _OPTIMIZER_BYTES[run.training.optimizer], size[types.autocast])
 
 
-def _fixed_bytes(parameters: Parameters, sizes: _Bytes, run: RunSpec) -> tuple[int, int, int]:
+def _fixed_bytes(parameters: Parameters, sizes: _Bytes) -> tuple[int, int, int]:
     """Bytes of weights, gradients and optimizer state: what does not grow with the batch."""
-    frozen = 0 if run.adapter.type is AdapterType.NONE else parameters.total - parameters.trainable
+    frozen = parameters.total - parameters.trainable
     linear = min(parameters.linear, frozen)
     weights = linear * sizes.linear + (frozen - linear) * sizes.frozen + parameters.trainable * sizes.trained
     return int(weights), int(parameters.trainable * 4), int(parameters.trainable * sizes.optimizer)
@@ -214,7 +193,7 @@ def _seconds(run: RunSpec, parameters: Parameters, statistics: RowStatistics, de
     if device.flops is None or not statistics.rows:
         return None
     tokens = statistics.tokens / statistics.rows * run.training.global_batch_size * steps
-    per_token = 6 if run.adapter.type is AdapterType.NONE else 4
+    per_token = 4 if adapter_of(run.adapter).freezes_base else 6
     return ceil(per_token * parameters.total * tokens / (device.flops * _UTILIZATION * max(1, run.gpus_per_node)))
 
 

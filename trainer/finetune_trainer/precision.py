@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
-from finetune_api.sections.adapter import AdapterType
 from finetune_api.sections.model import Dtype
 from finetune_api.sections.quantization import QuantizationType
 from finetune_api.sections.training import Precision
 
+from finetune_trainer.adapters import adapter_of
 from finetune_trainer.device import Device
 from finetune_trainer.errors import StageError
 
@@ -52,7 +52,7 @@ def choose_dtypes(run: RunSpec, device: Device) -> Dtypes:
 def shown_dtypes(run: RunSpec, dtypes: Dtypes) -> dict[str, str]:
     """Types as `status.plan` shows them: of frozen weights (absent where all are trained), of trained ones, of the arithmetic."""
     shown = {"trained": "float32", "compute": dtypes.autocast}
-    if run.adapter.type is AdapterType.NONE:
+    if not adapter_of(run.adapter).freezes_base:
         return shown
     return {"frozen": "nf4" if run.quantization.type is QuantizationType.NF4 else dtypes.base, **shown}
 
@@ -64,7 +64,7 @@ def _is_gpu_without_bfloat16(device: Device) -> bool:
 def _autocast(run: RunSpec, device: Device) -> str:
     wanted = run.training.precision
     if wanted is Precision.AUTO:
-        frozen_is_half = run.adapter.type is not AdapterType.NONE and run.model.dtype in (Dtype.BFLOAT16, Dtype.FLOAT16)
+        frozen_is_half = adapter_of(run.adapter).freezes_base and run.model.dtype in (Dtype.BFLOAT16, Dtype.FLOAT16)
         return _NAMES[run.model.dtype] if frozen_is_half else _fastest(device)
     if wanted is Precision.FLOAT16 and device.kind == "cpu":
         raise StageError(Reason.UNSUPPORTED_PRECISION, "training.precision Float16 needs a GPU; on CPU use BFloat16 or Float32")
@@ -80,7 +80,7 @@ def _fastest(device: Device) -> str:
 
 
 def _base(run: RunSpec, autocast: str) -> str:
-    if run.adapter.type is AdapterType.NONE:
+    if not adapter_of(run.adapter).freezes_base:
         if run.quantization.type is not QuantizationType.NONE:
             raise StageError(Reason.UNSUPPORTED_QUANTIZATION, "quantized weights cannot be trained; set adapter.type to LoRA")
         if run.model.dtype not in (Dtype.AUTO, Dtype.FLOAT32):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from finetune_api.answer import MemoryPlan
 from finetune_api.run import LocalRunSpec
-from finetune_api.sections.adapter import AdapterType
+from finetune_api.sections.adapter import Adapter, AdapterType
+from finetune_trainer.adapters import adapter_of
 from finetune_trainer.device import ASSUMED_GPU, GIB, GPUS, Device
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import (
@@ -140,7 +141,7 @@ RATES = {
 @pytest.mark.parametrize("name", RATES)
 def test_advised_learning_rates(name: str) -> None:
     adapter, parameters, rows, want = RATES[name]
-    assert advised_learning_rate(adapter, int(parameters), rows) == pytest.approx(want)
+    assert advised_learning_rate(adapter_of(Adapter(type=adapter)), int(parameters), rows) == pytest.approx(want)
 
 
 def test_a_learning_rate_of_the_users_own_stays() -> None:

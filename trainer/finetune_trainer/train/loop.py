@@ -21,10 +21,10 @@ from finetune_api.run import Stage
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
+from finetune_trainer.adapters import Trainable
 from finetune_trainer.errors import StageError
 from finetune_trainer.interruption import Interruption, terminated
 from finetune_trainer.prepared import IGNORED_LABEL
-from finetune_trainer.train.adapters import load_trained, save_trained
 from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.guard import StepGuard, any_rank
@@ -39,6 +39,7 @@ _WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
 class Controls:
     """What a loop is given beside the method's own parts. `save_on_sigterm`: checkpoints.onPreemption is Save."""
 
+    trained: Trainable
     store: CheckpointStore
     cadence: Cadence
     interruption: Interruption
@@ -130,7 +131,7 @@ class GuardedLoop:
 
     def _write_files(self, folder: Path) -> None:
         if self.is_world_process_zero():
-            save_trained(self.model, folder)
+            self.controls.trained.save(self.model, folder)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
@@ -149,11 +150,11 @@ class GuardedLoop:
         return "rng_state.pth" if self.args.world_size <= 1 else f"rng_state_{self.args.process_index}.pth"
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint))
+        self.controls.trained.load(self.model, Path(resume_from_checkpoint))
 
     def restore(self, folder: Path) -> None:
         """Takes over weights and state of a checkpoint without training on: for a run that was stopped after its last step."""
-        load_trained(self.model, folder)
+        self.controls.trained.load(self.model, folder)
         self.state = transformers.TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
 
     # -------------------------------------------------------------------------------------------------------------------- evaluation

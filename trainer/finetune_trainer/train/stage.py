@@ -13,8 +13,8 @@ from finetune_api.answer import StageResult
 from finetune_api.environment import DEVICE, DEVICE_CPU, HUB_OFFLINE
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
-from finetune_api.sections.adapter import AdapterType
 
+from finetune_trainer.adapters import adapter_of
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.device import ASSUMED_CPU, Device
 from finetune_trainer.errors import StageError
@@ -27,6 +27,7 @@ from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.hf_arguments import Surroundings
 from finetune_trainer.train.methods import Trained, TrainingJob
+from finetune_trainer.trained import CURVE_FILE
 
 METHODS: dict[str, str] = {"SFT": "finetune_trainer.train.methods.sft"}
 
@@ -40,7 +41,7 @@ _LIBRARIES = {
 
 
 def run(run: RunSpec, workspace: Workspace) -> StageResult:
-    """Trains and leaves `adapter/` or `model/` and `metrics.jsonl` in the stage's folder.
+    """Trains and leaves in the stage's folder what `trained.py` lists.
 
     Errors: StageError(Terminated) with the work saved; StageError(Diverged | OutOfMemory | GPUNotVisible | Superseded | …).
     """
@@ -102,6 +103,7 @@ def _controls(run: RunSpec, store: CheckpointStore, interruption: Interruption) 
     from finetune_trainer.train.loop import Controls
 
     return Controls(
+        trained=adapter_of(run.adapter),
         store=store,
         cadence=Cadence(run.checkpoints.every_steps),
         interruption=interruption,
@@ -146,18 +148,12 @@ def _guarding_memory(method: Callable[[TrainingJob], Trained], job: TrainingJob)
 
 def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
     """Writes what the next stage reads, on rank 0, and answers."""
-    import torch
-
-    from finetune_trainer.train import adapters, reporting
+    from finetune_trainer.train import reporting
 
     store = job.controls.store
     if int(os.environ.get("RANK", "0")) == 0:
-        if job.run.adapter.type is AdapterType.NONE:
-            dtype = getattr(torch, job.prepared.model.shape.dtype)
-            adapters.save_model(trained.model, job.prepared.model_folder, folder / adapters.MODEL_FOLDER, dtype)
-        else:
-            adapters.save_adapter(trained.model, folder / adapters.ADAPTER_FOLDER)
-        reporting.write_curve(trained.history, folder / "metrics.jsonl")
+        job.controls.trained.leave(trained.model, job.prepared.model_folder, job.prepared.model.shape.dtype, folder)
+        reporting.write_curve(trained.history, folder / CURVE_FILE)
         store.check_claim()
     return StageResult(
         stage=Stage.TRAIN,

@@ -12,7 +12,7 @@ from finetune_api.sections.training import Packing
 from finetune_api.uri import repository_of
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.train import adapters, rows
+from finetune_trainer.train import rows
 from finetune_trainer.train.hf_arguments import hf_arguments
 from finetune_trainer.train.loop import GuardedLoop
 from finetune_trainer.train.methods import Trained, TrainingJob
@@ -84,7 +84,7 @@ def build(job: TrainingJob, padding_free: bool) -> Any:
         train_dataset=rows.training_rows(prepared, run.training),
         eval_dataset=rows.validation_rows(prepared, arguments.per_device_eval_batch_size * job.around.world_size),
         processing_class=_tokenizer(job),
-        peft_config=adapters.peft_config(run.adapter, model, repository_of(prepared.model.source) or prepared.model.source),
+        peft_config=job.controls.trained.make(model, repository_of(prepared.model.source) or prepared.model.source),
         callbacks=[ProgressCallback(job.progress, job.controls.store)],
         controls=job.controls,
     )
