@@ -9,6 +9,7 @@ Sources, by part:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
@@ -18,6 +19,7 @@ from finetune_api.sections.quantization import QuantizationType
 from finetune_api.sections.training import Optimizer, Packing, Switch
 
 from finetune_trainer.adapters import Trainable, adapter_of
+from finetune_trainer.batches import BatchSplit, choose_split, smallest_split
 from finetune_trainer.device import ASSUMED_CPU, ASSUMED_GPU, GIB, GPUS, Device
 from finetune_trainer.model_shape import ModelShape, linear_layers
 from finetune_trainer.precision import Dtypes, choose_dtypes, shown_dtypes
@@ -29,7 +31,6 @@ _RUNTIME_BYTES = {"cuda": 1 * GIB, "cpu": 1 * GIB}
 """Context, kernels and libraries of a process that trains nothing yet (torch and TRL on CPU: 1.05 GB measured)."""
 _UTILIZATION = 0.35
 """Share of a device's peak that fine-tuning reaches."""
-_LARGEST_MICRO_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,16 @@ def count_steps(run: RunSpec, statistics: RowStatistics) -> int:
     return ceil(per_epoch * (run.training.epochs or DEFAULT_EPOCHS))
 
 
+def world_size(run: RunSpec) -> int:
+    """Ranks that a run trains with: one for each GPU, or one on the CPU."""
+    return max(1, run.gpus_per_node)
+
+
 def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, device: Device | None = None) -> MemoryPlan:
     """What a device must hold, and the micro-batch, checkpointing, rate and steps that follow.
 
     `device` None: not seen yet; a small GPU is assumed where the run has GPUs, 4 GiB where it has none.
-    Errors: StageError(UnsupportedPrecision | UnsupportedQuantization) for types that cannot train on it.
+    Errors: StageError(UnsupportedPrecision | UnsupportedQuantization) for types that cannot train on it; StageError(InvalidBatchSize).
     """
     assumed = device is None
     device = device or (ASSUMED_GPU if run.gpus_per_node else ASSUMED_CPU)
@@ -125,8 +131,12 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
     if run.training.packing is Packing.DOCUMENTS:
         length = run.training.max_length
     room = int(device.memory_bytes * _USABLE_SHARE) - _RUNTIME_BYTES[device.kind] - sum(fixed)
-    micro_batch, checkpointing, activations = _choose(run, shape, sizes, length, room)
-    world = max(1, run.gpus_per_node)
+
+    def needed(micro_batch: int, checkpointing: bool) -> int:
+        return activation_bytes(shape, micro_batch * length, sizes.activation, checkpointing)
+
+    split, checkpointing = _choose(run, needed, room)
+    activations = needed(split.micro_batch, checkpointing)
     total = sum(fixed) + activations + _RUNTIME_BYTES[device.kind]
     steps = count_steps(run, statistics)
     return MemoryPlan(
@@ -137,8 +147,8 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
         total_bytes=total,
         trainable_parameters=parameters.trainable,
         total_parameters=parameters.total,
-        per_device_batch_size=micro_batch,
-        gradient_accumulation_steps=max(1, run.training.global_batch_size // (micro_batch * world)),
+        per_device_batch_size=split.micro_batch,
+        gradient_accumulation_steps=split.accumulation,
         gradient_checkpointing=checkpointing,
         learning_rate=run.training.learning_rate or advised_learning_rate(adapter_of(run.adapter), shape.total_parameters, statistics.rows),
         total_steps=steps,
@@ -173,20 +183,21 @@ def activation_bytes(shape: ModelShape, tokens: int, bytes_each: float, checkpoi
     return int(tokens * (kept + logits))
 
 
-def _choose(run: RunSpec, shape: ModelShape, sizes: _Bytes, length: int, room: int) -> tuple[int, bool, int]:
-    """`(micro-batch, checkpointing, bytes)`: the largest micro-batch that fits; checkpointing only where one row does not fit without."""
-    wanted = run.training.gradient_checkpointing
-    options = {Switch.AUTO: (False, True), Switch.ENABLED: (True,), Switch.DISABLED: (False,)}[wanted]
-    per_device = max(1, run.training.global_batch_size // max(1, run.gpus_per_node))
-    own = run.training.per_device_batch_size
-    candidates = [own] if own else [n for n in range(min(per_device, _LARGEST_MICRO_BATCH), 0, -1) if per_device % n == 0]
-    needed = candidates[-1], options[-1], activation_bytes(shape, candidates[-1] * length, sizes.activation, options[-1])
+def _choose(run: RunSpec, needed: Callable[[int, bool], int], room: int) -> tuple[BatchSplit, bool]:
+    """The largest micro-batch that fits, and checkpointing only where no micro-batch fits without.
+
+    `needed`: bytes of activations by micro-batch and checkpointing; `room`: bytes there are for them.
+    """
+    options = {Switch.AUTO: (False, True), Switch.ENABLED: (True,), Switch.DISABLED: (False,)}[run.training.gradient_checkpointing]
     for checkpointing in options:
-        for micro_batch in candidates:
-            size = activation_bytes(shape, micro_batch * length, sizes.activation, checkpointing)
-            if size <= room:
-                return micro_batch, checkpointing, size
-    return needed
+        split = choose_split(run.training, world_size(run), _fitting(needed, checkpointing, room))
+        if split is not None:
+            return split, checkpointing
+    return smallest_split(run.training, world_size(run)), options[-1]
+
+
+def _fitting(needed: Callable[[int, bool], int], checkpointing: bool, room: int) -> Callable[[int], bool]:
+    return lambda micro_batch: needed(micro_batch, checkpointing) <= room
 
 
 def _seconds(run: RunSpec, parameters: Parameters, statistics: RowStatistics, device: Device, steps: int) -> int | None:
@@ -194,7 +205,7 @@ def _seconds(run: RunSpec, parameters: Parameters, statistics: RowStatistics, de
         return None
     tokens = statistics.tokens / statistics.rows * run.training.global_batch_size * steps
     per_token = 4 if adapter_of(run.adapter).freezes_base else 6
-    return ceil(per_token * parameters.total * tokens / (device.flops * _UTILIZATION * max(1, run.gpus_per_node)))
+    return ceil(per_token * parameters.total * tokens / (device.flops * _UTILIZATION * world_size(run)))
 
 
 def _warnings(run: RunSpec, device: Device, total: int, assumed: bool) -> list[str]:

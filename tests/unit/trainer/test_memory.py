@@ -113,6 +113,11 @@ def test_a_micro_batch_of_the_users_own_stays() -> None:
     assert (made.per_device_batch_size, made.gradient_accumulation_steps) == (4, 4)
 
 
+def test_a_batch_that_the_gpus_cannot_share_is_refused_before_one_is_taken() -> None:
+    with pytest.raises(StageError, match="multiple of the 8 GPUs"):
+        plan(None, gpusPerNode=8, training={"globalBatchSize": 4})
+
+
 def test_what_does_not_fit_says_where_it_would() -> None:
     made = plan(GPUS["L4"], rows=RowStatistics(100, 50_000, 512), training={"globalBatchSize": 1})
     assert made.warnings == []
