@@ -142,9 +142,9 @@ def test_preemption_may_skip_the_save(make_interrupted: JobMaker) -> None:
 
 
 def test_sigterm_while_the_model_is_loaded_ends_at_once(make_interrupted: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.train.methods import sft
+    from finetune_trainer.train import building
 
-    monkeypatch.setattr(sft, "load_base", lambda *args: send_sigterm())
+    monkeypatch.setattr(building, "load_base", lambda *args: send_sigterm())
     with pytest.raises(StageError) as error:
         make_interrupted().train()
     assert error.value.exit_code == ExitCode.TERMINATED

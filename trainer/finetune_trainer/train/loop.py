@@ -28,6 +28,8 @@ from finetune_trainer.prepared import IGNORED_LABEL
 from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.guard import StepGuard, any_rank
+from finetune_trainer.train.methods import Trained, TrainingJob
+from finetune_trainer.train.reporting import eval_loss_at
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +183,50 @@ class GuardedLoop:
             torch.distributed.all_reduce(sums)
         outcome.metrics["eval_loss"] = float(sums[0] / sums[1].clamp(min=1))
         return outcome
+
+
+def run_to_last_step(trainer: Any, job: TrainingJob, warnings: list[str]) -> Trained:
+    """Trains to the last step, from the newest checkpoint where one counts. `trainer`: a `GuardedLoop` before a TRL trainer.
+
+    Errors: StageError(Terminated | Diverged | Superseded | StoppedEarly | …); `result` carries the newest checkpoint.
+    """
+    checkpoint = job.controls.store.newest
+    last_step = _last_step(trainer)
+    with job.controls.interruption.deferred():
+        if checkpoint is None:
+            trainer.train()
+        elif checkpoint.step < last_step:
+            job.controls.cadence.start_from(checkpoint.step)
+            log.info("resuming at step %d of %d", checkpoint.step, last_step)
+            trainer.train(resume_from_checkpoint=str(checkpoint.folder))
+        else:
+            trainer.restore(checkpoint.folder)
+    job.controls.interruption.end_if_requested()
+    # transformers returns normally from a run that something stopped early.
+    if trainer.state.global_step < last_step:
+        raise StageError(Reason.STOPPED_EARLY, f"training ended at step {trainer.state.global_step} of {last_step}")
+    return Trained(
+        model=trainer.model,
+        eval_loss=_final_eval_loss(trainer),
+        history=trainer.state.log_history,
+        steps=trainer.state.global_step,
+        resumed_from_step=checkpoint.step if checkpoint else None,
+        warnings=warnings,
+    )
+
+
+def _last_step(trainer: Any) -> int:
+    """Optimizer steps of the whole run. Source: transformers.Trainer.set_initial_training_values."""
+    steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    return int(steps)
+
+
+def _final_eval_loss(trainer: Any) -> float | None:
+    """Mean loss per token on the validation rows after the last step; None without such rows."""
+    if trainer.eval_dataset is None:
+        return None
+    taken = eval_loss_at(trainer.state.log_history, trainer.state.global_step)
+    return taken if taken is not None else float(trainer.evaluate()["eval_loss"])
 
 
 class _StepMarks(transformers.TrainerCallback):  # type: ignore[misc]

@@ -29,7 +29,10 @@ from finetune_trainer.train.hf_arguments import Surroundings
 from finetune_trainer.train.methods import Trained, TrainingJob
 from finetune_trainer.trained import CURVE_FILE
 
-METHODS: dict[str, str] = {"SFT": "finetune_trainer.train.methods.sft"}
+METHODS: dict[str, str] = {
+    "SFT": "finetune_trainer.train.methods.sft",
+}
+"""Modules by `method.type`; each has `train(job) -> Trained`. Named, not imported: one method does not pay for another."""
 
 _LIBRARIES = {
     HUB_OFFLINE: "1",  # prepare fetched everything
