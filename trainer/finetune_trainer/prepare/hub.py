@@ -19,7 +19,6 @@ class Listing:
 
     commit: str
     files: list[str]
-    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,8 @@ class Hub:
             info = api.repo_info(self.repository, repo_type=self.kind, revision=revision, timeout=60)
         except Exception as error:
             raise self._explained(error, revision) from error
-        card = getattr(info, "card_data", None)
         files = sorted(sibling.rfilename for sibling in getattr(info, "siblings", None) or [])
-        return Listing(str(info.sha), files, getattr(card, "license", None))
+        return Listing(str(info.sha), files)
 
     def download(self, commit: str, files: list[str], target: Path) -> None:
         """Fetches `files` into `target`, all of them. Errors: as `list_files`."""
