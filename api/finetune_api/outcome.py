@@ -68,7 +68,7 @@ _RETRY = {
 FINAL_EXIT_CODES = sorted(code for code in ExitCode if code is not ExitCode.OK and code.retry is Retry.NEVER)
 """Codes after which no attempt follows: a Job's pod failure policy names them."""
 
-_SIGNALLED = 128
+SIGNALLED = 128
 """What a process that a signal ended exits with, less the signal's number."""
 
 
@@ -76,7 +76,7 @@ def retry_of(exit_code: int) -> Retry:
     """What follows a pod's exit code. A signal may have any cause; a code unknown to us is an image's own word, and final."""
     if exit_code in _RETRY:
         return ExitCode(exit_code).retry
-    return Retry.COUNTED if exit_code >= _SIGNALLED else Retry.NEVER
+    return Retry.COUNTED if exit_code >= SIGNALLED else Retry.NEVER
 
 
 @dataclass(frozen=True)
@@ -373,3 +373,161 @@ class Reason(StrEnum):
         "Give it more test rows, or change the gate.",
         ExitCode.GATE_FAILED,
     )
+
+    # ------------------------------------------------------------------------------------------ FineTuneJob: before the start
+    VALID = Row("Valid", "The spec passed every check.")
+    INVALID_SPEC = Row(
+        "InvalidSpec",
+        "The spec cannot be read; of a ModelVersion: no version of its model is moved.",
+        "Mend the field that the message names.",
+    )
+    FORBIDDEN_BY_POLICY = Row(
+        "ForbiddenByPolicy",
+        "The namespace's policy does not allow what the spec names.",
+        "Name what is allowed, or have it added to the chart's policies.",
+    )
+    CLAIM_NOT_FOUND = Row(
+        "ClaimNotFound", "A PersistentVolumeClaim that the spec names is not there.", "Create it; the job goes on by itself."
+    )
+    CONFIG_MAP_NOT_FOUND = Row(
+        "ConfigMapNotFound", "A ConfigMap or key that the spec names is not there.", "Create it; the job goes on by itself."
+    )
+    OLDER_JOB_NOT_FOUND = Row("OlderJobNotFound", "The job that spec.resumeFrom names is not there.", "Name one of this namespace.")
+    VERSION_TAKEN = Row(
+        "VersionTaken", "Another run made the version that spec.publish.version asks for.", "Name another version, or leave it out."
+    )
+    ALREADY_PUBLISHED = Row(
+        "AlreadyPublished",
+        "A version was made by a run of the same content; nothing was run.",
+        "Nothing; to run it again, set spec.runId on a new object.",
+    )
+    SPEC_CHANGED = Row(
+        "SpecChanged", "The spec, or a ConfigMap that it names, is not what was started.", "Put it back, or create another job."
+    )
+
+    # ---------------------------------------------------------------------------------------------- FineTuneJob: while it runs
+    STARTED = Row("Started", "The run has begun.")
+    PREPARED_PENDING = Row("PreparedPending", "Stage prepare is due or under way.")
+    TRAINED_PENDING = Row("TrainedPending", "Stage train is due or under way.")
+    PACKAGED_PENDING = Row("PackagedPending", "Stage package is due or under way.")
+    EVALUATED_PENDING = Row("EvaluatedPending", "Stage evaluate is due or under way.")
+    PUBLISHED_PENDING = Row("PublishedPending", "The result is about to be registered as a ModelVersion.")
+    RUNNING = Row("Running", "The stage is under way.")
+    RETRYING = Row("Retrying", "An attempt failed; another follows.")
+    STOPPING = Row("Stopping", "A pod is being stopped and saves its work.")
+    SUSPENDING = Row("Suspending", "Pods are being stopped for spec.suspend and save their work.")
+    SUSPENDED = Row(
+        "Suspended", "spec.suspend is true; what was done is on storage.", "Set spec.suspend to false to go on.", retry=Retry.UNCOUNTED
+    )
+    NOT_SUSPENDED = Row("NotSuspended", "spec.suspend is false.")
+    RESUMED = Row("Resumed", "spec.suspend is false again; the run goes on.")
+    POD_REFUSED = Row(
+        "PodRefused", "The API server refuses to create the stage's pod.", "Mend what the message names: a quota, or Pod Security."
+    )
+    UNSCHEDULABLE = Row("Unschedulable", "No node has room for the stage's pod.", "Make room, or change what the stage asks for.")
+    NODE_LOST = Row(
+        "NodeLost",
+        "The node of the stage's pod is gone.",
+        "Nothing where the next attempt starts; else bring the node back or free the pod, as the message says.",
+        retry=Retry.UNCOUNTED,
+    )
+
+    # --------------------------------------------------------------- FineTuneJob: a pod ended without a word of the trainer's
+    PREEMPTED = Row("Preempted", "The pod was preempted, evicted or drained.", retry=Retry.UNCOUNTED)
+    KILLED = Row("Killed", "A signal ended the stage's process.", "Look at the pod's log and the node's.", retry=Retry.COUNTED)
+    POD_FAILED = Row("PodFailed", "The pod failed without an exit code.", "Look at the message and the node.", retry=Retry.COUNTED)
+    STAGE_FAILED = Row(
+        "StageFailed",
+        "The stage ended with a final exit code and said nothing, or with one that the trainer does not have.",
+        "Look at the pod's log.",
+        retry=Retry.NEVER,
+    )
+    ANSWER_UNREADABLE = Row(
+        "AnswerUnreadable",
+        "The stage ended well, but its answer cannot be read, also when asked again.",
+        "Use a trainer image of this release as spec.image.",
+        retry=Retry.NEVER,
+    )
+
+    # ---------------------------------------------------------------------------------------------------- FineTuneJob: the end
+    REGISTERING = Row("Registering", "A version number is reserved.")
+    REGISTERED = Row("Registered", "The result is registered as a ModelVersion.")
+    PUBLISHED = Row("Published", "The result is registered as a ModelVersion.")
+    ARTIFACTS_UNKNOWN = Row(
+        "ArtifactsUnknown",
+        "Stage package told of no artifacts, so there is nothing to register.",
+        "Look for its files where the message says.",
+    )
+    DEADLINE_EXCEEDED = Row(
+        "DeadlineExceeded",
+        "The run was active for longer than spec.activeDeadlineSeconds; its checkpoints are kept.",
+        "Start a new job with spec.resumeFrom and a longer deadline.",
+    )
+    SUCCEEDED = Row("Succeeded", "The run is done.")
+    FAILED = Row("Failed", "The run is over without a result; the event's message begins with the reason.", "See that reason.")
+
+    # ----------------------------------------------------------------------------------------------------------- both kinds
+    WAITING = Row("Waiting", "Something else comes first; the message says what.")
+    SETTLED = Row("Settled", "What is wanted is the case.")
+    NOT_STALLED = Row("NotStalled", "No person is needed.")
+    APPLIED = Row("Applied", "Every object is as wanted.")
+    NOT_OWNED = Row("NotOwned", "An object of the wanted name belongs to somebody else.", "Delete or rename it.")
+    WAITING_FOR_PREVIOUS_OWNER = Row("WaitingForPreviousOwner", "A former object of the wanted name is still being deleted.")
+    FORBIDDEN = Row("Forbidden", "The API server forbids what is wanted.", "Grant it, or mend what the message names.")
+    INVALID = Row("Invalid", "The API server finds an object invalid.", "Mend what the message names.")
+    QUOTA_EXCEEDED = Row("QuotaExceeded", "A quota leaves no room.", "Free some of it, or raise it.")
+    API_ERROR = Row("ApiError", "The API server failed; it is tried again.")
+
+    # ------------------------------------------------------------------------------------------------------ ModelVersion: serving
+    SERVING = Row("Serving", "At least one pod of the version answers.")
+    PODS_STARTING = Row("PodsStarting", "No pod of the version answers yet.")
+    PODS_NOT_READY = Row("PodsNotReady", "No pod of the version answers any more.")
+    PODS_CANNOT_START = Row(
+        "PodsCannotStart", "The pods cannot be created, scheduled or started.", "Mend what the message names in the cluster's words."
+    )
+    DIGEST_MATCHES = Row("DigestMatches", "A server read the artifact and found the digest that was published.")
+    NOT_READ_YET = Row("NotReadYet", "No server has read the artifact yet.")
+    ARTIFACT_REFUSED = Row(
+        "ArtifactRefused",
+        "The server refused the artifact: it has another digest, or cannot be read.",
+        "Restore the artifact, or publish another version.",
+    )
+    CLAIM_BOUND = Row("ClaimBound", "The claim that holds the artifact is there.")
+    CLAIM_MISSING = Row("ClaimMissing", "The claim that holds the artifact is not there.", "Restore it: its volume holds the artifact.")
+    CLAIM_NOT_BOUND = Row("ClaimNotBound", "The claim that holds the artifact has no volume.", "Bind it to the volume of the artifact.")
+    CLAIM_NOT_SHAREABLE = Row(
+        "ClaimNotShareable",
+        "The claim's access mode does not let the server pods use it where they can run.",
+        "Publish to a claim with ReadWriteMany or ReadOnlyMany.",
+    )
+    ARTIFACT_MISSING = Row(
+        "ArtifactMissing", "serving.artifact names no GGUF among the artifacts.", "Name one of those that the message lists."
+    )
+    DUPLICATE_VERSION = Row(
+        "DuplicateVersion",
+        "The name is not <model>-v<version>, so two objects could claim the number.",
+        "Create the version under that name, and delete this one.",
+    )
+
+    # ------------------------------------------------------------------------------------------------------ ModelVersion: traffic
+    ACCEPTED = Row("Accepted", "The Gateway accepted the route as it is now.")
+    NOT_ROUTED = Row("NotRouted", "Traffic of type None: the version is reached through its Service.")
+    NO_TRAFFIC_YET = Row("NoTrafficYet", "The version is not in the route before its pods are ready.")
+    WAITING_FOR_GATEWAY = Row("WaitingForGateway", "The Gateway has not answered for the route as it is now.")
+    ROUTE_NOT_ACCEPTED = Row("RouteNotAccepted", "The Gateway refused the route.", "Mend what the message has in the Gateway's words.")
+    GATEWAY_API_MISSING = Row("GatewayAPIMissing", "The cluster does not serve HTTPRoutes.", "Install the Gateway API and a Gateway.")
+    DIFFERS_FROM_PRODUCTION = Row(
+        "DiffersFromProduction",
+        "rollout.traffic is not the same as that of the version which the route follows.",
+        "Make them equal, or leave the version without traffic.",
+    )
+    STARTING = Row("Starting", "Waits for its pods before the first step.")
+    HOLDING = Row("Holding", "In a step whose hold is not over.")
+    AWAITING_APPROVAL = Row(
+        "AwaitingApproval", "rollout.approval is Manual and the step is not approved.", "Set spec.rollout.approvedStep to let it go on."
+    )
+    PAUSED = Row("Paused", "rollout.paused is set.", "Unset it to let the version go on.")
+    OUT_OF_SERVICE = Row("OutOfService", "Archived, rolled back or rejected: gets no traffic.")
+    MOVING_TRAFFIC = Row("MovingTraffic", "The route's weights are on their way to what is wanted.")
+    ROLLING_OUT = Row("RollingOut", "Pods of another template are replacing the present ones.")
+    RETIRING = Row("Retiring", "Out of service; its pods are about to go.")
