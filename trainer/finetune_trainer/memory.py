@@ -216,7 +216,7 @@ def _bytes(run: RunSpec, types: dict[str, str]) -> _Bytes:
     size = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
     compute = size[types["compute"]]
     frozen = types.get("frozen", "float32")
-    linear = (4 + (0.127 if run.quantization.double_quantization else 0.5)) / 8 if frozen == "nf4" else size[frozen]
+    linear = (4 + (0.127 if run.quantization.effective_nf4.double_quantization else 0.5)) / 8 if frozen == "nf4" else size[frozen]
     return _Bytes(size.get(frozen, compute), 4.0, linear, _OPTIMIZER_BYTES[run.training.optimizer], compute)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import torch
 from finetune_api.outcome import ExitCode
-from finetune_api.sections.adapter import Adapter, AdapterType, LoRA
+from finetune_api.sections.adapter import Adapter, AdapterType
 from safetensors.torch import load_file, save_file
 
 from finetune_trainer.errors import StageError
@@ -28,7 +28,7 @@ def peft_config(adapter: Adapter, model: Any, base_name: str) -> peft.PeftConfig
     """
     if adapter.type is AdapterType.NONE:
         return None
-    lora = adapter.lora or LoRA()
+    lora = adapter.effective_lora
     named = lora.target_modules.names
     _check_modules(model, named or [], "adapter.lora.targetModules.names")
     _check_modules(model, lora.modules_to_save, "adapter.lora.modulesToSave")
