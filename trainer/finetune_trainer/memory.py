@@ -162,7 +162,7 @@ def _bytes(run: RunSpec, types: Dtypes) -> _Bytes:
     size = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
     frozen = size[types.base]
     nf4 = run.quantization.type is QuantizationType.NF4
-    linear = (4 + (0.127 if run.quantization.double_quantization else 0.5)) / 8 if nf4 else frozen
+    linear = (4 + (0.127 if run.quantization.effective_nf4.double_quantization else 0.5)) / 8 if nf4 else frozen
     return _Bytes(frozen, 4.0, linear, _OPTIMIZER_BYTES[run.training.optimizer], size[types.autocast])
 
 

@@ -43,7 +43,7 @@ def choose_dtypes(run: RunSpec, device: Device) -> Dtypes:
             Reason.UNSUPPORTED_PRECISION,
             f"model.dtype {run.model.dtype} needs training.precision of the same kind: set it to {run.model.dtype} or leave it out",
         )
-    compute = _NAMES[run.quantization.compute_dtype]
+    compute = _NAMES[run.quantization.effective_nf4.compute_dtype]
     if compute == "bfloat16" and _is_gpu_without_bfloat16(device):
         compute = "float16"
     return Dtypes(base=base, autocast=autocast, quantized_compute=compute)

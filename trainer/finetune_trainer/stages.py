@@ -61,7 +61,7 @@ def _of_prepare(run: RunSpec) -> Settings:
         "model": run.model.model_dump(mode="json", exclude=_SECRETS | _WEIGHTS_ONLY),
         "datasets": [dataset.model_dump(mode="json", exclude=_SECRETS) for dataset in run.datasets],
         "preparation": run.preparation.wire(),
-        "method": run.method.wire(),
+        "method": run.method.spelled_out().wire(),
         "maxLength": run.training.max_length,
         "gguf": bool(run.export.gguf),
         "chatTemplate": run.chat_template_text,
@@ -71,9 +71,9 @@ def _of_prepare(run: RunSpec) -> Settings:
 def _of_train(run: RunSpec) -> Settings:
     return {
         "model": run.model.model_dump(mode="json", include=_WEIGHTS_ONLY),
-        "method": run.method.wire(),
-        "adapter": run.adapter.wire(),
-        "quantization": run.quantization.wire(),
+        "method": run.method.spelled_out().wire(),
+        "adapter": run.adapter.spelled_out().wire(),
+        "quantization": run.quantization.spelled_out().wire(),
         "training": run.training.wire(),
     }
 

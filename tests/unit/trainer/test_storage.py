@@ -236,6 +236,9 @@ def run_spec(**changes: object) -> RunSpec:
         ({"evaluation": {"minSamples": 5}}, {Stage.EVALUATE}),
         ({"training": {"maxLength": 64}}, {Stage.PREPARE, Stage.TRAIN}),
         ({"checkpoints": {"keep": 5}}, set()),
+        ({"method": {"sft": {}}, "adapter": {"lora": {}}}, set()),
+        ({"method": {"sft": {"loss": "Completion"}}}, {Stage.PREPARE, Stage.TRAIN}),
+        ({"quantization": {"type": "NF4", "nf4": {"computeDtype": "Float16"}}}, {Stage.TRAIN}),
         ({"model": {"source": "hf://a/b", "tokenSecretRef": {"name": "s", "key": "k"}}}, set()),
     ],
 )

@@ -77,7 +77,10 @@ def write_provenance(run: RunSpec, prepared: Prepared, upstream: dict[str, str],
         "baseModel": {"source": hub_name(prepared.model.source), "revision": prepared.model.revision, "digest": prepared.model.digest},
         "datasetDigest": prepared.file.dataset.digest,
         "settingsDigest": digest_of(
-            [run.method.wire(), run.adapter.wire(), run.quantization.wire(), run.training.wire(), run.export.wire()]
+            [
+                *(union.spelled_out().wire() for union in (run.method, run.adapter, run.quantization)),
+                *(section.wire() for section in (run.training, run.export)),
+            ]
         ),
         "stages": upstream,
         "libraries": {name: _version(name) for name in _LIBRARIES},

@@ -46,7 +46,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     vocab = LlamaVocab(storage, model_folder, stop.tokens, stop.own_template) if run.export.gguf else None
     progress.report(_MODEL_SHARE)
 
-    encoder = Encoder(tokenizer, stop.template, run.method.sft.loss, run.training.max_length)
+    encoder = Encoder(tokenizer, stop.template, run.method.effective_sft.loss, run.training.max_length)
     with Pipeline(run, encoder, stop.tokens, model.shape.vocab_size, folder) as pipeline:
         pipeline.read_all(files, lambda share: progress.report(_MODEL_SHARE + (_ROWS_SHARE - _MODEL_SHARE) * share))
     progress.report(_ROWS_SHARE)

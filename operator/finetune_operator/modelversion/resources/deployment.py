@@ -119,20 +119,20 @@ def _container(version: Version, artifact: PublishedArtifact, image: str, settin
 
 def _arguments(version: Version) -> list[str]:
     """What follows the image's own `--model --host --port --metrics`. llama-server's --ctx-size is shared by its slots."""
-    serving = version.spec.serving
+    serving = version.spec.serving.effective_llama_cpp
     arguments = {
         "--alias": version.spec.model,
         "--ctx-size": str(serving.context_length * serving.parallel),
         "--parallel": str(serving.parallel),
         "--threads-http": str(serving.parallel + SPARE_HTTP_THREADS),
-    } | ({"--n-gpu-layers": "999"} if serving.gpus else {})
+    } | ({"--n-gpu-layers": "999"} if version.spec.serving.effective_resources.gpus else {})
     return [*(part for pair in arguments.items() for part in pair), "--jinja"]
 
 
 def _resources(version: Version) -> Object:
-    serving = version.spec.serving
-    gpus = {serving.gpu_resource_name: str(serving.gpus)} if serving.gpus else {}
-    return {"requests": {"cpu": serving.cpu, "memory": serving.memory, **gpus}, "limits": {"memory": serving.memory, **gpus}}
+    resources = version.spec.serving.effective_resources
+    gpus = {resources.gpu_resource_name: str(resources.gpus)} if resources.gpus else {}
+    return {"requests": {"cpu": resources.cpu, "memory": resources.memory, **gpus}, "limits": {"memory": resources.memory, **gpus}}
 
 
 def _same_node(own: dict[str, str]) -> Object:
