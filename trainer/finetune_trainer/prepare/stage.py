@@ -12,11 +12,11 @@ from finetune_api.run import RunSpec, Stage
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import plan_memory
 from finetune_trainer.prepare.base_model import resolve_model
+from finetune_trainer.prepare.dataset_files import locate
 from finetune_trainer.prepare.encoding import Encoder
 from finetune_trainer.prepare.llama_proof import LlamaVocab
 from finetune_trainer.prepare.pipeline import Pipeline
 from finetune_trainer.prepare.report import dataset_report, prepared_digest, write_report
-from finetune_trainer.prepare.sources import locate
 from finetune_trainer.prepare.stopping import StopRule, choose_stop_rule
 from finetune_trainer.prepare.tokenizer import TextTokenizer, tokenizer_file_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel

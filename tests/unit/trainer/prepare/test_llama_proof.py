@@ -11,7 +11,7 @@ from finetune_trainer.errors import StageError
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.prepare.llama_proof import chosen, prove_tokenizer
 from finetune_trainer.prepare.pipeline import Sample
-from finetune_trainer.prepare.sources import Location
+from finetune_trainer.prepare.records import Location
 from finetune_trainer.prepare.tokenizer import TextTokenizer
 from finetune_trainer.prepared import SpecialTokens
 
