@@ -58,8 +58,3 @@ def merge(previous: Iterable[Mapping[str, Any]], wanted: Iterable[Condition], ge
 
 def find(conditions: Iterable[Mapping[str, Any]], type: str) -> Mapping[str, Any] | None:
     return next((condition for condition in conditions if condition["type"] == type), None)
-
-
-def is_true(conditions: Iterable[Mapping[str, Any]], type: str) -> bool:
-    condition = find(conditions, type)
-    return condition is not None and condition["status"] == "True"

@@ -110,7 +110,6 @@ def pod_fact(pod: Object) -> PodFact:
         disruption=disrupted.get("reason") if disrupted.get("status") == "True" else None,
         deleting="deletionTimestamp" in metadata,
         gone_by=_moment(metadata.get("deletionTimestamp")),
-        started_at=_moment(status.get("startTime")),
     )
 
 
