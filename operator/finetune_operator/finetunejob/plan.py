@@ -17,7 +17,7 @@ from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import PASSING_PROBLEMS, Create, Delete, Plan
 from finetune_operator.core.settings import Settings
-from finetune_operator.finetunejob import checks, publish, stages
+from finetune_operator.finetunejob import attempt, checks, publish
 from finetune_operator.finetunejob.draft import Draft
 from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.policies.deadline import active_seconds, deadline_at
@@ -138,7 +138,7 @@ def _start(draft: Draft, spec: FineTuneJobSpec) -> bool:
     }
     draft.set(ConditionType.SUSPENDED, "False", "NotSuspended")
     draft.set(ConditionType.RESOURCES_APPLIED, "True", "Applied")
-    stages.begin(draft, Stage.PREPARE)
+    attempt.begin(draft, Stage.PREPARE)
     draft.event("Started", "the run has started with stage prepare")
     return True
 
@@ -191,8 +191,8 @@ def _ensure_claim(draft: Draft, spec: FineTuneJobSpec) -> bool:
 
 
 def _run_stages(draft: Draft, spec: FineTuneJobSpec) -> bool:
-    ended = stages.run(draft, spec)
-    if isinstance(ended, stages.Failure):
+    ended = attempt.run(draft, spec)
+    if isinstance(ended, attempt.Failure):
         fail(draft, ended.reason, ended.message, ended.stage)
         return True
     return ended
@@ -238,7 +238,7 @@ def fail(draft: Draft, reason: str, message: str, stage: Stage | None = None) ->
     kept = draft.status.get("checkpoint")
     where = f"; the last checkpoint (step {kept['step']}) is at {kept['uri']}" if kept else ""
     if stage is not None:
-        draft.set(stages.CONDITION[stage], "False", reason, message)
+        draft.set(attempt.CONDITION[stage], "False", reason, message)
     draft.set(ConditionType.SUCCEEDED, "False", reason, message + where)
     draft.stalled = (reason, message)
     draft.reconciling = ""

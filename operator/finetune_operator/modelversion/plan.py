@@ -8,7 +8,7 @@ pass can be interrupted anywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
 
@@ -20,19 +20,19 @@ from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, Apply, Delete, Event, SetOwners
 from finetune_operator.core.settings import Settings
-from finetune_operator.modelversion.checks import Finding, first_finding
 from finetune_operator.modelversion.conditions import Outlook, conditions_of, grace_ends, is_one_node, newly_stalled
 from finetune_operator.modelversion.observed import Observed
 from finetune_operator.modelversion.policies import keep
 from finetune_operator.modelversion.policies.restore import restored_moves
-from finetune_operator.modelversion.policies.steps import Gate, Obstacle, next_step, obstacle
+from finetune_operator.modelversion.policies.steps import next_step
 from finetune_operator.modelversion.policies.succession import departure, displacements, homecoming
-from finetune_operator.modelversion.policies.traffic import followed_traffic, shares, wanted_backends
+from finetune_operator.modelversion.policies.traffic import followed_traffic
 from finetune_operator.modelversion.resources.deployment import make_deployment
 from finetune_operator.modelversion.resources.http_route import API_VERSION as ROUTE_API_VERSION
 from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KIND
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import endpoint, make_service
+from finetune_operator.modelversion.situation import Situation
 from finetune_operator.modelversion.versions import Move, Unreadable, Version, claim_and_path, find_version, moved, read_versions
 
 
@@ -67,54 +67,6 @@ def plan_model(versions: Sequence[Object], observed: Observed, settings: Setting
         events=tuple(events),
         recheck_at=_recheck_at(after),
     )
-
-
-@dataclass(frozen=True)
-class Situation:
-    """The versions at their places, and everything that follows from them."""
-
-    versions: Sequence[Version]
-    observed: Observed
-    settings: Settings
-    now: datetime
-    weights: Mapping[str, int] = field(init=False)
-    findings: Mapping[str, Finding | None] = field(init=False)
-    gate: Gate = field(init=False)
-
-    def __post_init__(self) -> None:
-        weights = shares(self.versions, self.observed)
-        findings = {version.name: first_finding(version, self.observed, self.settings) for version in self.versions}
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "findings", findings)
-        object.__setattr__(self, "gate", Gate(self.observed, self._route_settled(), self.now))
-
-    def _route_settled(self) -> bool:
-        if followed_traffic(self.versions).type == "None":
-            return True
-        route = self.observed.route
-        return route is not None and self.route_accepted and dict(route.weights) == self.backends
-
-    @property
-    def backends(self) -> dict[str, int]:
-        return wanted_backends(self.versions, self.weights, self.observed)
-
-    @property
-    def route_accepted(self) -> bool:
-        """Whether the route as it is, whatever its weights, is what the Gateway does; true where there is none."""
-        route, settings = self.observed.route, followed_traffic(self.versions).gateway_api
-        if route is None:
-            return True
-        parents = [route.parent(settings.gateway.name, settings.gateway.namespace)] if settings else list(route.parents)
-        return all(parent is not None and parent.accepted and parent.generation == route.generation for parent in parents)
-
-    def obstacle_of(self, version: Version) -> Obstacle | None:
-        return obstacle(version, self.versions, self.findings[version.name], self.gate)
-
-    def pods_wanted(self, version: Version) -> bool:
-        return keep.pods_are_wanted(version, self.versions, self.weights, self.now)
-
-    def idle_since(self, version: Version) -> datetime | None:
-        return None if self.pods_wanted(version) else keep.idle_since(version, self.observed, self.route_accepted, self.now)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- moves

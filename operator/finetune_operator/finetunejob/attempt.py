@@ -1,25 +1,23 @@
-"""The stages of a run, one after another: begin, wait, read the answer, try again or give up. Pure."""
+"""The attempts of a run's stages, one after another: begin, wait, read the answer, try again or give up. Pure."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_api.answer import StageResult
 from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, Phase
 from finetune_api.run import Stage
 
 from finetune_operator.core.conditions import cut, parse_timestamp, timestamp
-from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import stage_job_name
 from finetune_operator.core.plan import Create, Delete
 from finetune_operator.finetunejob.draft import Draft
+from finetune_operator.finetunejob.evidence import absorb, summary
 from finetune_operator.finetunejob.observed import JobFact, PodFact
 from finetune_operator.finetunejob.policies import progress as progress_policy
 from finetune_operator.finetunejob.policies import retry
 from finetune_operator.finetunejob.policies.deadline import active_seconds
+from finetune_operator.finetunejob.policies.trouble import Trouble, stopping, trouble_of
 from finetune_operator.finetunejob.resources.stage_job import StageRequest, make_dry_run_pod, make_stage_job
 
 CONDITION: dict[Stage, ConditionType] = {
@@ -35,18 +33,6 @@ _PHASE: dict[Stage, Phase] = {
     Stage.EVALUATE: Phase.EVALUATING,
 }
 _ATTEMPTS_KEPT = 20
-_STARTING = frozenset({"ContainerCreating", "PodInitializing"})
-_KUBELET_GRACE = timedelta(seconds=30)
-"""From the end of a pod's own grace until its kubelet is believed to be gone."""
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """What keeps a pod from running. Before `lasts_at` it may pass by itself; from then on, or where it is None, a person is needed."""
-
-    reason: str
-    message: str
-    lasts_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -132,11 +118,11 @@ def _complete(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) 
         # the pod vanished before its answer was read: the manifest has it, and reading it takes no GPU
         _set_attempt(draft, stage, {"number": attempt["number"] + 1, "failures": attempt.get("failures", 0), "report": True})
         return True
-    _absorb(draft, result)
+    absorb(draft, result)
     if stage is Stage.EVALUATE and spec.retention.checkpoints == "Delete":
         draft.status.pop("checkpoint", None)  # the stage removed it
-    draft.set(CONDITION[stage], "True", "Completed", _summary(result))
-    draft.event(CONDITION[stage].value, f"stage {stage} is done. {_summary(result)}".strip())
+    draft.set(CONDITION[stage], "True", "Completed", summary(result))
+    draft.event(CONDITION[stage].value, f"stage {stage} is done. {summary(result)}".strip())
     return False
 
 
@@ -145,43 +131,6 @@ def _unreadable(stage: Stage, pod: PodFact) -> str:
         f"stage {stage} ended well, but pod {pod.name} left no answer in its termination message, and neither when asked again: "
         "is spec.image a trainer image of this release?"
     )
-
-
-def _summary(result: StageResult) -> str:
-    if result.dataset:
-        rows = ", ".join(f"{count} {split}" for split, count in result.dataset.rows_out.items())
-        return f"{result.dataset.rows_in} rows in; out: {rows}"
-    if result.stage is Stage.TRAIN and result.steps is not None:
-        return f"{result.steps} steps" + (f", loss {result.train_loss:.3g}" if result.train_loss is not None else "")
-    if result.stage is Stage.PACKAGE:
-        return f"{len(result.artifacts)} artifacts, parity proven for " + (", ".join(report.format for report in result.parity) or "none")
-    if result.evaluation:
-        return "; ".join(f"{gate.name}: {gate.result}, {gate.evidence}" for gate in result.evaluation.gates) or "no gates"
-    return ""
-
-
-def _absorb(draft: Draft, result: StageResult) -> None:
-    """Copies an answer's evidence into status, under status' own member names; numbers that are none become null, which is not written."""
-    wire = json.loads(result.model_dump_json(by_alias=True, exclude_none=True))
-    for member in ("dataset", "plan", "baseModel", "baseRevision", "checkpoint", "evaluation", "quantizationGap"):
-        if member in wire:
-            draft.status[member] = wire[member]
-    for member in ("artifacts", "parity"):
-        if wire.get(member):
-            draft.status[member] = wire[member]
-    if result.stage is Stage.TRAIN and wire.get("trainLoss") is not None:
-        # a run too short to have reported shows the mean loss; the last one is what people watched
-        draft.status["progress"] = {"loss": wire["trainLoss"], **(draft.status.get("progress") or {})}
-    if result.plan is not None:
-        _warn_of_missing_gpus(draft)
-
-
-def _warn_of_missing_gpus(draft: Draft) -> None:
-    wanted = (draft.job["spec"].get("resources") or {}).get("gpusPerNode", 1)
-    largest = draft.observed.largest_node_gpus
-    if largest is not None and wanted > largest:
-        warnings = draft.status["plan"].setdefault("warnings", [])
-        warnings.append(f"{wanted} GPUs are asked for on one node; the largest node has {largest}")
 
 
 def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
@@ -194,7 +143,7 @@ def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
             draft.actions.append(_delete(draft, fact))
         draft.set(ConditionType.SUSPENDED, "False", "Suspending", "pods are saving their work")
         if (result := retry.answer(fact)) is not None:
-            _absorb(draft, result)
+            absorb(draft, result)
         _mind_lost_nodes(draft, fact)
         return True
     if not draft.is_true(ConditionType.SUSPENDED):
@@ -208,7 +157,7 @@ def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
 
 
 def _mind_lost_nodes(draft: Draft, fact: JobFact) -> None:
-    for trouble in (_stopping(pod, draft.now) for pod in fact.pods if pod.deleting):
+    for trouble in (stopping(pod, draft.now) for pod in fact.pods if pod.deleting):
         if trouble.lasts_at:
             draft.recheck(trouble.lasts_at)
         else:
@@ -229,7 +178,7 @@ def _resume(draft: Draft) -> None:
 def _failed(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) -> bool | Failure:
     outcome = retry.outcome(fact)
     if outcome.result:
-        _absorb(draft, outcome.result)
+        absorb(draft, outcome.result)
     attempt = draft.status["attempt"]
     failures = attempt.get("failures", 0) + (1 if outcome.counted else 0)
     _record(draft, fact, outcome)
@@ -291,7 +240,7 @@ def _create(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool:
 
 
 def _wait(draft: Draft, stage: Stage, fact: JobFact) -> None:
-    trouble = _trouble(fact, draft.now)
+    trouble = trouble_of(fact, draft.now)
     if trouble:
         _tell(draft, stage, trouble)
         return
@@ -311,37 +260,6 @@ def _tell(draft: Draft, stage: Stage, trouble: Trouble) -> None:
         draft.event(trouble.reason, trouble.message, warning=True)
     draft.stalled = (trouble.reason, trouble.message)
     draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
-
-
-def _trouble(fact: JobFact, now: datetime) -> Trouble | None:
-    """What keeps a pod from running, in kubelet's, scheduler's or admission's words."""
-    if fact.refused and not fact.pods:
-        return Trouble("PodRefused", fact.refused)
-    return next((found for pod in fact.pods if (found := _pod_trouble(pod, now))), None)
-
-
-def _pod_trouble(pod: PodFact, now: datetime) -> Trouble | None:
-    if pod.deleting:
-        return _stopping(pod, now)
-    if pod.waiting and pod.waiting[0] not in _STARTING:
-        reason, message = pod.waiting
-        return Trouble(reason, f"pod {pod.name}: {message or reason}; it goes on by itself once this is mended")
-    if pod.unschedulable:
-        lasts_at = pod.unschedulable_since + SCHEDULING_GRACE if pod.unschedulable_since else None
-        return Trouble("Unschedulable", f"pod {pod.name}: {pod.unschedulable}; it goes on by itself once a node has room", lasts_at)
-    return None
-
-
-def _stopping(pod: PodFact, now: datetime) -> Trouble:
-    """Preempted, evicted or deleted: its kubelet ends it within its grace, unless the node is lost."""
-    lost_at = pod.gone_by + _KUBELET_GRACE if pod.gone_by else now
-    if now < lost_at:
-        return Trouble("Stopping", f"pod {pod.name} is being stopped ({pod.disruption or 'deleted'}) and saves its work", lost_at)
-    return Trouble(
-        "NodeLost",
-        f"pod {pod.name} is on a lost node and its volume cannot move; bring node {pod.node} back or free it with: "
-        f"kubectl delete pod {pod.name} --grace-period=0 --force",
-    )
 
 
 def _take_progress(draft: Draft, stage: Stage) -> None:
