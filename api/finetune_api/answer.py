@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from finetune_api.outcome import Reason
 from finetune_api.run import Stage
 from finetune_api.section import Section
 from finetune_api.termination import fitting_json
@@ -119,7 +120,7 @@ class StageResult(Answer):
     """
 
     stage: Stage
-    reason: str = "Completed"
+    reason: str = Reason.COMPLETED
     message: str = ""
     dataset: DatasetReport | None = None
     plan: MemoryPlan | None = None

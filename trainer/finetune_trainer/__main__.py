@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from finetune_api.answer import StageResult
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import ExitCode, Reason
 from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from pydantic import ValidationError
 
@@ -63,15 +63,11 @@ def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, re
     if storage.manifest(stage) is not None:
         done, _ = storage.finished(stage)
         if done.inputs_digest != wanted:
-            raise StageError(
-                "StorageConflict",
-                f"the storage holds stage {stage} of other content; use another prefix",
-                ExitCode.INVALID_INPUT,
-            )
+            raise StageError(Reason.STORAGE_CONFLICT, f"the storage holds stage {stage} of other content; use another prefix")
         log.info("stage %s was finished before; nothing to do", stage)
         return done.result
     if report_only:
-        raise StageError("StageMissing", f"stage {stage} left no manifest on this storage", ExitCode.STORAGE)
+        raise StageError(Reason.STAGE_MISSING, f"stage {stage} left no manifest on this storage")
     folder = storage.new_folder(stage)
     result = _take_over(stage, run, wanted, storage, folder)
     if result is None:
@@ -128,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = LocalRunSpec.model_validate_json(Path(options.run).read_bytes())
     except (OSError, ValidationError) as error:
-        return _end(StageResult(stage=stage, reason="InvalidRunFile", message=str(error)[:1000]), ExitCode.INVALID_RUN_FILE)
+        return _end(*_failed(stage, StageError(Reason.INVALID_RUN_FILE, str(error)[:1000])))
     if not options.report and needs_launch(stage, run, os.environ):
         return _tell(launch(stage, options.run, run.gpus_per_node))
     progress = Progress.from_environment(os.environ)
@@ -157,16 +153,20 @@ def _writer(environ: Mapping[str, str]) -> str:
 
 def _failed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
     """What a stage answers that an error ended."""
-    if isinstance(error, StageError):
-        answer = error.result or StageResult(stage=stage)
-        return answer.model_copy(update={"reason": error.reason, "message": error.message}), error.exit_code
+    refusal = error if isinstance(error, StageError) else _explained(stage, error)
+    answer = refusal.result or StageResult(stage=stage)
+    return answer.model_copy(update={"reason": refusal.reason, "message": refusal.message}), refusal.exit_code
+
+
+def _explained(stage: Stage, error: Exception) -> StageError:
+    """An error that no stage foresaw, in words that do not quote the data."""
     if stage is Stage.TRAIN:  # it reads token ids only
         log.error("stage %s crashed", stage, exc_info=error)
     else:
         log.error("stage %s crashed:\n%s", stage, _frames(error))
     if isinstance(error, OSError) and error.errno is not None:
-        return StageResult(stage=stage, reason="StorageError", message=_storage_message(error)), ExitCode.STORAGE
-    return _crashed(stage, error)
+        return StageError(Reason.STORAGE_ERROR, _storage_message(error))
+    return _crashed(error)
 
 
 def _frames(error: BaseException) -> str:
@@ -188,13 +188,13 @@ def _storage_message(error: OSError) -> str:
     return f"{error.strerror}{where}; {cure}. The pod's log has the traceback"
 
 
-def _crashed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
+def _crashed(error: Exception) -> StageError:
     """Names the kind of error only: its text may quote the data."""
     kind = type(error).__name__
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":  # the second is torch's, which is not imported here
         message = "memory ran out; lower training.perDeviceBatchSize or training.maxLength, or raise the memory"
-        return StageResult(stage=stage, reason="OutOfMemory", message=message), ExitCode.OUT_OF_MEMORY
-    return StageResult(stage=stage, reason="Crashed", message=f"{kind}; the pod's log has the traceback"), ExitCode.CRASH
+        return StageError(Reason.OUT_OF_MEMORY, message)
+    return StageError(Reason.CRASHED, f"{kind}; the pod's log has the traceback")
 
 
 def _end(result: StageResult, code: ExitCode) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from finetune_api.answer import StageResult
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import ExitCode, Reason
 from finetune_api.run import RunSpec, Stage
 
 ANSWERS_VARIABLE = "FINETUNE_ANSWERS"
@@ -92,4 +92,4 @@ def choose_answer(stage: Stage, answers: Mapping[int, ProcessAnswer], processes:
     if 0 in answers and (terminated or (status == 0 and len(answers) == processes)):
         return answers[0]
     message = f"{processes - len(answers)} of {processes} processes ended without an answer; the pod's log has what they said last"
-    return ProcessAnswer(ExitCode.CRASH, StageResult(stage=stage, reason="Crashed", message=message).termination_message())
+    return ProcessAnswer(Reason.CRASHED.exit_code, StageResult(stage=stage, reason=Reason.CRASHED, message=message).termination_message())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.answer import Answer
+from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
 
@@ -53,7 +54,7 @@ def read_shape(config: Mapping[str, Any], total_parameters: int, dtype: str) -> 
             dtype=dtype,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise StageError("InvalidModel", f"config.json lacks a usable {error}; use a decoder model's folder") from error
+        raise StageError(Reason.INVALID_MODEL, f"config.json lacks a usable {error}; use a decoder model's folder") from error
 
 
 def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -> Any:
@@ -95,5 +96,5 @@ def _tensors(path: Path) -> list[dict[str, Any]]:
         if path.stat().st_size != 8 + length + end:
             raise ValueError("cut short")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError("InvalidModel", f"{path.name} is not a whole safetensors file; fetch the model again") from error
+        raise StageError(Reason.INVALID_MODEL, f"{path.name} is not a whole safetensors file; fetch the model again") from error
     return tensors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.adapter import AdapterType
 from finetune_api.sections.model import Dtype
@@ -47,7 +48,7 @@ def choose_dtypes(run: RunSpec, device: Device) -> Dtypes:
     base = _base(run, autocast)
     if base != "float32" and autocast == "float32":
         raise StageError(
-            "UnsupportedPrecision",
+            Reason.UNSUPPORTED_PRECISION,
             f"model.dtype {run.model.dtype} needs training.precision of the same kind: set it to {run.model.dtype} or leave it out",
         )
     compute = _NAMES[run.quantization.compute_dtype]
@@ -62,19 +63,20 @@ def _autocast(run: RunSpec, device: Device) -> str:
         frozen_is_half = run.adapter.type is not AdapterType.NONE and run.model.dtype in (Dtype.BFLOAT16, Dtype.FLOAT16)
         return _NAMES[run.model.dtype] if frozen_is_half else _AUTO[device]
     if wanted is Precision.FLOAT16 and device is Device.CPU:
-        raise StageError("UnsupportedPrecision", "training.precision Float16 needs a GPU; on CPU use BFloat16 or Float32")
+        raise StageError(Reason.UNSUPPORTED_PRECISION, "training.precision Float16 needs a GPU; on CPU use BFloat16 or Float32")
     if wanted is Precision.BFLOAT16 and device is Device.GPU_WITHOUT_BF16:
-        raise StageError("UnsupportedPrecision", "this GPU has no bf16; set training.precision to Float16 or leave it out")
+        raise StageError(Reason.UNSUPPORTED_PRECISION, "this GPU has no bf16; set training.precision to Float16 or leave it out")
     return _NAMES[wanted]
 
 
 def _base(run: RunSpec, autocast: str) -> str:
     if run.adapter.type is AdapterType.NONE:
         if run.quantization.type is not QuantizationType.NONE:
-            raise StageError("UnsupportedQuantization", "quantized weights cannot be trained; set adapter.type to LoRA")
+            raise StageError(Reason.UNSUPPORTED_QUANTIZATION, "quantized weights cannot be trained; set adapter.type to LoRA")
         if run.model.dtype not in (Dtype.AUTO, Dtype.FLOAT32):
             raise StageError(
-                "UnsupportedPrecision", "full weights are trained as fp32 masters; remove model.dtype, training.precision sets autocast"
+                Reason.UNSUPPORTED_PRECISION,
+                "full weights are trained as fp32 masters; remove model.dtype, training.precision sets autocast",
             )
         return "float32"
     return autocast if run.model.dtype is Dtype.AUTO else _NAMES[run.model.dtype]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from finetune_api.answer import Answer, DatasetReport
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 
 from finetune_trainer.errors import StageError
@@ -200,8 +200,8 @@ def _find_model(model: PreparedModel, storage: JobStorage, run: RunSpec) -> Path
     for root in roots:
         if (root / model.cached).is_dir():
             return root / model.cached
-    raise StageError("BaseModelMissing", "the base model is no longer in the storage's cache; run the job anew", ExitCode.STORAGE)
+    raise StageError(Reason.BASE_MODEL_MISSING, "the base model is no longer in the storage's cache; run the job anew")
 
 
 def _changed(problem: str) -> StageError:
-    return StageError("BaseModelChanged", f"the base model changed since prepare: {problem}; put it back or start a new job")
+    return StageError(Reason.BASE_MODEL_CHANGED, f"the base model changed since prepare: {problem}; put it back or start a new job")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.answer import Answer, StageResult
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage, StorageLocation
 from finetune_api.section import digest_of
 from pydantic import ValidationError
@@ -65,7 +65,7 @@ def hash_folder(folder: Path) -> list[FileRecord]:
     records = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            raise StageError("UnsafeFile", f"{path.relative_to(folder)} is a link; published folders hold regular files only")
+            raise StageError(Reason.UNSAFE_FILE, f"{path.relative_to(folder)} is a link; published folders hold regular files only")
         if path.is_file():
             records.append(FileRecord(path=path.relative_to(folder).as_posix(), sha256=hash_file(path), bytes=path.stat().st_size))
     return records
@@ -94,7 +94,7 @@ def resolve_inside(root: Path, relative: str) -> Path:
     """`root/relative`, links resolved. Errors: StageError(UnsafePath) where that leaves `root`."""
     path = (root / relative).resolve()
     if not path.is_relative_to(root.resolve()):
-        raise StageError("UnsafePath", f"a path leads out of {root.name}; name one inside it")
+        raise StageError(Reason.UNSAFE_PATH, f"a path leads out of {root.name}; name one inside it")
     return path
 
 
@@ -162,11 +162,7 @@ class JobStorage:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise StageError(
-                "CorruptManifest",
-                f"{self.uri(path)} is not a manifest; delete it to run the stage again",
-                ExitCode.STORAGE,
-            ) from error
+            raise StageError(Reason.CORRUPT_MANIFEST, f"{self.uri(path)} is not a manifest; delete it to run the stage again") from error
 
     def content(self, manifest: Manifest) -> Path:
         """The folder that a manifest names."""
@@ -179,14 +175,12 @@ class JobStorage:
         """
         manifest = self.manifest(stage)
         if manifest is None:
-            raise StageError("StageMissing", f"stage {stage} has not finished on this storage; run it first", ExitCode.STORAGE)
+            raise StageError(Reason.STAGE_MISSING, f"stage {stage} has not finished on this storage; run it first")
         content = self.content(manifest)
         problem = verify_files(content, manifest.files)
         if problem:
             raise StageError(
-                "CorruptArtifact",
-                f"stage {stage}: {problem}; delete {self.uri(content)} and its manifest to run it again",
-                ExitCode.STORAGE,
+                Reason.CORRUPT_ARTIFACT, f"stage {stage}: {problem}; delete {self.uri(content)} and its manifest to run it again"
             )
         return manifest, content
 
@@ -239,12 +233,12 @@ def local_path(uri: str, run: RunSpec) -> Path:
     if uri.startswith("pvc://"):
         claim, _, relative = uri.removeprefix("pvc://").partition("/")
         if claim not in run.claims:
-            raise StageError("ClaimNotMounted", f"claim {claim} is not mounted in this pod", ExitCode.INVALID_RUN_FILE)
+            raise StageError(Reason.CLAIM_NOT_MOUNTED, f"claim {claim} is not mounted in this pod")
         path = resolve_inside(Path(run.claims[claim]), relative)
     else:
         path = Path(uri.removeprefix("file://"))
     if not path.exists():
-        raise StageError("SourceNotFound", f"nothing is at {uri}; check the path")
+        raise StageError(Reason.SOURCE_NOT_FOUND, f"nothing is at {uri}; check the path")
     return path
 
 
@@ -286,7 +280,7 @@ def copy_published(source: JobStorage, manifest: Manifest, target: Path) -> None
         shutil.copyfile(content / record.path, destination)
     problem = verify_files(target, manifest.files)
     if problem:
-        raise StageError("CorruptArtifact", f"older job's stage {manifest.stage}: {problem}; remove resumeFrom", ExitCode.STORAGE)
+        raise StageError(Reason.CORRUPT_ARTIFACT, f"older job's stage {manifest.stage}: {problem}; remove resumeFrom")
 
 
 def read_json(path: Path) -> Any:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finetune_api.outcome import Reason
+
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepared import SpecialTokens
 
@@ -61,9 +63,9 @@ def read_optional_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise StageError("InvalidModel", f"{path.name} is not JSON; fetch the model again") from error
+        raise StageError(Reason.INVALID_MODEL, f"{path.name} is not JSON; fetch the model again") from error
     if not isinstance(value, dict):
-        raise StageError("InvalidModel", f"{path.name} must hold a JSON object")
+        raise StageError(Reason.INVALID_MODEL, f"{path.name} must hold a JSON object")
     return value
 
 

@@ -47,7 +47,7 @@ def merge(previous: Iterable[Mapping[str, Any]], wanted: Iterable[Condition], ge
             {
                 "type": condition.type,
                 "status": condition.status,
-                "reason": condition.reason,
+                "reason": str(condition.reason),
                 "message": cut(condition.message),
                 "observedGeneration": generation,
                 "lastTransitionTime": old["lastTransitionTime"] if same and old else timestamp(now),

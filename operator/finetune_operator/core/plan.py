@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from finetune_api.outcome import Reason
+
 from finetune_operator.core.names import Object
 
 
@@ -70,11 +72,11 @@ class ActionProblem:
 
     kind: str
     name: str
-    reason: Literal["NotOwned", "WaitingForPreviousOwner", "Forbidden", "Invalid", "QuotaExceeded", "ApiError"]
+    reason: Reason
     message: str
 
 
-PASSING_PROBLEMS = frozenset({"ApiError", "WaitingForPreviousOwner"})
+PASSING_PROBLEMS = frozenset({Reason.API_ERROR, Reason.WAITING_FOR_PREVIOUS_OWNER})
 """Reasons of problems that pass by themselves: no person is needed for them."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
+from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
 
 from finetune_operator.core import names
@@ -206,9 +206,9 @@ def stranger_problem(live: Object) -> ActionProblem:
     name = name_of(live)
     if "deletionTimestamp" in live["metadata"]:
         message = f"{name.kind} {name.name} of a former owner is still being deleted"
-        return _problem(name.kind, name.name, "WaitingForPreviousOwner", message)
+        return _problem(name.kind, name.name, Reason.WAITING_FOR_PREVIOUS_OWNER, message)
     message = f"{name.kind} {name.name} exists and was not made by this operator for this object; delete or rename it"
-    return _problem(name.kind, name.name, "NotOwned", message)
+    return _problem(name.kind, name.name, Reason.NOT_OWNED, message)
 
 
 def problem_of(action: Action, error: ApiError) -> ActionProblem:
@@ -219,17 +219,14 @@ def problem_of(action: Action, error: ApiError) -> ActionProblem:
     return _problem(kind, name, _reason(error), error.message)
 
 
-Reason = Literal["NotOwned", "WaitingForPreviousOwner", "Forbidden", "Invalid", "QuotaExceeded", "ApiError"]
-
-
 def _problem(kind: str, name: str, reason: Reason, message: str) -> ActionProblem:
     return ActionProblem(kind, name, reason, cut(message))
 
 
 def _reason(error: ApiError) -> Reason:
     if isinstance(error, Forbidden):
-        return "QuotaExceeded" if "exceeded quota" in error.message else "Forbidden"
-    return "Invalid" if isinstance(error, Invalid) else "ApiError"
+        return Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.FORBIDDEN
+    return Reason.INVALID if isinstance(error, Invalid) else Reason.API_ERROR
 
 
 def _marked(body: Object) -> Object:

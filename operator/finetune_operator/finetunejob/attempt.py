@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, Phase
+from finetune_api.outcome import Reason
 from finetune_api.run import Stage
 
 from finetune_operator.core.conditions import cut, parse_timestamp, timestamp
@@ -32,12 +33,18 @@ _PHASE: dict[Stage, Phase] = {
     Stage.PACKAGE: Phase.PACKAGING,
     Stage.EVALUATE: Phase.EVALUATING,
 }
+_PENDING: dict[Stage, Reason] = {
+    Stage.PREPARE: Reason.PREPARED_PENDING,
+    Stage.TRAIN: Reason.TRAINED_PENDING,
+    Stage.PACKAGE: Reason.PACKAGED_PENDING,
+    Stage.EVALUATE: Reason.EVALUATED_PENDING,
+}
 _ATTEMPTS_KEPT = 20
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A stage that no further attempt can save."""
+    """A stage that no further attempt can save; `reason` may be a word of an image of the user's own."""
 
     stage: Stage
     reason: str
@@ -47,7 +54,7 @@ class Failure:
 def begin(draft: Draft, stage: Stage) -> None:
     """Records the stage's first attempt; its Job is made in the pass after that is durable."""
     _set_attempt(draft, stage, {"number": 1, "failures": 0})
-    draft.set(CONDITION[stage], "False", "Running", f"stage {stage} is under way")
+    draft.set(CONDITION[stage], "False", Reason.RUNNING, f"stage {stage} is under way")
     if kept := progress_policy.kept(draft.status.get("progress")):
         draft.status["progress"] = {"stage": stage.value, **kept}
     else:
@@ -60,7 +67,7 @@ def _set_attempt(draft: Draft, stage: Stage, attempt: dict[str, Any]) -> None:
     draft.status_first = True
     draft.recheck(draft.now)
     draft.phase = _PHASE[stage]
-    draft.reconciling = f"{CONDITION[stage]}Pending"
+    draft.reconciling = _PENDING[stage]
 
 
 def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Failure:
@@ -81,7 +88,7 @@ def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Failure:
 def _run_stage(draft: Draft, spec: FineTuneJobSpec, stage: Stage) -> bool | Failure:
     """False once the stage is done."""
     attempt = draft.status["attempt"]
-    draft.reconciling = f"{CONDITION[stage]}Pending"
+    draft.reconciling = _PENDING[stage]
     name = stage_job_name(draft.job["metadata"]["name"], stage, attempt["number"])
     fact = next((job for job in draft.observed.jobs if job.name == name), None)
     tried_before = any(record["stage"] == stage.value for record in draft.status.get("attempts", []))
@@ -114,14 +121,14 @@ def _complete(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) 
     if result is None:
         attempt = draft.status["attempt"]
         if attempt.get("report") and fact.pods and fact.pods[0].phase == "Succeeded":
-            return Failure(stage, "AnswerUnreadable", _unreadable(stage, fact.pods[0]))
+            return Failure(stage, Reason.ANSWER_UNREADABLE, _unreadable(stage, fact.pods[0]))
         # the pod vanished before its answer was read: the manifest has it, and reading it takes no GPU
         _set_attempt(draft, stage, {"number": attempt["number"] + 1, "failures": attempt.get("failures", 0), "report": True})
         return True
     absorb(draft, result)
     if stage is Stage.EVALUATE and spec.retention.checkpoints == "Delete":
         draft.status.pop("checkpoint", None)  # the stage removed it
-    draft.set(CONDITION[stage], "True", "Completed", summary(result))
+    draft.set(CONDITION[stage], "True", Reason.COMPLETED, summary(result))
     draft.event(CONDITION[stage].value, f"stage {stage} is done. {summary(result)}".strip())
     return False
 
@@ -137,11 +144,11 @@ def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
     """The attempt's Job is deleted, not suspended: a queue would un-suspend it. What was saved is found again at the next start."""
     draft.phase = Phase.SUSPENDED
     if fact and (fact.state == "Active" or fact.deleting):
-        if _reason(draft, ConditionType.SUSPENDED) != "Suspending":
-            _record(draft, fact, retry.Outcome("Suspended", "", counted=False))
+        if _reason(draft, ConditionType.SUSPENDED) != Reason.SUSPENDING:
+            _record(draft, fact, retry.ended(Reason.SUSPENDED, ""))
         if not fact.deleting:
             draft.actions.append(_delete(draft, fact))
-        draft.set(ConditionType.SUSPENDED, "False", "Suspending", "pods are saving their work")
+        draft.set(ConditionType.SUSPENDED, "False", Reason.SUSPENDING, "pods are saving their work")
         if (result := retry.answer(fact)) is not None:
             absorb(draft, result)
         _mind_lost_nodes(draft, fact)
@@ -149,9 +156,9 @@ def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
     if not draft.is_true(ConditionType.SUSPENDED):
         draft.status["activeSeconds"] = active_seconds(draft.status, draft.now)
         draft.status.pop("activeSince", None)
-        draft.event("Suspended", f"stage {stage} is suspended; its work so far is on storage")
-    draft.set(ConditionType.SUSPENDED, "True", "Suspended", "spec.suspend is true; set it to false to go on")
-    draft.set(CONDITION[stage], "False", "Suspended", f"stage {stage} goes on when spec.suspend is false")
+        draft.event(Reason.SUSPENDED, f"stage {stage} is suspended; its work so far is on storage")
+    draft.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, "spec.suspend is true; set it to false to go on")
+    draft.set(CONDITION[stage], "False", Reason.SUSPENDED, f"stage {stage} goes on when spec.suspend is false")
     draft.reconciling = ""
     return True
 
@@ -171,8 +178,8 @@ def _reason(draft: Draft, type: ConditionType) -> str:
 def _resume(draft: Draft) -> None:
     if draft.is_true(ConditionType.SUSPENDED):
         draft.status["activeSince"] = timestamp(draft.now)
-        draft.event("Resumed", "spec.suspend is false; the run goes on")
-    draft.set(ConditionType.SUSPENDED, "False", "NotSuspended")
+        draft.event(Reason.RESUMED, "spec.suspend is false; the run goes on")
+    draft.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED)
 
 
 def _failed(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) -> bool | Failure:
@@ -188,13 +195,13 @@ def _failed(draft: Draft, spec: FineTuneJobSpec, stage: Stage, fact: JobFact) ->
         return Failure(stage, outcome.reason, f"{outcome.message} (attempt {failures} of {spec.recovery.max_attempts})")
     wait = retry.backoff(failures if outcome.counted else 0)
     following = {"number": attempt["number"] + 1, "failures": failures}
-    if attempt.get("report") and outcome.reason != "StageMissing":
+    if attempt.get("report") and outcome.reason != Reason.STAGE_MISSING:
         following["report"] = True
     if wait:
         following["notBefore"] = timestamp(draft.now + wait)
     _set_attempt(draft, stage, following)
-    draft.set(CONDITION[stage], "False", "Retrying", f"{outcome.reason}: {outcome.message}")
-    draft.event("Retrying", f"stage {stage}, attempt {attempt['number']} ended: {outcome.reason}: {outcome.message}", warning=True)
+    draft.set(CONDITION[stage], "False", Reason.RETRYING, f"{outcome.reason}: {outcome.message}")
+    draft.event(Reason.RETRYING, f"stage {stage}, attempt {attempt['number']} ended: {outcome.reason}: {outcome.message}", warning=True)
     return True
 
 
@@ -202,7 +209,7 @@ def _record(draft: Draft, fact: JobFact, outcome: retry.Outcome) -> None:
     record = {
         "stage": fact.stage,
         "number": fact.attempt,
-        "reason": outcome.reason,
+        "reason": str(outcome.reason),
         "counted": outcome.counted,
         "start": timestamp(fact.created_at),
         "end": timestamp(fact.finished_at or draft.now),
@@ -244,8 +251,8 @@ def _wait(draft: Draft, stage: Stage, fact: JobFact) -> None:
     if trouble:
         _tell(draft, stage, trouble)
         return
-    if draft.status_of(CONDITION[stage]) != "False" or _reason(draft, CONDITION[stage]) != "Running":
-        draft.set(CONDITION[stage], "False", "Running", f"stage {stage} is under way")
+    if draft.status_of(CONDITION[stage]) != "False" or _reason(draft, CONDITION[stage]) != Reason.RUNNING:
+        draft.set(CONDITION[stage], "False", Reason.RUNNING, f"stage {stage} is under way")
     _take_progress(draft, stage)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from finetune_api.finetunejob import ConditionType, Phase
+from finetune_api.outcome import Reason
 
 from finetune_operator.core import conditions
 from finetune_operator.core.conditions import Condition, Status
@@ -15,8 +16,6 @@ from finetune_operator.core.plan import Action, Event, Plan
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import JobFact, Observed
 from finetune_operator.finetunejob.policies import progress
-
-_WAITING = "Waiting"
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Draft:
         for type in ConditionType:
             old = before.get(type)
             self._conditions[type] = (
-                Condition(type, old["status"], old["reason"], old.get("message", "")) if old else Condition(type, "Unknown", _WAITING)
+                Condition(type, old["status"], old["reason"], old.get("message", "")) if old else Condition(type, "Unknown", Reason.WAITING)
             )
 
     def set(self, type: ConditionType, status: Status, reason: str, message: str = "") -> None:
@@ -91,8 +90,8 @@ class Draft:
         if self.stalled:
             self.set(ConditionType.STALLED, "True", *self.stalled)
         else:
-            self.set(ConditionType.STALLED, "False", "NotStalled")
+            self.set(ConditionType.STALLED, "False", Reason.NOT_STALLED)
         if self.reconciling and not self.stalled:
             self.set(ConditionType.RECONCILING, "True", self.reconciling)
         else:
-            self.set(ConditionType.RECONCILING, "False", self.stalled[0] if self.stalled else "Settled")
+            self.set(ConditionType.RECONCILING, "False", self.stalled[0] if self.stalled else Reason.SETTLED)

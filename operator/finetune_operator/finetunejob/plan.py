@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, Phase
+from finetune_api.outcome import Reason
 from finetune_api.run import Stage
 
 from finetune_operator.core import names
@@ -56,21 +57,21 @@ def _validate(draft: Draft, spec: FineTuneJobSpec) -> bool:
     if found:
         _refuse(draft, found)
         return True
-    draft.set(ConditionType.VALIDATED, "True", "Valid", "")
+    draft.set(ConditionType.VALIDATED, "True", Reason.VALID, "")
     return False
 
 
 def _has_changed(draft: Draft, spec: FineTuneJobSpec) -> bool:
     """CEL refuses most edits of a started run, but cannot see free-form members (training.args, tolerations, affinity)."""
     if run_digest(spec, draft.observed.config_maps) == draft.status.get("runDigest"):
-        draft.set(ConditionType.VALIDATED, "True", "Valid")
+        draft.set(ConditionType.VALIDATED, "True", Reason.VALID)
         return False
     message = "the spec (or a ConfigMap it names) differs from what was started; put it back, or create another job for another run"
-    if not _already_refused(draft, "SpecChanged"):
-        draft.event("SpecChanged", message, warning=True)
+    if not _already_refused(draft, Reason.SPEC_CHANGED):
+        draft.event(Reason.SPEC_CHANGED, message, warning=True)
     _keep_phase(draft)
-    draft.set(ConditionType.VALIDATED, "False", "SpecChanged", message)
-    draft.stalled = ("SpecChanged", message)
+    draft.set(ConditionType.VALIDATED, "False", Reason.SPEC_CHANGED, message)
+    draft.stalled = (Reason.SPEC_CHANGED, message)
     draft.recheck(draft.now + timedelta(seconds=draft.settings.missing_recheck_s))
     return True
 
@@ -89,9 +90,9 @@ def _is_published_already(draft: Draft, spec: FineTuneJobSpec) -> bool:
     )
     draft.status["runDigest"] = digest
     draft.status["modelVersionRef"] = {"name": version.name, "version": version.version}
-    draft.set(ConditionType.VALIDATED, "True", "Valid")
-    draft.set(ConditionType.PUBLISHED, "True", "AlreadyPublished", message)
-    _succeed(draft, "AlreadyPublished", message)
+    draft.set(ConditionType.VALIDATED, "True", Reason.VALID)
+    draft.set(ConditionType.PUBLISHED, "True", Reason.ALREADY_PUBLISHED, message)
+    _succeed(draft, Reason.ALREADY_PUBLISHED, message)
     return True
 
 
@@ -113,7 +114,7 @@ def _keep_phase(draft: Draft) -> None:
         draft.phase = Phase(draft.status["phase"])
 
 
-def _already_refused(draft: Draft, reason: str) -> bool:
+def _already_refused(draft: Draft, reason: Reason) -> bool:
     old = next((c for c in draft.status.get("conditions", []) if c["type"] == ConditionType.VALIDATED), None)
     return old is not None and old["status"] == "False" and old["reason"] == reason
 
@@ -124,7 +125,7 @@ def _start(draft: Draft, spec: FineTuneJobSpec) -> bool:
         return False
     if spec.suspend:
         draft.phase = Phase.SUSPENDED
-        draft.set(ConditionType.SUSPENDED, "True", "Suspended", "spec.suspend is true; nothing was started")
+        draft.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, "spec.suspend is true; nothing was started")
         return True
     draft.status |= {
         "startTime": timestamp(draft.now),
@@ -136,24 +137,24 @@ def _start(draft: Draft, spec: FineTuneJobSpec) -> bool:
             "server": (spec.publish and spec.publish.serving.image) or draft.settings.server_image,
         },
     }
-    draft.set(ConditionType.SUSPENDED, "False", "NotSuspended")
-    draft.set(ConditionType.RESOURCES_APPLIED, "True", "Applied")
+    draft.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED)
+    draft.set(ConditionType.RESOURCES_APPLIED, "True", Reason.APPLIED)
     attempt.begin(draft, Stage.PREPARE)
-    draft.event("Started", "the run has started with stage prepare")
+    draft.event(Reason.STARTED, "the run has started with stage prepare")
     return True
 
 
 def _report_problems(draft: Draft, spec: FineTuneJobSpec) -> bool:
     """What the API refused to do for us, in its words. Goes on: the cause may be gone."""
     if not draft.observed.problems:
-        draft.set(ConditionType.RESOURCES_APPLIED, "True", "Applied")
+        draft.set(ConditionType.RESOURCES_APPLIED, "True", Reason.APPLIED)
         return False
     first = draft.observed.problems[0]
     message = f"{first.kind} {first.name}: {first.message}"
     if draft.status_of(ConditionType.RESOURCES_APPLIED) != "False":
         draft.event(first.reason, message, warning=True)
     draft.set(ConditionType.RESOURCES_APPLIED, "False", first.reason, message)
-    lasts_at = _quota_lasts_at(draft) if first.reason == "QuotaExceeded" else draft.now
+    lasts_at = _quota_lasts_at(draft) if first.reason == Reason.QUOTA_EXCEEDED else draft.now
     if lasts_at > draft.now:
         draft.recheck(lasts_at)
     elif first.reason not in PASSING_PROBLEMS:
@@ -176,7 +177,7 @@ def _deadline(draft: Draft, spec: FineTuneJobSpec) -> bool:
     if due > draft.now:
         draft.recheck(due)
         return False
-    fail(draft, "DeadlineExceeded", f"the run was active for {spec.active_deadline_seconds} s; checkpoints are kept on its storage")
+    fail(draft, Reason.DEADLINE_EXCEEDED, f"the run was active for {spec.active_deadline_seconds} s; checkpoints are kept on its storage")
     return True
 
 
@@ -211,7 +212,7 @@ def _publish(draft: Draft, spec: FineTuneJobSpec) -> bool:
 
 def _end(draft: Draft, spec: FineTuneJobSpec) -> bool:
     reference = draft.status.get("modelVersionRef")
-    _succeed(draft, "Completed", f"published as {reference['name']}" if reference else "all stages are done; artifacts are in status")
+    _succeed(draft, Reason.COMPLETED, f"published as {reference['name']}" if reference else "all stages are done; artifacts are in status")
     return True
 
 
@@ -222,14 +223,14 @@ STEPS: tuple[Step, ...] = (_validate, _start, _report_problems, _deadline, _ensu
 # --------------------------------------------------------------------------------------------------------------------- ends
 
 
-def _succeed(draft: Draft, reason: str, message: str) -> None:
+def _succeed(draft: Draft, reason: Reason, message: str) -> None:
     draft.phase = Phase.SUCCEEDED
     draft.set(ConditionType.SUCCEEDED, "True", reason, message)
     draft.reconciling, draft.stalled = "", None
     if draft.status.get("startTime"):
         draft.status["progress"] = {**(draft.status.get("progress") or {}), "percent": 100}
     _close(draft)
-    draft.event("Succeeded", message)
+    draft.event(Reason.SUCCEEDED, message)
 
 
 def fail(draft: Draft, reason: str, message: str, stage: Stage | None = None) -> None:
@@ -243,7 +244,7 @@ def fail(draft: Draft, reason: str, message: str, stage: Stage | None = None) ->
     draft.stalled = (reason, message)
     draft.reconciling = ""
     _close(draft)
-    draft.event("Failed", f"{reason}: {message}", warning=True)
+    draft.event(Reason.FAILED, f"{reason}: {message}", warning=True)
     _stop_live_jobs(draft)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, Phase
+from finetune_api.outcome import Reason
 from finetune_api.sections.publish import Publish
 
 from finetune_operator.core import names
@@ -25,7 +26,7 @@ from finetune_operator.finetunejob.resources.run_spec import storage_claim
 class Refused:
     """The run cannot be registered as asked."""
 
-    reason: str
+    reason: Reason
     message: str
 
 
@@ -33,11 +34,11 @@ def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Refused:
     """True: the pass ends here; False: registered; Refused: nothing is known to register, or the wanted number is another run's."""
     assert spec.publish is not None
     draft.phase = Phase.PUBLISHING
-    draft.reconciling = "PublishedPending"
+    draft.reconciling = Reason.PUBLISHED_PENDING
     if not draft.status.get("artifacts"):
         where = f"pvc://{storage_claim(spec, draft.job)}/{names.storage_prefix(_uid(draft))}"
         return Refused(
-            "ArtifactsUnknown", f"stage package told of no artifacts, so there is nothing to register; its files are under {where}"
+            Reason.ARTIFACTS_UNKNOWN, f"stage package told of no artifacts, so there is nothing to register; its files are under {where}"
         )
     reference = draft.status.get("modelVersionRef")
     holder = _holder(draft, reference)
@@ -54,8 +55,8 @@ def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Refused:
         owner = {"apiVersion": names.API_VERSION, "kind": names.MODELVERSION, "name": holder.name, "uid": holder.uid}
         draft.actions.append(_set_owners(draft, claim, [*claim.owners, owner]))
         return True
-    draft.set(ConditionType.PUBLISHED, "True", "Registered", f"registered as {holder.name}")
-    draft.event("Published", f"registered as {holder.name}")
+    draft.set(ConditionType.PUBLISHED, "True", Reason.REGISTERED, f"registered as {holder.name}")
+    draft.event(Reason.PUBLISHED, f"registered as {holder.name}")
     return False
 
 
@@ -63,10 +64,10 @@ def _reserve(draft: Draft, publish: Publish) -> bool | Refused:
     taken = {version.version for version in draft.observed.versions}
     if publish.version is not None and publish.version in taken:
         message = f"spec.publish.version: {names.version_name(publish.model, publish.version)} was made by another run meanwhile"
-        return Refused("VersionTaken", message)
+        return Refused(Reason.VERSION_TAKEN, message)
     version = publish.version or max(taken, default=0) + 1
     draft.status["modelVersionRef"] = {"name": names.version_name(publish.model, version), "version": version}
-    draft.set(ConditionType.PUBLISHED, "False", "Registering", f"number {version} is reserved")
+    draft.set(ConditionType.PUBLISHED, "False", Reason.REGISTERING, f"number {version} is reserved")
     draft.status_first = True
     draft.recheck(draft.now)
     return True

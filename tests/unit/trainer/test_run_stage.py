@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from finetune_api.answer import Artifact, StageResult
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import ExitCode, Reason
 from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from finetune_trainer import __main__ as driver
 from finetune_trainer.errors import StageError
@@ -130,7 +130,7 @@ def test_the_answer_is_the_termination_message(tmp_path: Path, monkeypatch: pyte
 
 def test_a_refusal_is_the_termination_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]) -> None:
     def refuse(run: RunSpec, workspace: driver.Workspace) -> StageResult:
-        raise StageError("InvalidDataset", "a: line 3: expected a JSON object")
+        raise StageError(Reason.INVALID_DATASET, "a: line 3: expected a JSON object")
 
     monkeypatch.setattr(sys.modules["planted_stage"], "run", refuse)
     code, message = process(make_run(tmp_path).wire(), tmp_path, monkeypatch)
@@ -210,7 +210,7 @@ def test_sigterm_ends_any_stage_at_once_without_a_manifest(
             time.sleep(5)
         except StageError as error:
             if swallowed:
-                raise StageError("InvalidTokenizer", "tokenizer.json does not load") from error
+                raise StageError(Reason.INVALID_TOKENIZER, "tokenizer.json does not load") from error
             raise
         return StageResult(stage=Stage.PREPARE)
 

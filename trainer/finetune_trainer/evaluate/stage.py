@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.answer import Answer, EvaluationReport, GateReport, StageResult
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 from finetune_api.sections.export import GGUFType
 
@@ -47,7 +47,7 @@ class Verdict(Answer):
     """A gate's no, kept where a manifest would stand after a yes. `inputs_digest` names what it was said of."""
 
     inputs_digest: str
-    reason: str
+    reason: Reason
     message: str
     result: StageResult
 
@@ -138,7 +138,7 @@ def judged_file(manifest: Manifest, package: Path, form: GGUFType) -> Path:
     for artifact in manifest.result.artifacts:
         if artifact.format == "GGUF" and artifact.name == form.value:
             return package / "gguf" / PurePosixPath(artifact.uri).name
-    raise StageError("NothingToEvaluate", f"package made no {form.value}; list it in export.gguf")
+    raise StageError(Reason.NOTHING_TO_EVALUATE, f"package made no {form.value}; list it in export.gguf")
 
 
 def _report(workspace: Workspace, start: float, end: float) -> Callable[[float], None]:
@@ -169,7 +169,7 @@ def _transformers(folder: Path, prepared: Prepared) -> AbstractContextManager[An
 def _merged(package: Path) -> Path:
     if not (package / "merged").is_dir():
         raise StageError(
-            "NothingToEvaluate", "the job exports neither GGUF nor merged weights; list a type in export.gguf or publish the merge"
+            Reason.NOTHING_TO_EVALUATE, "the job exports neither GGUF nor merged weights; list a type in export.gguf or publish the merge"
         )
     return package / "merged"
 
@@ -184,9 +184,8 @@ def _production(run: RunSpec, artifact: Path) -> tuple[Path | None, str | None]:
     path = local_path(run.production.uri, run)
     if hash_file(path) != run.production.sha256:
         raise StageError(
-            "ProductionChanged",
+            Reason.PRODUCTION_CHANGED,
             f"the artifact of {run.production.name} is not what was published (SHA-256 differs); restore it or take it out of production",
-            ExitCode.STORAGE,
         )
     with GGUFModel(artifact, 256) as tuned, GGUFModel(path, 256) as production:
         if tuned.token_texts() != production.token_texts():
@@ -206,17 +205,17 @@ def _refuse(gates: Iterable[GateReport], result: StageResult) -> None:
     by_result: Mapping[str, list[GateReport]] = {
         name: [gate for gate in gates if gate.result == name] for name in ("Failed", "Inconclusive")
     }
-    for name, reason in (("Failed", "GateFailed"), ("Inconclusive", "GateInconclusive")):
+    for name, reason in (("Failed", Reason.GATE_FAILED), ("Inconclusive", Reason.GATE_INCONCLUSIVE)):
         if by_result[name]:
             said = "; ".join(f"{gate.name}: {gate.evidence}" for gate in by_result[name])
-            raise StageError(reason, f"{said}. The artifacts are kept, nothing is registered", ExitCode.GATE_FAILED, result)
+            raise StageError(reason, f"{said}. The artifacts are kept, nothing is registered", result)
 
 
 def _keep_verdict(verdicts: Path, folder: Path, digest: str, result: StageResult) -> None:
     """Puts the evaluation beside the writers' folders, where it outlasts this pod even though no manifest names it."""
     try:
         _refuse(result.evaluation.gates if result.evaluation else [], result)
-        reason, message = result.reason, ""
+        reason, message = Reason.COMPLETED, ""
     except StageError as error:
         reason, message = error.reason, error.message
     for suffix, name in ((".md", "report.md"), (".svg", "metrics.svg")):
@@ -231,6 +230,6 @@ def _repeat_verdict(verdicts: Path, digest: str) -> None:
     if not path.is_file():
         return
     verdict = Verdict.model_validate_json(path.read_bytes())
-    if verdict.inputs_digest == digest and verdict.reason != "Completed":
+    if verdict.inputs_digest == digest and verdict.reason is not Reason.COMPLETED:
         log.info("these inputs were judged before; nothing to do")
-        raise StageError(verdict.reason, verdict.message, ExitCode.GATE_FAILED, verdict.result)
+        raise StageError(verdict.reason, verdict.message, verdict.result)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
 from finetune_api.sections.export import GGUFType
 
@@ -72,4 +72,4 @@ def _put(made: Path, target: Path, writer: str) -> None:
     except OSError as error:
         shutil.rmtree(aside)
         if not target.is_file():  # another writer was first otherwise, with the same content
-            raise StageError("StorageError", "the storage refuses to rename a folder", ExitCode.STORAGE) from error
+            raise StageError(Reason.STORAGE_ERROR, "the storage refuses to rename a folder") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.sections.export import GGUFType
 
 from finetune_trainer.cpus import usable_cpus
@@ -85,7 +85,7 @@ def _run(command: list[str], log: Path, form: str) -> None:
     tool = Path(command[1] if command[0] == sys.executable else command[0]).name
     refuse_killed(tool, status)
     if status != 0:
-        raise StageError("ConversionFailed", f"{tool} ended with status {status} at {form}; the end of its log: {tail(log)}")
+        raise StageError(Reason.CONVERSION_FAILED, f"{tool} ended with status {status} at {form}; the end of its log: {tail(log)}")
     log.unlink()
 
 
@@ -118,7 +118,7 @@ def read_gguf(path: Path) -> GGUFFacts:
         template = reader.get_field("tokenizer.chat_template")
         tensors = [(tensor.name, int(tensor.shape[0]), len(tensor.shape), tensor.tensor_type.name) for tensor in reader.tensors]
     except (ValueError, IndexError, KeyError, OSError) as error:
-        raise StageError("CorruptArtifact", f"{path.name} is cut short or no GGUF; make it again", ExitCode.STORAGE) from error
+        raise StageError(Reason.CORRUPT_ARTIFACT, f"{path.name} is cut short or no GGUF; make it again") from error
     return GGUFFacts(_content(eos), _content(template), tensors)
 
 

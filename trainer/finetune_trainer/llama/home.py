@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
@@ -50,9 +50,8 @@ def llama_home() -> LlamaHome:
     home = LlamaHome(Path(os.environ.get("FINETUNE_LLAMA_HOME", "/opt/llama")))
     if not home.libraries.is_dir():
         raise StageError(
-            "LlamaCppMissing",
+            Reason.LLAMA_CPP_MISSING,
             f"no llama.cpp at {home.root}; use the trainer image, or set FINETUNE_LLAMA_HOME to a tree built by images/build.py llama",
-            ExitCode.INVALID_RUN_FILE,
         )
     return home
 

@@ -19,7 +19,7 @@ from types import ModuleType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.home import llama_home, threads_for
@@ -91,7 +91,7 @@ class _Batch:
 class GGUFModel:
     """A loaded GGUF with a context of `context_tokens` cells that all sequences share.
 
-    Errors: StageError(GGUFInvalid) where llama.cpp cannot load the file.
+    Errors: StageError(GGUFInvalid) where llama.cpp cannot load the file, StageError(OutOfMemory) where it cannot make the context.
     """
 
     def __init__(self, path: Path, context_tokens: int = 4096) -> None:
@@ -100,9 +100,7 @@ class GGUFModel:
         settings = self._llama.llama_model_default_params()
         self._model = self._llama.llama_model_load_from_file(os.fsencode(path), settings)
         if not self._model:
-            raise StageError(
-                "GGUFInvalid", f"llama.cpp cannot load {path.name}; the file is damaged or of an unknown kind", ExitCode.PARITY_FAILED
-            )
+            raise StageError(Reason.GGUF_INVALID, f"llama.cpp cannot load {path.name}; the file is damaged or of an unknown kind")
         self._vocabulary = self._llama.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = self._llama.llama_vocab_n_tokens(self._vocabulary)
         self.cells = -(-context_tokens // 256) * 256
@@ -119,7 +117,8 @@ class GGUFModel:
         context = self._llama.llama_init_from_model(self._model, settings)
         if not context:
             raise StageError(
-                "GGUFInvalid", f"llama.cpp cannot make a context of {self.cells} tokens for {self.path.name}", ExitCode.OUT_OF_MEMORY
+                Reason.OUT_OF_MEMORY,
+                f"llama.cpp cannot make a context of {self.cells} tokens for {self.path.name}; raise this stage's memory",
             )
         return context
 
@@ -233,7 +232,7 @@ class GGUFModel:
         used = (0, 0, 0)
         for index, size in enumerate(sizes):
             if size[0] > self.cells or size[1] > _MAX_SEQUENCES:
-                raise StageError("RowTooLong", f"row {index} needs a context of {size[0]} tokens; it has {self.cells}")
+                raise StageError(Reason.ROW_TOO_LONG, f"row {index} needs a context of {size[0]} tokens; it has {self.cells}")
             total = tuple(a + b for a, b in zip(used, size, strict=True))
             if group and any(a > limit for a, limit in zip(total, limits, strict=True)):
                 yield group
@@ -267,7 +266,7 @@ class GGUFModel:
         )
         status = self._llama.llama_decode(self._context, native)
         if status != 0:
-            raise StageError("GGUFInvalid", f"llama.cpp ended decoding of {self.path.name} with status {status}", ExitCode.CRASH)
+            raise StageError(Reason.DECODING_FAILED, f"llama.cpp ended decoding of {self.path.name} with status {status}")
         pointer = self._llama.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (int(outputs.sum()), self.vocabulary_size)).copy()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepared import Prepared
@@ -79,4 +79,4 @@ def _without_edits(path: Path) -> object:
 
 
 def _failed(name: str, finding: str) -> StageError:
-    return StageError("ParityFailed", f"tokenizer: {name} {finding}; nothing is published", ExitCode.PARITY_FAILED)
+    return StageError(Reason.PARITY_FAILED, f"tokenizer: {name} {finding}; nothing is published")

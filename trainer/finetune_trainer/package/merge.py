@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from finetune_api.outcome import Reason
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from finetune_trainer.cpus import usable_cpus
@@ -70,7 +71,7 @@ def plan_merge(base: ModelTensors, updates: Mapping[str, Update], ties_embedding
     tied_embedding_saved_twice = {HEAD} if base.head_is_tied and not head else set()
     missing = set(updates) - planned - tied_embedding_saved_twice
     if missing:
-        raise StageError("AdapterMismatch", f"the base model has no tensor {min(missing)}")
+        raise StageError(Reason.ADAPTER_MISMATCH, f"the base model has no tensor {min(missing)}")
     return MergePlan(shards, head is not None)
 
 
@@ -140,10 +141,12 @@ def merge(
 def _result_info(base: ModelTensors, tensor: MergedTensor) -> TensorInfo:
     info = base.info(tensor.base)
     if tensor.update is not None and not is_weight(info):
-        raise StageError("BaseModelInvalid", f"{tensor.base} is {info.dtype}; a merge needs {', '.join(RAW_TYPES)} weights")
+        raise StageError(Reason.QUANTIZED_BASE, f"{tensor.base} is {info.dtype}; a merge needs {', '.join(RAW_TYPES)} weights")
     shape = _update_shape(tensor.update)
     if shape is not None and shape != info.shape:
-        raise StageError("AdapterMismatch", f"{tensor.name} has shape {list(info.shape)} in the base and {list(shape)} in the adapter")
+        raise StageError(
+            Reason.ADAPTER_MISMATCH, f"{tensor.name} has shape {list(info.shape)} in the base and {list(shape)} in the adapter"
+        )
     return TensorInfo(tensor.name, info.dtype, info.shape, 0)
 
 

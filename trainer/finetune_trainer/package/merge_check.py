@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.sections.adapter import Adapter
 
 from finetune_trainer.errors import StageError
@@ -132,12 +132,11 @@ def trained_scale(asked: Adapter, found: AdapterConfig) -> float:
     lora = asked.effective_lora
     if found.rank != lora.rank or found.alpha != lora.alpha:
         raise StageError(
-            "ParityFailed",
+            Reason.PARITY_FAILED,
             f"the adapter says alpha {found.alpha:g} and rank {found.rank}, the run asked for alpha {lora.alpha:g} and rank {lora.rank}",
-            ExitCode.PARITY_FAILED,
         )
     return lora.alpha / lora.rank
 
 
 def _failed(tensor: str, finding: str) -> StageError:
-    return StageError("ParityFailed", f"Merged: {tensor} {finding}; nothing is published", ExitCode.PARITY_FAILED)
+    return StageError(Reason.PARITY_FAILED, f"Merged: {tensor} {finding}; nothing is published")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from finetune_api.answer import ParityReport
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.sections.export import Export
 
 from finetune_trainer.bootstrap import difference, samples
@@ -50,9 +50,7 @@ def distance(reference: Iterable[Logits], other: Iterable[Logits]) -> Distance:
     rows: list[npt.NDArray[np.int64]] = []
     for index, (ours, theirs) in enumerate(zip(reference, other, strict=True)):
         if ours.shape != theirs.shape:
-            raise StageError(
-                "ParityFailed", f"an export has {theirs.shape[1]} tokens where the model has {ours.shape[1]}", ExitCode.PARITY_FAILED
-            )
+            raise StageError(Reason.PARITY_FAILED, f"an export has {theirs.shape[1]} tokens where the model has {ours.shape[1]}")
         kl.append(kl_divergence(ours, theirs))
         same.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
         rows.append(np.full(len(ours), index, np.int64))
@@ -107,7 +105,6 @@ def refuse_failed(reports: Sequence[ParityReport], export: Export) -> None:
     failed = [explain(report, export) for report in reports if report.verdict == "Failed"]
     if failed:
         raise StageError(
-            "ParityFailed",
+            Reason.PARITY_FAILED,
             f"{'; '.join(failed)}; nothing is published. Export a finer format, or set export.parity if this distance is acceptable",
-            ExitCode.PARITY_FAILED,
         )

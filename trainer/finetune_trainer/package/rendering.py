@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.gguf import GGUFFacts
@@ -100,4 +100,4 @@ def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def _failed(form: str, finding: str) -> StageError:
-    return StageError("ParityFailed", f"{form} {finding}; nothing is published", ExitCode.PARITY_FAILED)
+    return StageError(Reason.PARITY_FAILED, f"{form} {finding}; nothing is published")

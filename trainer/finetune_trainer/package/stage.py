@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from finetune_api.answer import Artifact, ParityReport, StageResult
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 from finetune_api.sections.adapter import AdapterType
 from finetune_api.sections.export import GGUFType
@@ -167,7 +168,7 @@ def prove(package: Package, ggufs: dict[GGUFType, Path]) -> StageResult:
     rows = answer_rows(package.prepared)
     positions = sum(len(row.positions) for row in rows)
     if not positions:
-        raise StageError("NoAnswerPositions", "no row has an answer to measure parity on; check the data sets")
+        raise StageError(Reason.NO_ANSWER_POSITIONS, "no row has an answer to measure parity on; check the data sets")
     reference, base = _references(package, rows)
     reports = [_judge_merged(package, rows, reference, base)]
     for form, distances in _gguf_distances(package, ggufs, rows, reference):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
 
@@ -195,7 +195,7 @@ class TensorWriter:
 
 
 def _corrupt(path: Path, problem: str) -> StageError:
-    return StageError("CorruptArtifact", f"{path.name}: {problem}; restore the file", ExitCode.STORAGE)
+    return StageError(Reason.CORRUPT_ARTIFACT, f"{path.name}: {problem}; restore the file")
 
 
 # ------------------------------------------------------------------------------------------------------------------------ floats

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.section import digest_of
 
@@ -73,11 +74,11 @@ def _local_folder(run: RunSpec) -> Path:
     try:
         folder = local_path(run.model.source, run)
     except StageError as error:
-        if error.reason != "SourceNotFound":
+        if error.reason is not Reason.SOURCE_NOT_FOUND:
             raise
-        raise StageError("ModelNotFound", f"nothing is at {run.model.source}; check model.source") from error
+        raise StageError(Reason.MODEL_NOT_FOUND, f"nothing is at {run.model.source}; check model.source") from error
     if not folder.is_dir():
-        raise StageError("ModelNotFound", f"{run.model.source} is a file; model.source names the folder with config.json")
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{run.model.source} is a file; model.source names the folder with config.json")
     _check_files([path.name for path in folder.iterdir()], run.model.source)
     return folder
 
@@ -95,12 +96,14 @@ def _from_hub(run: RunSpec, storage: JobStorage) -> tuple[Path, PreparedModel]:
 
 def _check_files(names: list[str], source: str) -> None:
     if "config.json" not in names:
-        raise StageError("ModelNotFound", f"{source} has no config.json; name a folder or repository in transformers' layout")
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{source} has no config.json; name a folder or repository in transformers' layout")
     if any(fnmatch.fnmatchcase(name, "model*.safetensors") for name in names):
         return
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in names):
-        raise StageError("SafetensorsOnly", f"{source} has pickled weights only, which can run code; convert them to safetensors first")
-    raise StageError("ModelNotFound", f"{source} has no model*.safetensors")
+        raise StageError(
+            Reason.SAFETENSORS_ONLY, f"{source} has pickled weights only, which can run code; convert them to safetensors first"
+        )
+    raise StageError(Reason.MODEL_NOT_FOUND, f"{source} has no model*.safetensors")
 
 
 def _record(folder: Path, source: str, commit: str | None, cached: str | None) -> PreparedModel:
@@ -109,7 +112,9 @@ def _record(folder: Path, source: str, commit: str | None, cached: str | None) -
     _check_shards(folder)
     total, dtype = count_parameters(folder)
     if dtype not in FLOATS.values():
-        raise StageError("QuantizedBase", f"the base model's weights are stored as {dtype}; use the unquantized one ({', '.join(FLOATS)})")
+        raise StageError(
+            Reason.QUANTIZED_BASE, f"the base model's weights are stored as {dtype}; use the unquantized one ({', '.join(FLOATS)})"
+        )
     files = [
         FileRecord(path=path.name, sha256=hash_file(path), bytes=path.stat().st_size)
         for path in sorted(folder.iterdir())
@@ -135,7 +140,7 @@ def _check_shards(folder: Path) -> None:
     missing = [name for name in wanted if not (folder / str(name)).is_file()]
     if missing:
         lacking = _INDEX if missing == [_SINGLE] else missing[0]
-        raise StageError("InvalidModel", f"the model lacks {lacking}{_more(missing)}; fetch the model again")
+        raise StageError(Reason.INVALID_MODEL, f"the model lacks {lacking}{_more(missing)}; fetch the model again")
 
 
 def _more(missing: list[str]) -> str:
@@ -148,16 +153,21 @@ def _check_config(config: dict[str, Any]) -> str:
     architectures = config.get("architectures") or []
     architecture = str(architectures[0]) if architectures else ""
     if config.get("is_encoder_decoder") or model_type in _ENCODER_DECODERS:
-        raise StageError("EncoderDecoderUnsupported", f"{architecture or model_type} is an encoder-decoder model; use a decoder-only one")
+        raise StageError(
+            Reason.ENCODER_DECODER_UNSUPPORTED, f"{architecture or model_type} is an encoder-decoder model; use a decoder-only one"
+        )
     if config.get("auto_map"):
         raise StageError(
-            "RemoteCodeRefused",
+            Reason.REMOTE_CODE_REFUSED,
             f"{architecture or 'the model'} needs Python code of its own repository (auto_map), which is not run; use an architecture of transformers",
         )
     if config.get("quantization_config"):
-        raise StageError("QuantizedBase", "the base model is quantized already; use the unquantized one and set quantization for training")
+        raise StageError(
+            Reason.QUANTIZED_BASE, "the base model is quantized already; use the unquantized one and set quantization for training"
+        )
     if not architecture.endswith(_GENERATIVE):
         raise StageError(
-            "UnsupportedArchitecture", f"{architecture or 'a config.json without architectures'} generates no text; use a decoder model"
+            Reason.UNSUPPORTED_ARCHITECTURE,
+            f"{architecture or 'a config.json without architectures'} generates no text; use a decoder model",
         )
     return architecture

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_api.outcome import Reason
 from jinja2 import TemplateError, nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
@@ -181,7 +182,7 @@ def _as_templates_expect(message: Message) -> dict[str, Any]:
 
 
 def _hostile(why: str) -> StageError:
-    return StageError("HostileTemplate", f"the chat template was refused: {why}; use a template you trust")
+    return StageError(Reason.HOSTILE_TEMPLATE, f"the chat template was refused: {why}; use a template you trust")
 
 
 def _refuse_hostile(text: str, environment: ImmutableSandboxedEnvironment) -> None:
@@ -194,7 +195,7 @@ def _refuse_hostile(text: str, environment: ImmutableSandboxedEnvironment) -> No
     try:
         tree = environment.parse(text)
     except TemplateSyntaxError as error:
-        raise StageError("InvalidTemplate", f"the chat template does not parse (line {error.lineno}): {error.message}") from error
+        raise StageError(Reason.INVALID_TEMPLATE, f"the chat template does not parse (line {error.lineno}): {error.message}") from error
     except RecursionError as error:
         raise _hostile("it nests too deep") from error
     if any(True for _ in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends))):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from finetune_api.outcome import Reason
 from finetune_api.sections.method import SFTLoss
 
 from finetune_trainer.errors import StageError
@@ -151,7 +152,8 @@ class Encoder:
         prefix, eos = self.tokenizer.prefix, self.tokenizer.id_of(self.tokenizer.named.get("eos_token"))
         if eos is None:
             raise StageError(
-                "InvalidTokenizer", "the tokenizer names no eos_token, which ends texts and completions; add it to tokenizer_config.json"
+                Reason.INVALID_TOKENIZER,
+                "the tokenizer names no eos_token, which ends texts and completions; add it to tokenizer_config.json",
             )
         ids = [*prefix, *encoding.ids, eos]
         start = len(prefix) + first_token_at(encoding, item.answers[0][0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.tokenizer import publish_folder
@@ -22,6 +22,21 @@ class Listing:
     licence: str | None = None
 
 
+@dataclass(frozen=True)
+class _Refusals:
+    """What the hub's refusals are called."""
+
+    gated: Reason
+    not_found: Reason
+    unauthorized: Reason
+
+
+_REFUSALS: dict[Literal["model", "dataset"], _Refusals] = {
+    "model": _Refusals(Reason.MODEL_GATED, Reason.MODEL_NOT_FOUND, Reason.MODEL_UNAUTHORIZED),
+    "dataset": _Refusals(Reason.DATASET_GATED, Reason.DATASET_NOT_FOUND, Reason.DATASET_UNAUTHORIZED),
+}
+
+
 class Hub:
     """One repository. `token` is never logged and goes into no message."""
 
@@ -31,7 +46,7 @@ class Hub:
         self._token = token
 
     def list_files(self, revision: str | None) -> Listing:
-        """Errors: StageError(ModelNotFound | ModelGated | RevisionNotFound | HubUnreachable), `Dataset…` for a data set."""
+        """Errors: StageError(ModelNotFound | ModelGated | ModelUnauthorized | HubUnreachable), `Dataset…` for a data set."""
         from huggingface_hub import HfApi
 
         api = HfApi(token=self._token or False)
@@ -74,26 +89,24 @@ class Hub:
     def _explained(self, error: Exception, revision: str | None) -> StageError:
         from huggingface_hub import errors
 
-        noun = "Model" if self.kind == "model" else "Dataset"
+        refusals = _REFUSALS[self.kind]
         name = f"hf://{self.repository}"
         if isinstance(error, errors.GatedRepoError):
             return StageError(
-                f"{noun}Gated", f"{name} is gated; accept its licence on the hub and name a token that may read it (tokenSecretRef)"
+                refusals.gated, f"{name} is gated; accept its licence on the hub and name a token that may read it (tokenSecretRef)"
             )
         if isinstance(error, errors.RevisionNotFoundError):
-            return StageError(f"{noun}NotFound", f"{name} has no revision {revision}; name a commit, tag or branch of it")
+            return StageError(refusals.not_found, f"{name} has no revision {revision}; name a commit, tag or branch of it")
         if isinstance(error, errors.RepositoryNotFoundError):
-            return StageError(f"{noun}NotFound", f"{name} does not exist, or is private: check the name, or set tokenSecretRef")
+            return StageError(refusals.not_found, f"{name} does not exist, or is private: check the name, or set tokenSecretRef")
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
-            return StageError(f"{noun}Unauthorized", f"the hub refuses the token for {name}; name one that may read it (tokenSecretRef)")
+            return StageError(refusals.unauthorized, f"the hub refuses the token for {name}; name one that may read it (tokenSecretRef)")
         if isinstance(error, errors.HFValidationError):
-            return StageError(f"{noun}NotFound", f"{name} is no name of a repository; expected hf://org/name")
+            return StageError(refusals.not_found, f"{name} is no name of a repository; expected hf://org/name")
         if isinstance(error, OSError) and getattr(error, "errno", None):
-            return StageError("StorageError", f"{name} cannot be stored: {error.strerror}", ExitCode.STORAGE)
-        return StageError(
-            "HubUnreachable", f"the hub does not answer for {name} ({type(error).__name__}); tried again later", ExitCode.CRASH
-        )
+            return StageError(Reason.STORAGE_ERROR, f"{name} cannot be stored: {error.strerror}")
+        return StageError(Reason.HUB_UNREACHABLE, f"the hub does not answer for {name} ({type(error).__name__}); tried again later")
 
 
 def _literal(name: str) -> str:

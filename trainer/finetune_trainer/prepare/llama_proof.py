@@ -14,7 +14,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
 
 from finetune_trainer.errors import StageError, refuse_killed
@@ -38,9 +38,8 @@ class LlamaHome:
         self.folder = Path(environ.get("FINETUNE_LLAMA_HOME", "/opt/llama"))
         if not (self.folder / _CONVERTER).is_file():
             raise StageError(
-                "LlamaCppMissing",
+                Reason.LLAMA_CPP_MISSING,
                 "export.gguf needs llama.cpp, and FINETUNE_LLAMA_HOME names no tree with its converter; use the trainer image",
-                ExitCode.INVALID_RUN_FILE,
             )
 
     def environment(self) -> dict[str, str]:
@@ -83,7 +82,7 @@ def _convert(home: LlamaHome, files: Path, output: Path) -> None:
     words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     said = next((line for line in reversed(words) if any(mark in line for mark in _UNKNOWN)), words[-1] if words else "nothing")
     raise StageError(
-        "UnsupportedByLlamaCpp",
+        Reason.UNSUPPORTED_BY_LLAMA_CPP,
         f"llama.cpp's converter does not take this model's tokenizer or architecture ({said[:200]}); remove export.gguf, or use a model it knows",
     )
 
@@ -97,7 +96,7 @@ def llama_ids(home: LlamaHome, vocab: Path, texts: Sequence[str]) -> dict[str, A
         last = (done.stderr.strip().splitlines() or ["no words"])[-1]
         kind = last.partition(":")[0][:200]  # what follows may quote a row
         raise StageError(
-            "UnsupportedByLlamaCpp", f"llama.cpp cannot read the vocabulary that its converter wrote ({kind}); remove export.gguf"
+            Reason.UNSUPPORTED_BY_LLAMA_CPP, f"llama.cpp cannot read the vocabulary that its converter wrote ({kind}); remove export.gguf"
         )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -119,7 +118,7 @@ def prove_tokenizer(vocab: Mapping[str, Any], samples: Sequence[Sample], tokeniz
         if own.ids != theirs:
             position = next(i for i, (a, b) in enumerate(zip_longest(own.ids, theirs)) if a != b)
             raise StageError(
-                "TokenizerMismatch",
+                Reason.TOKENIZER_MISMATCH,
                 f"{sample.location}: llama.cpp tokenises it otherwise from token position {position} on; "
                 "check add_bos_token and add_prefix_space in tokenizer_config.json, restore the tokenizer files of the model's repository, "
                 "or remove export.gguf",
@@ -127,7 +126,7 @@ def prove_tokenizer(vocab: Mapping[str, Any], samples: Sequence[Sample], tokeniz
         starts_with_bos = bool(own.ids) and own.ids[0] == vocab["bos"] if sample.is_chat else bool(tokenizer.prefix)
         if vocab["addBos"] != starts_with_bos and (vocab["addBos"] or not sample.is_chat):
             raise StageError(
-                "TokenizerMismatch",
+                Reason.TOKENIZER_MISMATCH,
                 f"{sample.location}: token position 0: llama.cpp {'puts' if vocab['addBos'] else 'does not put'} a bos token there and training "
                 f"{'has one' if starts_with_bos else 'has none'}; set add_bos_token in tokenizer_config.json accordingly",
             )
@@ -139,12 +138,14 @@ def _prove_eos(vocab: Mapping[str, Any], tokenizer: TextTokenizer, tokens: Speci
     missing = [token for token in tokens.eos_ids if token not in vocab["eog"]]
     if vocab["eos"] != tokens.eos_id:
         raise StageError(
-            "StopTokenMismatch",
+            Reason.STOP_TOKEN_MISMATCH,
             f"the GGUF would carry {carried} as eos, the tokenizer's is {tokenizer.name_of(tokens.eos_id)}; "
             "make eos_token (tokenizer_config.json) and eos_token_id (config.json, generation_config.json) name the same token",
         )
     if tokens.eos_id in missing:
-        raise StageError("StopTokenMismatch", f"llama.cpp would not stop at {tokenizer.name_of(tokens.eos_id)}; use a control token as eos")
+        raise StageError(
+            Reason.STOP_TOKEN_MISMATCH, f"llama.cpp would not stop at {tokenizer.name_of(tokens.eos_id)}; use a control token as eos"
+        )
 
 
 class LlamaVocab:

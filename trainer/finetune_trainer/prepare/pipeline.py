@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.data import Dataset
 
@@ -141,7 +142,7 @@ class Pipeline:
         self._refuse_unknown_group()
         if not self.writers["train"].rows:
             raise StageError(
-                "NoTrainingRows",
+                Reason.NO_TRAINING_ROWS,
                 f"no row is left to train on: {self._dropped_words(self.counts.values())}; add rows, or set preparation.split",
             )
 
@@ -198,7 +199,7 @@ class Pipeline:
                 continue
             except TemplateUnsplittable as error:
                 raise StageError(
-                    "TemplateUnsplittable",
+                    Reason.TEMPLATE_UNSPLITTABLE,
                     f"{candidate.location}: the chat template's generation prompt is not how it begins an answered turn, so the model would be "
                     "trained on other prompts than it is served; set model.chatTemplate to one that does",
                 ) from error
@@ -214,7 +215,7 @@ class Pipeline:
             ends = "nothing" if error.token_id is None else tokenizer.name_of(error.token_id)
             stops = ", ".join(tokenizer.name_of(token) for token in sorted(self._eos_ids))
             raise StageError(
-                "StopTokenMismatch",
+                Reason.STOP_TOKEN_MISMATCH,
                 f"{placed[error.position].candidate.location}: the chat template ends an answer with {ends}, but generation stops at {stops}, "
                 "so the tuned model would never stop; add that token to eos_token_id in generation_config.json and make it eos_token in "
                 "tokenizer_config.json, or set model.chatTemplate to one that ends turns with the model's own eos",
@@ -238,7 +239,7 @@ class Pipeline:
         largest = max(row.ids)
         if largest >= self._embeddings:
             raise StageError(
-                "InvalidTokenizer",
+                Reason.INVALID_TOKENIZER,
                 f"{location}: {self._encoder.tokenizer.name_of(largest)} is no token of this model: the model's embedding has "
                 f"{self._embeddings} (vocab_size in config.json); use the tokenizer files of the model's own repository",
             )
@@ -266,24 +267,24 @@ class Pipeline:
     def _refuse_if_useless(self, dataset: Dataset) -> None:
         counts = self.counts[dataset.name]
         if not counts.rows_in:
-            raise StageError("EmptyDataset", f"data set {dataset.name} has no rows; check source and split")
+            raise StageError(Reason.EMPTY_DATASET, f"data set {dataset.name} has no rows; check source and split")
         if not counts.rows_out:
             raise StageError(
-                "InvalidDataset",
+                Reason.INVALID_DATASET,
                 f"data set {dataset.name}: none of its {counts.rows_in} rows can be trained on ({self._dropped_words([counts])}); "
                 "check format, columns and training.maxLength",
             )
         own_test = f"{dataset.name}/test"
         if own_test in self.writers and not self.writers[own_test].rows:
             raise StageError(
-                "EmptyDataset", f"data set {dataset.name}: no row of its testSplit can be scored ({self._dropped_words([counts])})"
+                Reason.EMPTY_DATASET, f"data set {dataset.name}: no row of its testSplit can be scored ({self._dropped_words([counts])})"
             )
 
     def _refuse_unknown_group(self) -> None:
         column = self._run.preparation.split.group_by
         if column is not None and not any(counts.grouped for counts in self.counts.values()):
             raise StageError(
-                "InvalidDataset",
+                Reason.INVALID_DATASET,
                 f"preparation.split.groupBy: no row has a column {column!r}; name the one that tells documents apart, or remove groupBy",
             )
 

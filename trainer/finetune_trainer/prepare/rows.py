@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from finetune_api.outcome import Reason
 from finetune_api.sections.data import Columns, Dataset, DatasetFormat
 
 from finetune_trainer.errors import StageError
@@ -140,7 +141,7 @@ class RowReader:
     def _conversation(self, messages: list[dict[str, Any]], record: Record, first_trained: int = 0) -> Conversation:
         if not self._has_template:
             raise StageError(
-                "NoChatTemplate",
+                Reason.NO_CHAT_TEMPLATE,
                 f"data set {self._dataset.name} holds conversations and the model has no chat template; "
                 "set model.chatTemplate (type Named, named ChatML, where the tokenizer has its tokens)",
             )

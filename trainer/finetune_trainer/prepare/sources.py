@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.section import digest_of
 from finetune_api.sections.data import Dataset
@@ -78,7 +79,7 @@ class SplitFiles:
 
 
 def invalid(location: Location, expected: str) -> StageError:
-    return StageError("InvalidDataset", f"{location}: expected {expected}")
+    return StageError(Reason.INVALID_DATASET, f"{location}: expected {expected}")
 
 
 _Numbered = Iterator[tuple[int | None, Any, int]]
@@ -218,9 +219,9 @@ def locate(dataset: Dataset, run: RunSpec, storage: JobStorage) -> DatasetFiles:
     try:
         path = local_path(dataset.source, run)
     except StageError as error:
-        if error.reason != "SourceNotFound":
+        if error.reason is not Reason.SOURCE_NOT_FOUND:
             raise
-        raise StageError("DatasetNotFound", f"data set {dataset.name}: nothing is at {dataset.source}; check the path") from error
+        raise StageError(Reason.DATASET_NOT_FOUND, f"data set {dataset.name}: nothing is at {dataset.source}; check the path") from error
     if path.is_file():
         return _single_file(dataset, path)
     names = [found.relative_to(path).as_posix() for suffix in SUFFIXES for found in path.rglob(f"*{suffix}")]
@@ -229,10 +230,10 @@ def locate(dataset: Dataset, run: RunSpec, storage: JobStorage) -> DatasetFiles:
 
 def _single_file(dataset: Dataset, path: Path) -> DatasetFiles:
     if path.suffix not in SUFFIXES:
-        raise StageError("InvalidDataset", f"data set {dataset.name}: expected a file that ends in one of {', '.join(SUFFIXES)}")
+        raise StageError(Reason.INVALID_DATASET, f"data set {dataset.name}: expected a file that ends in one of {', '.join(SUFFIXES)}")
     if dataset.test_split is not None:
         raise StageError(
-            "InvalidDataset",
+            Reason.INVALID_DATASET,
             f"data set {dataset.name}: testSplit needs a folder as source, with a file for each split; {dataset.source} is one file",
         )
     return DatasetFiles(SplitFiles(dataset.name, dataset.split, [path]), None)
@@ -247,7 +248,7 @@ def _split_files(dataset: Dataset, split: str, folder: Path, names: list[str]) -
     found = find_split(names, split)
     if not found:
         raise StageError(
-            "DatasetNotFound",
+            Reason.DATASET_NOT_FOUND,
             f"data set {dataset.name}: its folder has no {split}.jsonl, {split}.json or {split}.parquet; check split and testSplit",
         )
     return SplitFiles(dataset.name, split, [folder / name for name in found])
@@ -262,7 +263,7 @@ def _locate_on_hub(dataset: Dataset, storage: JobStorage) -> DatasetFiles:
         found = find_split(listing.files, split) if split else []
         if split and not found:
             raise StageError(
-                "DatasetNotFound",
+                Reason.DATASET_NOT_FOUND,
                 f"data set {dataset.name}: {dataset.source} has no jsonl, json or parquet file for split {split}; check split and testSplit",
             )
         wanted += found

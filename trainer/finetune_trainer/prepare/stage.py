@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_api.answer import DatasetReport, StageResult
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 
 from finetune_trainer.errors import StageError
@@ -84,7 +85,7 @@ def _refuse_blind_gates(run: RunSpec) -> None:
         elif not name and not run.preparation.split.test:
             problem = "preparation.split.test is 0, so no row is held out for it; raise it, or name a data set with a testSplit"
         if problem:
-            raise StageError("InvalidGate", f"evaluation.gates, gate {gate.name}: {problem}")
+            raise StageError(Reason.INVALID_GATE, f"evaluation.gates, gate {gate.name}: {problem}")
 
 
 def _describe(run: RunSpec, model: PreparedModel, stop: StopRule, pipeline: Pipeline, folder: Path) -> PreparedFile:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.model import ChatTemplateType
 
@@ -30,7 +31,9 @@ def template_text(run: RunSpec, model_folder: Path) -> tuple[str | None, Templat
         return NAMED_TEMPLATES[wanted.named or "ChatML"], "Named"
     if wanted.type is ChatTemplateType.CONFIG_MAP:
         if not run.chat_template_text:
-            raise StageError("NoChatTemplate", "the ConfigMap of model.chatTemplate holds no text; put the template under the named key")
+            raise StageError(
+                Reason.NO_CHAT_TEMPLATE, "the ConfigMap of model.chatTemplate holds no text; put the template under the named key"
+            )
         return run.chat_template_text, "ConfigMap"
     text = model_template(model_folder)
     return text, "Model" if text is not None else None
@@ -72,7 +75,7 @@ def _special_tokens(folder: Path, tokenizer: TextTokenizer, end: tuple[str, int]
         eos_token, ids = end[0], [end[1], *ids]
     eos_id = tokenizer.id_of(eos_token)
     if eos_token is None or eos_id is None or not ids:
-        raise StageError("InvalidTokenizer", "the model names no end token of its vocabulary; set eos_token in tokenizer_config.json")
+        raise StageError(Reason.INVALID_TOKENIZER, "the model names no end token of its vocabulary; set eos_token in tokenizer_config.json")
     pad_id = tokenizer.id_of(tokenizer.named.get("pad_token"))
     return SpecialTokens(
         eos_token=eos_token,
@@ -111,7 +114,7 @@ def _turn_end(template: ChatTemplate, tokenizer: TextTokenizer) -> tuple[str, in
     token = tokenizer.added_token(ids[0])
     if token is None:
         raise StageError(
-            "TemplateTokensMissing",
+            Reason.TEMPLATE_TOKENS_MISSING,
             f"the chat template ends a turn with text that is no single token of this tokenizer ({len(ids)} tokens); "
             "use a template made for this model, or a base model whose tokenizer has its tokens",
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from tokenizers import AddedToken, Tokenizer
 
 from finetune_trainer.errors import StageError, refuse_killed
@@ -51,7 +51,7 @@ class TextTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # the library raises plain Exception
-            raise StageError("InvalidTokenizer", "tokenizer.json does not load; fetch the model again") from error
+            raise StageError(Reason.INVALID_TOKENIZER, "tokenizer.json does not load; fetch the model again") from error
         _add_missing_tokens(self._tokenizer, config)
         self._added = {token_id: token.content for token_id, token in self._tokenizer.get_added_tokens_decoder().items()}
         self._tokenizer.no_truncation()
@@ -117,7 +117,7 @@ def _add_missing_tokens(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
             tokenizer.add_tokens([AddedToken(content, **flags)])
         if tokenizer.token_to_id(content) != token_id:
             raise StageError(
-                "InvalidTokenizer",
+                Reason.INVALID_TOKENIZER,
                 f"tokenizer_config.json gives an added token the id {token_id}, tokenizer.json gives it {tokenizer.token_to_id(content)}; "
                 "use the tokenizer files of the model's own repository",
             )
@@ -143,7 +143,7 @@ def tokenizer_file_of(model_folder: Path, storage: JobStorage) -> Path:
     if own.is_file():
         return own
     if not (model_folder / "tokenizer.model").is_file() and not (model_folder / "vocab.json").is_file():
-        raise StageError("InvalidTokenizer", "the model has neither tokenizer.json nor tokenizer.model; add one of them")
+        raise StageError(Reason.INVALID_TOKENIZER, "the model has neither tokenizer.json nor tokenizer.model; add one of them")
     cached = storage.cache_folder("tokenizers", files_digest(model_folder))
     if not (cached / "tokenizer.json").is_file():
         _convert(model_folder, cached, storage.writer)
@@ -169,7 +169,7 @@ def _convert(model_folder: Path, cached: Path, writer: str) -> None:
         refuse_killed("the tokenizer's conversion", done.returncode)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no words"])[-1][:300]
-            raise StageError("InvalidTokenizer", f"transformers cannot convert tokenizer.model: {last}")
+            raise StageError(Reason.INVALID_TOKENIZER, f"transformers cannot convert tokenizer.model: {last}")
         publish_folder(aside, cached)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -181,4 +181,4 @@ def publish_folder(aside: Path, target: Path) -> None:
         os.rename(aside, target)
     except OSError as error:
         if not target.is_dir():
-            raise StageError("StorageError", "the storage refuses to rename a folder", ExitCode.STORAGE) from error
+            raise StageError(Reason.STORAGE_ERROR, "the storage refuses to rename a folder") from error

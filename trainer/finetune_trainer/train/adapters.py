@@ -9,7 +9,7 @@ from typing import Any
 
 import peft
 import torch
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.sections.adapter import Adapter, AdapterType, LoRA
 from safetensors.torch import load_file, save_file
 
@@ -50,7 +50,7 @@ def _check_modules(model: torch.nn.Module, names: Iterable[str], field: str) -> 
     for name in names:
         if not any(path == name or path.endswith(f".{name}") for path in paths):
             known = sorted({path.rpartition(".")[2] for path in paths if path and not path.rpartition(".")[2].isdigit()})
-            raise StageError("UnknownModules", f"{field}: the model has no module {name}; it has {', '.join(known[:40])}")
+            raise StageError(Reason.UNKNOWN_MODULES, f"{field}: the model has no module {name}; it has {', '.join(known[:40])}")
 
 
 def save_trained(model: Any, folder: Path) -> None:
@@ -81,7 +81,7 @@ def load_trained(model: Any, folder: Path) -> None:
             for name, tensor in tensors.items():
                 masters[name].data.copy_(tensor)
     if wrong:
-        raise StageError("CorruptArtifact", f"the checkpoint does not fit the model ({wrong[0]})", ExitCode.STORAGE)
+        raise StageError(Reason.CORRUPT_ARTIFACT, f"the checkpoint does not fit the model ({wrong[0]})")
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -117,4 +117,4 @@ def save_model(model: Any, base_folder: Path, folder: Path, dtype: torch.dtype) 
 def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise StageError("Diverged", f"the trained tensor {name} is not finite; lower training.learningRate", ExitCode.DIVERGED)
+            raise StageError(Reason.DIVERGED, f"the trained tensor {name} is not finite; lower training.learningRate")

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_api.answer import Answer, CheckpointReport
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from pydantic import ValidationError
 
 from finetune_trainer.errors import StageError
@@ -117,7 +117,7 @@ class CheckpointStore:
         self.newest = Checkpoint(folder, manifest)
         problem = verify_files(folder, records)
         if problem:
-            raise StageError("CorruptArtifact", f"the checkpoint of step {step} does not read back: {problem}", ExitCode.STORAGE)
+            raise StageError(Reason.CORRUPT_ARTIFACT, f"the checkpoint of step {step} does not read back: {problem}")
         self._retain()
         return self.newest
 
@@ -129,7 +129,7 @@ class CheckpointStore:
         """Errors: StageError(Superseded) where another process has claimed the run since."""
         claim = self._read_claim()
         if claim is None or claim.id != self._claim.id:
-            raise StageError("Superseded", "another pod of this job has taken the run over; this one publishes nothing", ExitCode.STORAGE)
+            raise StageError(Reason.SUPERSEDED, "another pod of this job has taken the run over; this one publishes nothing")
 
     def report(self) -> CheckpointReport | None:
         """The newest checkpoint as status shows it."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.answer import MemoryPlan
 from finetune_api.arguments import argument_findings
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.training import Optimizer, Scheduler, Switch, Training
 
@@ -49,12 +50,12 @@ class Surroundings:
 def hf_arguments(run: RunSpec, around: Surroundings) -> dict[str, Any]:
     """Arguments of TrainingArguments, complete but for the output folder and what a method adds.
 
-    Errors: StageError(InvalidTrainingArguments | InvalidBatchSize), with the field to change.
+    Errors: StageError(InvalidArgument | InvalidBatchSize), with the field to change.
     """
     training, plan = run.training, around.plan
     findings = argument_findings(training.args)
     if findings:
-        raise StageError("InvalidTrainingArguments", "; ".join(f"training.args.{name}: {sentence}" for name, sentence in findings))
+        raise StageError(Reason.INVALID_ARGUMENT, "; ".join(f"training.args.{name}: {sentence}" for name, sentence in findings))
     micro_batch, accumulation = batch_split(training, around)
     return {
         **training.args,
@@ -103,7 +104,7 @@ def batch_split(training: Training, around: Surroundings) -> tuple[int, int]:
     """
     per_rank, rest = divmod(training.global_batch_size, around.world_size)
     if rest or not per_rank:
-        raise StageError("InvalidBatchSize", f"training.globalBatchSize must be a multiple of the {around.world_size} GPUs")
+        raise StageError(Reason.INVALID_BATCH_SIZE, f"training.globalBatchSize must be a multiple of the {around.world_size} GPUs")
     if training.per_device_batch_size is None:
         most = max(1, min(around.plan.per_device_batch_size, per_rank))
         micro_batch = next(size for size in range(most, 0, -1) if per_rank % size == 0)
@@ -111,7 +112,7 @@ def batch_split(training: Training, around: Surroundings) -> tuple[int, int]:
         micro_batch = training.per_device_batch_size
     if per_rank % micro_batch:
         raise StageError(
-            "InvalidBatchSize",
+            Reason.INVALID_BATCH_SIZE,
             f"training.globalBatchSize must be a multiple of perDeviceBatchSize × {around.world_size} GPUs = {micro_batch * around.world_size}",
         )
     return micro_batch, per_rank // micro_batch

@@ -16,7 +16,7 @@ import numpy
 import torch
 import transformers
 from finetune_api.answer import StageResult
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.run import Stage
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
@@ -89,9 +89,8 @@ class GuardedLoop:
         newest = self.controls.store.newest
         kept = f"the checkpoint of step {newest.step} is kept" if newest else "no checkpoint was due before"
         return StageError(
-            "Diverged",
+            Reason.DIVERGED,
             f"{problem} at step {step} of {self.state.max_steps}; it was not taken, {kept}. Lower training.learningRate or look at the data",
-            ExitCode.DIVERGED,
             self._so_far(),
         )
 
@@ -126,7 +125,7 @@ class GuardedLoop:
                 self.controls.store.publish(step, folder)
         except _WRITE_ERRORS as error:
             self.controls.store.discard(folder)
-            raise StageError("StorageError", f"the checkpoint of step {step}: {error}"[:400], ExitCode.STORAGE, self._so_far()) from error
+            raise StageError(Reason.STORAGE_ERROR, f"the checkpoint of step {step}: {error}"[:400], self._so_far()) from error
         self.controls.cadence.saved(step, time.monotonic() - began)
 
     def _write_files(self, folder: Path) -> None:

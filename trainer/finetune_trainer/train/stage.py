@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.answer import StageResult
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 from finetune_api.sections.adapter import AdapterType
 
@@ -76,15 +76,13 @@ def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
     import torch
 
     if run.gpus_per_node > 1 and int(environ.get("WORLD_SIZE", "1")) != run.gpus_per_node:
-        raise StageError("WorldTooSmall", f"{run.gpus_per_node} GPUs need as many processes; start it with torchrun", ExitCode.CRASH)
+        raise StageError(Reason.WORLD_TOO_SMALL, f"{run.gpus_per_node} GPUs need as many processes; start it with torchrun")
     if run.gpus_per_node == 0 or environ.get("FINETUNE_DEVICE") == "cpu":
         return Device.CPU
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < run.gpus_per_node:
         raise StageError(
-            "GPUNotVisible",
-            f"the pod was given {run.gpus_per_node} GPUs and sees {seen}; check the node's driver and device plugin",
-            ExitCode.GPU_NOT_VISIBLE,
+            Reason.GPU_NOT_VISIBLE, f"the pod was given {run.gpus_per_node} GPUs and sees {seen}; check the node's driver and device plugin"
         )
     return Device.GPU if torch.cuda.is_bf16_supported(including_emulation=False) else Device.GPU_WITHOUT_BF16
 
@@ -150,9 +148,8 @@ def _guarding_memory(method: Callable[[TrainingJob], Trained], job: TrainingJob)
         return method(job)
     except torch.cuda.OutOfMemoryError as error:
         raise StageError(
-            "OutOfMemory",
+            Reason.OUT_OF_MEMORY,
             "the GPU's memory is used up; lower training.perDeviceBatchSize or training.maxLength, or enable gradientCheckpointing",
-            ExitCode.OUT_OF_MEMORY,
             StageResult(stage=Stage.TRAIN, checkpoint=job.controls.store.report()),
         ) from error
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.model import AttentionImplementation
 from finetune_api.sections.quantization import Quantization, QuantizationType
@@ -41,12 +42,12 @@ def load_base(run: RunSpec, folder: Path, dtypes: Dtypes, device: torch.device) 
             **quantized,
         )
     except ImportError as error:
-        raise StageError("UnsupportedAttention", f"model.attentionImplementation: {error}"[:400]) from error
+        raise StageError(Reason.UNSUPPORTED_ATTENTION, f"model.attentionImplementation: {error}"[:400]) from error
     except (ValueError, OSError) as error:
-        raise StageError("InvalidModel", f"the base model cannot be loaded: {error}"[:400]) from error
+        raise StageError(Reason.INVALID_MODEL, f"the base model cannot be loaded: {error}"[:400]) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise StageError("InvalidModel", f"the base model's safetensors lack {len(info['missing_keys'])} tensors ({missing})")
+        raise StageError(Reason.INVALID_MODEL, f"the base model's safetensors lack {len(info['missing_keys'])} tensors ({missing})")
     return model
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from finetune_api.finetunejob import FineTuneJobSpec
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import FINAL_EXIT_CODES
 from finetune_api.run import Stage
 
 from finetune_operator.core import names
@@ -19,18 +19,6 @@ USER_ID = 65532
 STATUS_CA_ANNOTATION = f"{names.GROUP}/status-ca"
 CONTAINER = "trainer"
 
-_FINAL = sorted(
-    code
-    for code in ExitCode
-    if code
-    in (
-        ExitCode.INVALID_RUN_FILE,
-        ExitCode.INVALID_INPUT,
-        ExitCode.GATE_FAILED,
-        ExitCode.DIVERGED,
-        ExitCode.PARITY_FAILED,
-    )
-)
 _LOST_NODE_TOLERATION_S = 30
 _OTHER_STAGES = {"cpu": "1", "memory": "4Gi"}
 
@@ -64,7 +52,10 @@ def make_stage_job(spec: FineTuneJobSpec, job: Object, request: StageRequest, ob
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
                 "rules": [
-                    {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [int(c) for c in _FINAL]}}
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [int(code) for code in FINAL_EXIT_CODES]},
+                    }
                 ]
             },
             "template": _pod_template(spec, job, request, observed, settings),

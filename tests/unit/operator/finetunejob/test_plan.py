@@ -357,7 +357,7 @@ class Ending:
 ENDINGS = {
     "a gate that failed": Ending(11, "GateFailed", True, message={"reason": "GateFailed", "message": "m"}),
     "bad data": Ending(10, "InvalidDataset", True, message={"reason": "InvalidDataset", "message": "faq line 3"}),
-    "a loss that is not finite": Ending(12, "NonFinite", True, message={"reason": "NonFinite", "message": "step 5"}),
+    "a loss that is not finite": Ending(12, "Diverged", True, message={"reason": "Diverged", "message": "step 5"}),
     "an export that is not what was trained": Ending(16, "ParityFailed", True, message={"reason": "ParityFailed"}),
     "memory": Ending(137, "OutOfMemory", False, {"terminated_reason": "OOMKilled"}),
     "a kill": Ending(137, "Killed", False),
@@ -367,6 +367,11 @@ ENDINGS = {
     "a GPU that is not seen": Ending(14, "GPUNotVisible", False),
     "storage that fails": Ending(15, "StorageError", False),
     "no exit code": Ending(-1, "PodFailed", False),
+    "a crash without a word": Ending(1, "Crashed", False),
+    "a crash in native code": Ending(139, "Killed", False),
+    "bad data without a word": Ending(10, "StageFailed", True),
+    "an image's own word": Ending(10, "OutOfPatience", True, message={"reason": "OutOfPatience", "message": "m"}),
+    "an image's own word for what may pass": Ending(15, "OutOfPatience", False, message={"reason": "OutOfPatience", "message": "m"}),
     "a code nobody knows": Ending(77, "StageFailed", True),
 }
 
@@ -494,7 +499,7 @@ def test_numbers_of_an_answer_that_are_none_stay_out_of_status_and_version() -> 
 
 def test_a_failed_run_says_where_its_checkpoint_is() -> None:
     world = run_to("train")
-    message = {"reason": "NonFinite", "message": "loss at step 5", "checkpoint": ANSWERS["train"]["checkpoint"]}
+    message = {"reason": "Diverged", "message": "loss at step 5", "checkpoint": ANSWERS["train"]["checkpoint"]}
     world.end("job-train-1", message, 12)
     world.step()
     assert "pvc://c/5" in world.condition("Succeeded")["message"]

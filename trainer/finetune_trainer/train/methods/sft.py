@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 import trl
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import Reason
 from finetune_api.sections.training import Packing
 
 from finetune_trainer.errors import StageError
@@ -34,7 +34,7 @@ def train(job: TrainingJob) -> Trained:
     trainer = build(job, padding_free=True)
     if rows.rows_see_each_other(trainer):
         if job.run.training.packing is Packing.DOCUMENTS:
-            raise StageError("DocumentsLeak", "this model's attention mixes packed rows; set training.packing to None")
+            raise StageError(Reason.DOCUMENTS_LEAK, "this model's attention mixes packed rows; set training.packing to None")
         warnings.append("this model's attention would mix the rows of a flattened batch: rows are padded instead")
         trainer = build(job, padding_free=False)
 
@@ -52,7 +52,7 @@ def train(job: TrainingJob) -> Trained:
     job.controls.interruption.end_if_requested()
     # transformers returns normally from a run that something stopped early.
     if trainer.state.global_step < last_step:
-        raise StageError("StoppedEarly", f"training ended at step {trainer.state.global_step} of {last_step}", ExitCode.CRASH)
+        raise StageError(Reason.STOPPED_EARLY, f"training ended at step {trainer.state.global_step} of {last_step}")
 
     return Trained(
         model=trainer.model,
