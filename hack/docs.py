@@ -5,6 +5,7 @@ Runs in `.venv`: reads imports by grimp, which import-linter brings along.
 
 from __future__ import annotations
 
+import html
 import json
 import tomllib
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from typing import Any
 
 import grimp
 import yaml
+from finetune_api.outcome import ExitCode, Reason
 
 from hack.environment import REPOSITORY
 
 ARCHITECTURE = REPOSITORY / "docs" / "architecture.md"
+REASONS = REPOSITORY / "docs" / "reasons.md"
 CHART = REPOSITORY / "charts" / "finetune-operator"
 PACKAGES = ("finetune_api", "finetune_operator", "finetune_trainer")
 GROUND = "finetune_trainer.ground"
@@ -108,6 +111,33 @@ def _default(values: Any, name: str) -> Any:
     return values
 
 
+# --- the reasons -----------------------------------------------------------------------------------------------------
+
+
+def reasons_table(*, of_stages: bool) -> str:
+    """The reasons that end a stage with an exit code, or the others, by name."""
+    chosen = sorted(reason for reason in Reason if reason.ends_a_stage == of_stages)
+    columns = ["reason", "what it means", "what to do", "another attempt", *(["exit code"] if of_stages else [])]
+    return _table(columns, [_reason_cells(reason) for reason in chosen])
+
+
+def _reason_cells(reason: Reason) -> list[str]:
+    code = [str(int(reason.exit_code))] if reason.ends_a_stage else []
+    return [f"`{reason}`", reason.sentence, reason.cure, reason.retry or "", *code]
+
+
+def exit_codes_table() -> str:
+    return _table(["exit code", "name", "another attempt"], [[str(int(code)), f"`{code.name}`", code.retry] for code in ExitCode])
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([html.escape(cell, quote=False) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 if __name__ == "__main__":
     write_between_markers(ARCHITECTURE, "imports", picture())
     write_between_markers(CHART / "README.md", "values", values_table())
+    write_between_markers(REASONS, "reasons of stages", reasons_table(of_stages=True))
+    write_between_markers(REASONS, "other reasons", reasons_table(of_stages=False))
+    write_between_markers(REASONS, "exit codes", exit_codes_table())

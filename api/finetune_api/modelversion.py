@@ -1,4 +1,4 @@
-"""ModelVersion: what is asked, and every condition and reason it can answer with."""
+"""ModelVersion: what is asked, and every condition it can answer with."""
 
 from __future__ import annotations
 
@@ -101,108 +101,6 @@ class ConditionType(StrEnum):
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     """Nothing goes on until a person changes something."""
-
-
-class Reason(StrEnum):
-    """Every reason a condition of this kind can have."""
-
-    # Ready
-    SERVING = "Serving"
-    """At least one pod of the version answers."""
-    PODS_STARTING = "PodsStarting"
-    """No pod of the version answers yet."""
-    PODS_NOT_READY = "PodsNotReady"
-    """No pod of the version answers any more."""
-
-    # Verified
-    DIGEST_MATCHES = "DigestMatches"
-    """A server read the artifact and found the digest that was published."""
-    NOT_READ_YET = "NotReadYet"
-    """No server has read the artifact yet."""
-    ARTIFACT_REFUSED = "ArtifactRefused"
-    """The server refused the artifact: it has another digest, or cannot be read."""
-
-    # ArtifactsReachable
-    CLAIM_BOUND = "ClaimBound"
-    """The claim that holds the artifact is there."""
-    CLAIM_MISSING = "ClaimMissing"
-    """The claim that holds the artifact is not there."""
-    CLAIM_NOT_BOUND = "ClaimNotBound"
-    """The claim that holds the artifact has no volume."""
-    CLAIM_NOT_SHAREABLE = "ClaimNotShareable"
-    """The claim's access mode does not let the server pods use it where they can run."""
-
-    # TrafficAccepted
-    ACCEPTED = "Accepted"
-    """The Gateway accepted the route as it is now."""
-    NOT_ROUTED = "NotRouted"
-    """Traffic of type None: the version is reached through its Service."""
-    NO_TRAFFIC_YET = "NoTrafficYet"
-    """The version is not in the route before its pods are ready."""
-    WAITING_FOR_GATEWAY = "WaitingForGateway"
-    """The Gateway has not answered for the route as it is now."""
-    ROUTE_NOT_ACCEPTED = "RouteNotAccepted"
-    """The Gateway refused the route."""
-    GATEWAY_API_MISSING = "GatewayAPIMissing"
-    """The cluster does not serve HTTPRoutes."""
-    DIFFERS_FROM_PRODUCTION = "DiffersFromProduction"
-    """rollout.traffic is not the same as that of the version which the route follows."""
-
-    # Progressing
-    STARTING = "Starting"
-    """Waits for its pods before the first step."""
-    HOLDING = "Holding"
-    """In a step whose hold is not over."""
-    WAITING = "Waiting"
-    """The step's hold is over; something else keeps the version from the next one."""
-    AWAITING_APPROVAL = "AwaitingApproval"
-    """rollout.approval is Manual and the step is not approved."""
-    PAUSED = "Paused"
-    """rollout.paused is set."""
-    COMPLETED = "Completed"
-    """In production."""
-    OUT_OF_SERVICE = "OutOfService"
-    """Archived, rolled back or rejected: gets no traffic."""
-
-    # ResourcesApplied
-    APPLIED = "Applied"
-    """Every object of the version is as wanted."""
-    NOT_OWNED = "NotOwned"
-    """An object of the wanted name belongs to somebody else."""
-    WAITING_FOR_PREVIOUS_OWNER = "WaitingForPreviousOwner"
-    """A former object of the wanted name is still being deleted."""
-    FORBIDDEN = "Forbidden"
-    """The API server forbids what is wanted."""
-    INVALID = "Invalid"
-    """The API server finds an object invalid."""
-    QUOTA_EXCEEDED = "QuotaExceeded"
-    """A quota leaves no room."""
-    API_ERROR = "ApiError"
-    """The API server failed; it is tried again."""
-
-    # Reconciling and Stalled, beside the reasons above
-    SETTLED = "Settled"
-    """What is wanted is the case."""
-    MOVING_TRAFFIC = "MovingTraffic"
-    """The route's weights are on their way to what is wanted."""
-    ROLLING_OUT = "RollingOut"
-    """Pods of another template are replacing the present ones."""
-    RETIRING = "Retiring"
-    """Out of service; its pods are about to go."""
-    NOT_STALLED = "NotStalled"
-    """No person is needed."""
-    INVALID_SPEC = "InvalidSpec"
-    """The spec cannot be read; no version of the model is moved until it can."""
-    FORBIDDEN_BY_POLICY = "ForbiddenByPolicy"
-    """The namespace's policy does not allow what the spec names."""
-    ARTIFACT_MISSING = "ArtifactMissing"
-    """serving.artifact names no GGUF among the artifacts."""
-    UNSAFE_PATH = "UnsafePath"
-    """The artifact's path leaves its claim."""
-    DUPLICATE_VERSION = "DuplicateVersion"
-    """The name is not <model>-v<version>, so two objects could claim the number."""
-    PODS_CANNOT_START = "PodsCannotStart"
-    """The pods cannot be created, scheduled or started; the message has the cluster's words."""
 
 
 class Display(Loose):

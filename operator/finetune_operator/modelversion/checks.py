@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from finetune_api.modelversion import Reason
+from finetune_api.outcome import Reason
 
 from finetune_operator.core.names import version_name
 from finetune_operator.core.settings import Settings

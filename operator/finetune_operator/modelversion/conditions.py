@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from finetune_api.modelversion import ConditionType, Reason, Stage
+from finetune_api.modelversion import ConditionType, Stage
+from finetune_api.outcome import Reason
 from finetune_api.sections.rollout import GatewayAPI
 
 from finetune_operator.core.conditions import Condition, Status, find
@@ -199,7 +200,7 @@ def _resources_applied(version: Version, observed: Observed) -> Condition:
     problem = _problem_of(version, observed)
     if problem is None:
         return Condition(ConditionType.RESOURCES_APPLIED, "True", Reason.APPLIED)
-    return Condition(ConditionType.RESOURCES_APPLIED, "False", Reason(problem.reason), f"{problem.kind} {problem.name}: {problem.message}")
+    return Condition(ConditionType.RESOURCES_APPLIED, "False", problem.reason, f"{problem.kind} {problem.name}: {problem.message}")
 
 
 def _problem_of(version: Version, observed: Observed) -> ActionProblem | None:

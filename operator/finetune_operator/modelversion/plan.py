@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
 
-from finetune_api.modelversion import HISTORY_ENTRIES, ConditionType, Display, HistoryEntry, ModelVersionStatus, Reason, Stage
+from finetune_api.modelversion import HISTORY_ENTRIES, ConditionType, Display, HistoryEntry, ModelVersionStatus, Stage
+from finetune_api.outcome import Reason
 
 from finetune_operator.core import names
 from finetune_operator.core.conditions import Condition, cut, merge, timestamp

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from finetune_api.outcome import Reason
 
 from hack import docs
 
@@ -43,6 +44,14 @@ def test_what_follows_from_other_arrows_is_not_drawn() -> None:
     drawn = docs.imports()
     assert ("finetune_trainer.package", "finetune_trainer.llama") in drawn
     assert ("finetune_trainer.package", "finetune_api") not in drawn, "package reaches it through llama"
+
+
+def test_every_reason_is_on_the_page_once_with_its_exit_code() -> None:
+    ends, others = docs.reasons_table(of_stages=True).splitlines(), docs.reasons_table(of_stages=False).splitlines()
+    assert len(ends) + len(others) == len(Reason) + 4, "two tables, a row each beneath two of headings"
+    (row,) = [line for line in ends if line.startswith("| `GPUNotVisible` |")]
+    assert row.endswith("| Counted | 14 |")
+    assert any("&lt;model&gt;-v" in line for line in others), "what looks like HTML is shown as it is"
 
 
 def test_every_value_of_the_chart_that_can_be_set_is_described() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.modelversion import Reason, Stage
+from finetune_api.modelversion import Stage
+from finetune_api.outcome import Reason
 
 from finetune_operator.core.conditions import timestamp
 from finetune_operator.modelversion.checks import Finding

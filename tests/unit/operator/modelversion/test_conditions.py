@@ -7,10 +7,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from finetune_api.modelversion import Reason
 from finetune_operator.core.conditions import timestamp
 from finetune_operator.core.plan import ActionProblem
 
+from tests.reasons import OPERATOR, reasons_named
 from tests.unit.operator.modelversion.world import GATEWAY, World, in_production, model_version, refused_pod, server_pod
 
 Setup = Callable[[], tuple[World, str]]
@@ -238,7 +238,7 @@ def test_condition(setup: Setup, type: str, status: str, reason: str, words: str
 
 
 def test_every_reason_has_a_row() -> None:
-    assert {row[3] for row in ROWS} == {reason.value for reason in Reason}
+    assert {row[3] for row in ROWS} == reasons_named(OPERATOR / "modelversion", OPERATOR / "engine" / "actions.py")
 
 
 @pytest.mark.parametrize("access_mode", ["ReadWriteOnce", "ReadWriteMany"])
