@@ -26,6 +26,7 @@ from finetune_trainer.evaluate.report import write_reports
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.package.base_gguf import base_ggufs
+from finetune_trainer.quiet import quiet_libraries
 from finetune_trainer.spec import Answer, EvaluationReport, ExitCode, GateReport, GGUFType, RunSpec, Stage, StageResult
 from finetune_trainer.storage import Manifest, hash_file, inputs_digest, local_path, write_atomically
 
@@ -157,6 +158,7 @@ def _measure_all(
 
 
 def _transformers(folder: Path, prepared: Prepared) -> AbstractContextManager[Any]:
+    quiet_libraries()
     from finetune_trainer.evaluate.transformers_model import TransformersModel
 
     return TransformersModel(folder, prepared.tokenizer_file, prepared.tokens.eos_ids)
