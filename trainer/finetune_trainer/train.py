@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,11 +20,14 @@ from finetune_trainer.hf_arguments import Surroundings
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.methods import Trained, TrainingJob
 from finetune_trainer.precision import Device, choose_dtypes
+from finetune_trainer.quiet import quiet_libraries
 from finetune_trainer.spec import AdapterType, ExitCode, RunSpec, Stage, StageResult
 from finetune_trainer.storage import inputs_digest
 
 if TYPE_CHECKING:
     from finetune_trainer.__main__ import Workspace
+
+log = logging.getLogger(__name__)
 
 METHODS: dict[str, str] = {"SFT": "finetune_trainer.methods.sft"}
 
@@ -44,6 +48,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     interruption = Interruption()
     with interruption.armed(), tempfile.TemporaryDirectory(prefix="train-") as scratch:
         os.environ.update(_LIBRARIES)
+        quiet_libraries()
         manifest, _ = workspace.storage.finished(Stage.PREPARE)
         prepared = load_prepared(workspace.storage, run)
         device = find_device(run, os.environ)
@@ -59,6 +64,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
         _limit_threads(job.around.world_size)
         _claim(store, job.around)
         method: Callable[[TrainingJob], Trained] = import_module(METHODS[run.method.type]).train
+        _tell_plan(job)
         trained = _guarding_memory(method, job)
         return _leave(job, trained, workspace.folder)
 
@@ -83,6 +89,13 @@ def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
             ExitCode.GPU_NOT_VISIBLE,
         )
     return Device.GPU if torch.cuda.is_bf16_supported(including_emulation=False) else Device.GPU_WITHOUT_BF16
+
+
+def _tell_plan(job: TrainingJob) -> None:
+    rows, statistics = job.prepared.set("train").rows, job.prepared.file.dataset
+    log.info(
+        "%d rows of %d tokens are prepared; next: %s in %s", rows, statistics.train_tokens, job.run.method.type, job.around.dtypes.autocast
+    )
 
 
 def _surroundings(run: RunSpec, prepared: Prepared, device: Device) -> Surroundings:
@@ -160,6 +173,7 @@ def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
     from finetune_trainer import adapters, reporting
 
     store = job.controls.store
+    log.info("trained %d steps, mean loss %.3g; next: package", trained.steps, reporting.mean_loss(trained.history) or 0.0)
     if int(os.environ.get("RANK", "0")) == 0:
         if job.run.adapter.type is AdapterType.NONE:
             dtype = getattr(torch, job.prepared.model.shape.dtype)

@@ -41,6 +41,7 @@ def train(job: TrainingJob) -> Trained:
     last_step = _last_step(trainer)
     with job.controls.interruption.deferred():
         if checkpoint is None:
+            log.info("the model is loaded; next: %d steps", last_step)
             trainer.train()
         elif checkpoint.step < last_step:
             job.controls.cadence.start_from(checkpoint.step)
