@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field
 
+from finetune_api.answer import Artifact, CheckpointReport, DatasetReport, EvaluationReport, MemoryPlan, ParityReport
+from finetune_api.run import Stage
 from finetune_api.section import Section, map_list, mutable, rules
 from finetune_api.sections.adapter import Adapter
 from finetune_api.sections.checkpoints import Checkpoints
@@ -21,7 +23,7 @@ from finetune_api.sections.quantization import Quantization
 from finetune_api.sections.recovery import Recovery, ResumeFrom
 from finetune_api.sections.storage import Retention, Storage
 from finetune_api.sections.training import Training
-from finetune_api.status import ConditionStatus, Long, Loose, Short
+from finetune_api.status import AtMost, ConditionStatus, Long, Loose, Short, Time, atomic_list
 
 
 class FineTuneJobSpec(Section):
@@ -127,91 +129,122 @@ class ConditionType(StrEnum):
 class Images(Loose):
     """Images fixed at start: an upgrade of the chart changes only what starts later."""
 
-    trainer: Annotated[str, Field(max_length=512)]
-    server: Annotated[str, Field(max_length=512)]
+    trainer: Annotated[str, Field(max_length=512)] = Field(description="Image of the stages.")
+    server: Annotated[str, Field(max_length=512)] = Field(description="Image that the ModelVersion is served with.")
 
 
 class CurrentAttempt(Loose):
     """The attempt that is under way or due; written before its Job exists."""
 
-    stage: Short
-    number: int
-    failures: int = 0
-    """Earlier attempts of this stage that count against recovery.maxAttempts."""
-    not_before: Short | None = None
-    report: bool = False
-    """A CPU pod that only re-emits the answer of a finished stage whose pod vanished before it was read."""
+    stage: Stage = Field(description="Stage that it is of.")
+    number: int = Field(description="Number within the stage, from 1: the Job is <job>-<stage>-<number>.")
+    failures: int = Field(default=0, description="Earlier attempts of this stage that count against recovery.maxAttempts.")
+    not_before: Time | None = Field(default=None, description="When its Job may be made at the earliest (RFC 3339); absent: at once.")
+    report: bool | None = Field(
+        default=None,
+        description="True for a CPU pod that only repeats the answer of a finished stage whose pod vanished before it was read.",
+    )
+    progress_seen: bool | None = Field(default=None, description="True once its pod has reported progress.")
 
 
 class AttemptRecord(Loose):
-    stage: Short
-    number: int
-    reason: Short
-    counted: bool = True
-    start: Short | None = None
-    end: Short | None = None
-    node: Short | None = None
-    exit_code: int | None = None
-    resumed_from_step: int | None = None
-    message: Long = ""
+    stage: Short = Field(description="Stage that it was of.")
+    number: int = Field(description="Number within the stage, from 1.")
+    reason: Short = Field(description="Why it ended, in one PascalCase word.")
+    counted: bool = Field(default=True, description="Whether it used up one of recovery.maxAttempts.")
+    start: Short | None = Field(default=None, description="When its Job was made (RFC 3339).")
+    end: Short | None = Field(default=None, description="When it ended (RFC 3339).")
+    node: Short | None = Field(default=None, description="Node that its pod ran on.")
+    exit_code: int | None = Field(default=None, description="Exit code of its pod.")
+    resumed_from_step: int | None = Field(default=None, description="Step of the checkpoint that it went on from.")
+    message: Annotated[str, AtMost(512)] = Field(default="", description="Why it ended, in a sentence.")
 
 
 class ProgressStatus(Loose):
-    stage: Short = ""
-    percent: int | None = None
-    eta_seconds: int | None = None
-    step: int | None = None
-    total_steps: int | None = None
-    epoch: float | None = None
-    loss: float | None = None
-    eval_loss: float | None = None
-    learning_rate: float | None = None
-    tokens_per_second: float | None = None
-    gpu_memory_bytes: int | None = None
-    last_update_time: Short | None = None
+    stage: Short | None = Field(default=None, description="Stage that reports.")
+    percent: int | None = Field(default=None, description="Share of the stage that is done.")
+    eta_seconds: int | None = Field(default=None, description="Seconds until the stage is expected to end.")
+    step: int | None = Field(default=None, description="Optimizer steps that are done.")
+    total_steps: int | None = Field(default=None, description="Optimizer steps in all.")
+    epoch: float | None = Field(default=None, description="Passes over the data that are done.")
+    loss: float | None = Field(default=None, description="Training loss.")
+    eval_loss: float | None = Field(default=None, description="Loss on the validation rows.")
+    learning_rate: float | None = Field(default=None, description="Present learning rate.")
+    tokens_per_second: float | None = Field(default=None, description="Tokens trained per second.")
+    gpu_memory_bytes: int | None = Field(default=None, description="Most memory in use on a GPU, in bytes.")
+    last_update_time: Time | None = Field(default=None, description="When a pod's report was last written here (RFC 3339).")
+
+
+class StageWarning(Loose):
+    stage: Short = Field(description="Stage that warns.")
+    message: Long = Field(description="What is to be minded.")
 
 
 class Display(Loose):
     """Strings for the columns, which cannot format; no code reads them."""
 
-    progress: Short = ""
-    eta: Short = ""
-    loss: Short = ""
+    progress: Short = Field(default="", description="Share of the stage that is done, with a percent sign.")
+    eta: Short = Field(default="", description="Time until the stage is expected to end, such as 1h24m.")
+    loss: Short = Field(default="", description="Training loss, to three digits.")
 
 
 class VersionRef(Loose):
-    name: Short
-    version: int
+    name: Short = Field(description="Name of the ModelVersion.")
+    version: int = Field(description="Its number.")
 
 
-Free = Annotated[dict[str, JsonValue], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+ATTEMPTS_KEPT = 20
+WARNINGS_KEPT = 20
 
 
 class FineTuneJobStatus(Loose):
-    phase: Phase = Phase.PENDING
-    conditions: Annotated[list[ConditionStatus], Field(max_length=32)] = []
-    observed_generation: int = 0
-    start_time: Short | None = None
-    completion_time: Short | None = None
-    active_seconds: int = 0
-    active_since: Short | None = None
-    run_digest: Short | None = None
-    images: Images | None = None
-    attempt: CurrentAttempt | None = None
-    attempt_count: int = 0
-    attempts: Annotated[list[AttemptRecord], Field(max_length=20)] = []
-    progress: ProgressStatus | None = None
-    display: Display = Display()
-    plan: Free | None = None
-    dataset: Free | None = None
-    base_model: Long | None = None
-    base_revision: Long | None = None
-    checkpoint: Free | None = None
-    evaluation: Free | None = None
-    parity: Annotated[list[Free], Field(max_length=16)] = []
-    quantization_gap: float | None = None
-    artifacts: Annotated[list[Free], Field(max_length=16)] = []
-    model_version_ref: VersionRef | None = None
+    """What a pass reads, and what it builds: its members are assigned, those of its parts are not. `phase` and `display` are never read."""
+
+    model_config = ConfigDict(frozen=False, validate_assignment=True)
+
+    phase: Phase = Field(default=Phase.PENDING, description="A view of the conditions for people and columns; no code reads it.")
+    conditions: Annotated[list[ConditionStatus], AtMost(32)] = Field(
+        default=[], description="What is true now; Succeeded is Unknown until the end.", json_schema_extra=map_list("type")
+    )
+    observed_generation: int = Field(default=0, description="Generation of the spec that this status speaks of.")
+    start_time: Time | None = Field(default=None, description="When the run started (RFC 3339); from then on the spec is immutable.")
+    completion_time: Time | None = Field(default=None, description="When the run ended (RFC 3339).")
+    active_seconds: int | None = Field(
+        default=None, description="Seconds that the run was active until activeSince, suspended time not counted."
+    )
+    active_since: Time | None = Field(
+        default=None, description="Since when it is active (RFC 3339); absent while suspended and at the end."
+    )
+    run_digest: Short | None = Field(default=None, description="Digest of the run's content; one with the same digest is not run again.")
+    images: Images | None = Field(default=None, description="Images fixed at start.")
+    attempt: CurrentAttempt | None = Field(default=None, description="The attempt that is under way or due.")
+    attempt_count: int | None = Field(default=None, description="Number of the present attempt within its stage.")
+    attempts: Annotated[list[AttemptRecord], AtMost(ATTEMPTS_KEPT)] = Field(
+        default=[], description="The last 20 attempts that ended without the stage's result, oldest first.", json_schema_extra=atomic_list()
+    )
+    progress: ProgressStatus | None = Field(default=None, description="What the stage's pod last reported.")
+    display: Display = Field(default=Display(), description="Strings for the columns.")
+    warnings: Annotated[list[StageWarning], AtMost(WARNINGS_KEPT)] = Field(
+        default=[], description="What the stages gave reason to mind, the first 20, oldest first.", json_schema_extra=atomic_list()
+    )
+    plan: MemoryPlan | None = Field(default=None, description="Memory per GPU by part, and what was chosen from it.")
+    dataset: DatasetReport | None = Field(default=None, description="What became of the data.")
+    base_model: Long | None = Field(default=None, description="Source of the base model as it was read.")
+    base_revision: Long | None = Field(default=None, description="Commit of the base model, or the digest of its files.")
+    checkpoint: CheckpointReport | None = Field(default=None, description="The newest verified checkpoint.")
+    evaluation: EvaluationReport | None = Field(default=None, description="Metrics and gates of the artifact that will be served.")
+    parity: Annotated[list[ParityReport], AtMost(16)] = Field(
+        default=[], description="How close each artifact is to what was trained.", json_schema_extra=atomic_list()
+    )
+    quantization_gap: float | None = Field(
+        default=None, description="Distance between the 4-bit base that was trained on and the unquantized one; reported, not judged."
+    )
+    artifacts: Annotated[list[Artifact], AtMost(16)] = Field(default=[], description="Published files.", json_schema_extra=atomic_list())
+    model_version_ref: VersionRef | None = Field(default=None, description="The ModelVersion that the result is registered as.")
+
+    def wire(self) -> dict[str, Any]:
+        """As Kubernetes has it: what is absent or an empty list is left out."""
+        return {name: member for name, member in super().wire().items() if member != []}
 
 
 COLUMNS: list[tuple[str, str, str, int]] = [

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from finetune_api.section import ModelName, Section, Sha256, Text, map_list, rules
 from finetune_api.sections.rollout import Rollout
 from finetune_api.sections.serving import Serving
-from finetune_api.status import ConditionStatus, Long, Loose, Short
+from finetune_api.status import AtMost, ConditionStatus, Long, Loose, Short, Time, atomic_list
 from finetune_api.uri import ClaimPath, claim_path, pattern, without_climbing
 
 
@@ -123,20 +123,20 @@ class ModelVersionStatus(Loose):
     stage: Stage = Field(default=Stage.REGISTERED, description="Where the version stands.")
     weight: int = Field(default=0, description="Share of the model's traffic in percent.")
     step_index: int | None = Field(default=None, description="Index of the present step in rollout.steps; absent before the first one.")
-    step_started_time: Short | None = Field(default=None, description="When the present step or stage began (RFC 3339).")
-    idle_since: Short | None = Field(
+    step_started_time: Time | None = Field(default=None, description="When the present step or stage began (RFC 3339).")
+    idle_since: Time | None = Field(
         default=None, description="Since when an accepted route sends nothing here, out of service; the pods go some seconds later."
     )
     replaced_by: Short | None = Field(
         default=None, description="The version that took production over; if it is aborted, this one returns."
     )
     endpoint: Short | None = Field(default=None, description="OpenAI-compatible URL within the cluster.")
-    conditions: Annotated[list[ConditionStatus], Field(max_length=16)] = Field(
+    conditions: Annotated[list[ConditionStatus], AtMost(16)] = Field(
         default=[], description="What is true now.", json_schema_extra=map_list("type")
     )
     display: Display = Field(default=Display(), description="Strings for the columns.")
-    history: Annotated[list[HistoryEntry], Field(max_length=HISTORY_ENTRIES)] = Field(
-        default=[], description="The last 50 moves, oldest first.", json_schema_extra={"x-kubernetes-list-type": "atomic"}
+    history: Annotated[list[HistoryEntry], AtMost(HISTORY_ENTRIES)] = Field(
+        default=[], description="The last 50 moves, oldest first.", json_schema_extra=atomic_list()
     )
     observed_generation: int = Field(default=0, description="Generation of the spec that this status speaks of.")
 

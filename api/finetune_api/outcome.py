@@ -381,6 +381,11 @@ class Reason(StrEnum):
         "The spec cannot be read; of a ModelVersion: no version of its model is moved.",
         "Mend the field that the message names.",
     )
+    INVALID_STATUS = Row(
+        "InvalidStatus",
+        "The status cannot be read: another release or a hand wrote it. Nothing is done for the object meanwhile.",
+        "Mend the member that the message names (kubectl edit --subresource=status), or delete the object.",
+    )
     FORBIDDEN_BY_POLICY = Row(
         "ForbiddenByPolicy",
         "The namespace's policy does not allow what the spec names.",
@@ -413,6 +418,7 @@ class Reason(StrEnum):
     EVALUATED_PENDING = Row("EvaluatedPending", "Stage evaluate is due or under way.")
     PUBLISHED_PENDING = Row("PublishedPending", "The result is about to be registered as a ModelVersion.")
     RUNNING = Row("Running", "The stage is under way.")
+    STAGE_WARNING = Row("StageWarning", "A stage found something to mind and went on.", "Look at status.warnings.")
     RETRYING = Row("Retrying", "An attempt failed; another follows.")
     STOPPING = Row("Stopping", "A pod is being stopped and saves its work.")
     SUSPENDING = Row("Suspending", "Pods are being stopped for spec.suspend and save their work.")

@@ -27,7 +27,6 @@ async def plan_job(key: Key, world: World, now: datetime) -> Work | None:
         events=tuple((key.name, event) for event in plan.events),
         recheck_at=plan.recheck_at,
         status_first=plan.status_first,
-        confirm_absent=plan.confirm_absent,
     )
 
 

@@ -17,7 +17,8 @@ from finetune_operator.core.containment import contains
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.policies.progress import display, to_status
-from finetune_operator.finetunejob.resources.stage_job import StageRequest, make_dry_run_pod, make_stage_job
+from finetune_operator.finetunejob.resources.run_spec import StageRequest
+from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 from finetune_operator.kube.client import Client, Request, Response
 from finetune_operator.modelversion.resources.deployment import make_deployment
 from finetune_operator.modelversion.resources.http_route import make_http_route
@@ -196,10 +197,10 @@ def test_whatever_a_pod_reports_fits_the_status(api: Api) -> None:
     for metric in metrics:
         report = TrainerStatus(progress_percentage=100, estimated_remaining_seconds=10**25, metrics=[metric])
         progress = to_status("train", report, None, datetime(2026, 1, 1, tzinfo=UTC))
-        patch = {"status": {"progress": progress, "display": display(progress)}}
+        patch = {"status": {"progress": progress.wire(), "display": display(progress).wire()}}
         answer = api.call("PATCH", f"{where(live)}/status", patch, type="application/merge-patch+json")
         assert answer.ok, answer.message
-        assert progress.items() <= answer.body["status"]["progress"].items()
+        assert progress.wire().items() <= answer.body["status"]["progress"].items()
 
 
 # ----------------------------------------------------------------------------------------------------------------------- children
@@ -216,7 +217,7 @@ def test_a_misspelt_toleration_is_refused_before_a_pod_is_made(api: Api) -> None
     live = api.create(JOBS, job(scheduling={"tolerations": [{"kee": "gpu", "operator": "Exists"}]})).body
     live["status"] = {"images": {"trainer": "trainer:dev", "server": "server:dev"}}
     spec = FineTuneJobSpec.model_validate(live["spec"])
-    body = make_dry_run_pod(make_stage_job(spec, live, StageRequest(Stage.TRAIN, 1), Observed(), Settings()))
+    body = make_dry_run_pod(make_stage_job(spec, live, StageRequest(Stage.TRAIN, 1, "trainer:1"), Observed(), Settings()))
     asyncio.run(Client(send).create(body, dry_run=True))
     answer = api.call("POST", sent[0].path, sent[0].body, **dict(parse_qsl(sent[0].query)))
     assert answer.code == 400

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import aiohttp
 import yaml
 from finetune_api.run import Stage
+from finetune_api.status import timestamp
 from finetune_operator.core import names
-from finetune_operator.core.conditions import timestamp
 from finetune_operator.core.names import Object
 
 from tests.api.control_plane import free_ports, kubeconfig_of, running

@@ -16,8 +16,8 @@ from typing import Literal
 from finetune_api.answer import Artifact, CheckpointReport, DatasetReport, ParityReport, StageResult
 from finetune_api.outcome import ExitCode
 from finetune_api.run import Stage
+from finetune_api.status import timestamp
 from finetune_operator.core import names
-from finetune_operator.core.conditions import timestamp
 from finetune_operator.core.names import Object
 
 from tests.sim.cluster import Cluster, Id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
@@ -94,5 +94,3 @@ class Plan:
     events: tuple[Event, ...] = ()
     recheck_at: datetime | None = None
     status_first: bool = False
-    confirm_absent: tuple[tuple[str, str], ...] = field(default=())
-    """(kind, name) pairs whose absence must be confirmed by a GET before the actions are done; found after all → the pass is run again."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
+from finetune_api.status import cut
 
 from finetune_operator.core import names
-from finetune_operator.core.conditions import cut
 from finetune_operator.core.containment import contains, owners_of
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, ActionProblem, Apply, Create, Delete, SetOwners

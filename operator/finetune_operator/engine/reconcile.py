@@ -17,7 +17,6 @@ from finetune_operator.engine.recorder import Recorder
 from finetune_operator.engine.store import Key
 from finetune_operator.engine.world import World
 from finetune_operator.kube.errors import ApiError, Retryable, Unreachable
-from finetune_operator.kube.resources import watched_kind
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,6 @@ class Work:
     events: tuple[tuple[str, Event], ...] = ()
     recheck_at: datetime | None = None
     status_first: bool = False
-    confirm_absent: tuple[tuple[str, str], ...] = ()
 
 
 Planner = Callable[[Key, World, datetime], Awaitable[Work | None]]
@@ -79,8 +77,6 @@ class Reconciler:
         if work is None:
             self.world.problems.pop(key, None)
             return Outcome()
-        if not await self._are_absent(key, work):
-            return Outcome(again=True)
         if work.status_first and self._differing(work):
             written = await self._write_statuses(work)
             return Outcome(again=written, recheck_at=work.recheck_at)
@@ -96,15 +92,6 @@ class Reconciler:
 
     async def _plan(self, key: Key) -> Work | None:
         return await self.planners[key.kind](key, self.world, self.now())
-
-    async def _are_absent(self, key: Key, work: Work) -> bool:
-        """Absence is believed only after a GET by name: a watch that lags would otherwise cost a second GPU."""
-        absent = True
-        for kind, name in work.confirm_absent:
-            if await self.actor.refresh(watched_kind(kind), key.namespace, name) is not None:
-                log.info("%s %s is there after all", kind, name, extra={"key": "/".join(key)})
-                absent = False
-        return absent
 
     async def _act(self, key: Key, actions: tuple[Action, ...]) -> tuple[bool, tuple[ActionProblem, ...]]:
         """Whether anything was written, and what was refused. Actions are done in order.

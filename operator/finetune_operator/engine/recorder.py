@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from finetune_api.status import cut
+
 from finetune_operator.core import names
-from finetune_operator.core.conditions import cut
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Event
 from finetune_operator.kube.client import Client

@@ -57,6 +57,3 @@ class Reports:
         if entry.shown is None or (entry.newest is not entry.shown and self.monotonic() - entry.shown_at >= self.every_s):
             entry.shown, entry.shown_at = entry.newest, self.monotonic()
         return entry.shown
-
-    def forget(self, namespace: str, job: str) -> None:
-        self._entries.pop((namespace, job), None)

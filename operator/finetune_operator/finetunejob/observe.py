@@ -6,19 +6,21 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.progress import TrainerStatus
 
 from finetune_operator.core import names
-from finetune_operator.core.conditions import parse_timestamp
+from finetune_operator.core.conditions import find, parse_timestamp
 from finetune_operator.core.facts import ClaimFact, claim_fact
 from finetune_operator.core.names import Object
+from finetune_operator.core.unreadable import Unreadable
 from finetune_operator.engine.store import MODEL, Key
 from finetune_operator.engine.world import World
 from finetune_operator.finetunejob import checks
 from finetune_operator.finetunejob.observed import JobFact, Observed, OlderJob, PodFact, VersionFact
 from finetune_operator.finetunejob.resources.run_spec import source_claims, storage_claim
 from finetune_operator.finetunejob.resources.stage_job import CONTAINER
+from finetune_operator.finetunejob.status import read_status
 from finetune_operator.kube.resources import CLAIM, CONFIGMAP, JOB, MODELVERSION, POD, REFUSAL
 
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -29,12 +31,13 @@ async def observe(job: Object, world: World) -> Observed:
     metadata = job["metadata"]
     key = Key(names.FINETUNEJOB, metadata["namespace"], metadata["name"])
     jobs = _job_facts(world, key, metadata["uid"])
-    spec = checks.parse(job.get("spec") or {})
-    if isinstance(spec, checks.Finding) or _has_ended(job):
+    spec, status = checks.parse(job.get("spec") or {}), read_status(job)
+    if isinstance(spec, checks.Finding) or isinstance(status, Unreadable) or _has_ended(status):
         return Observed(jobs=jobs, problems=world.problems.get(key, ()))
     return Observed(
         jobs=jobs,
-        claims=_own_claims(world, key, metadata["uid"]) | await _named_claims(spec, job, world),
+        claims=_own_claims(world, key, metadata["uid"])
+        | (await _named_claims(spec, metadata["namespace"], world) if status.start_time is None else {}),
         config_maps=await _config_maps(spec, metadata["namespace"], world),
         versions=_versions(spec, metadata["namespace"], world),
         older_job=_older_job(spec, metadata["namespace"], world),
@@ -45,9 +48,9 @@ async def observe(job: Object, world: World) -> Observed:
     )
 
 
-def _has_ended(job: Object) -> bool:
-    conditions = (job.get("status") or {}).get("conditions", [])
-    return any(condition["type"] == "Succeeded" and condition["status"] != "Unknown" for condition in conditions)
+def _has_ended(status: FineTuneJobStatus) -> bool:
+    succeeded = find(status.conditions, ConditionType.SUCCEEDED)
+    return succeeded is not None and succeeded.status != "Unknown"
 
 
 # ------------------------------------------------------------------------------------------------------------ jobs and pods
@@ -110,7 +113,6 @@ def pod_fact(pod: Object) -> PodFact:
         disruption=disrupted.get("reason") if disrupted.get("status") == "True" else None,
         deleting="deletionTimestamp" in metadata,
         gone_by=_moment(metadata.get("deletionTimestamp")),
-        started_at=_moment(status.get("startTime")),
     )
 
 
@@ -146,11 +148,8 @@ def _own_claims(world: World, key: Key, uid: str) -> dict[str, ClaimFact | None]
     return {claim["metadata"]["name"]: claim_fact(claim) for claim in own}
 
 
-async def _named_claims(spec: FineTuneJobSpec, job: Object, world: World) -> dict[str, ClaimFact | None]:
+async def _named_claims(spec: FineTuneJobSpec, namespace: str, world: World) -> dict[str, ClaimFact | None]:
     """Claims of users, which no watch tells of. They matter before the start only."""
-    if (job.get("status") or {}).get("startTime"):
-        return {}
-    namespace = job["metadata"]["namespace"]
     template = spec.storage.persistent_volume_claim
     wanted = [*source_claims(spec), *([template.claim_name] if template and template.claim_name else [])]
     found = {name: await world.lookups.find(CLAIM, namespace, name) for name in wanted}
@@ -194,8 +193,8 @@ def _older_job(spec: FineTuneJobSpec, namespace: str, world: World) -> OlderJob 
     older = world.store.get(names.FINETUNEJOB, namespace, spec.resume_from.job_name)
     if older is None:
         return None
-    older_spec = checks.parse(older.get("spec") or {})
-    has_started = bool((older.get("status") or {}).get("startTime"))
+    older_spec, status = checks.parse(older.get("spec") or {}), read_status(older)
+    has_started = isinstance(status, Unreadable) or status.start_time is not None
     claim = storage_claim(older_spec, older) if has_started and isinstance(older_spec, FineTuneJobSpec) else None
     return OlderJob(older["metadata"]["name"], older["metadata"]["uid"], claim)
 

@@ -34,7 +34,6 @@ class PodFact:
     deleting: bool = False
     gone_by: datetime | None = None
     """The end of its grace, where it is being deleted."""
-    started_at: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, Phase
+from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, VersionRef
 from finetune_api.outcome import Reason
 from finetune_api.sections.publish import Publish
 from finetune_api.uri import ClaimPath
@@ -34,14 +34,13 @@ class Refused:
 def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Refused:
     """True: the pass ends here; False: registered; Refused: nothing is known to register, or the wanted number is another run's."""
     assert spec.publish is not None
-    draft.phase = Phase.PUBLISHING
     draft.reconciling = Reason.PUBLISHED_PENDING
-    if not draft.status.get("artifacts"):
+    if not draft.status.artifacts:
         where = ClaimPath(storage_claim(spec, draft.job), names.storage_prefix(_uid(draft)))
         return Refused(
             Reason.ARTIFACTS_UNKNOWN, f"stage package told of no artifacts, so there is nothing to register; its files are under {where}"
         )
-    reference = draft.status.get("modelVersionRef")
+    reference = draft.status.model_version_ref
     holder = _holder(draft, reference)
     if reference is None or (holder and holder.job_uid != draft.job["metadata"]["uid"]):
         return _reserve(draft, spec.publish)
@@ -50,7 +49,7 @@ def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Refused:
         if claim and _owned_by_job(draft, claim):
             draft.actions.append(_set_owners(draft, claim, [owner for owner in claim.owners if owner.get("uid") != _uid(draft)]))
             return True
-        draft.actions.append(Create(make_model_version(spec, draft.job)))
+        draft.actions.append(Create(make_model_version(spec, draft.job, draft.before)))
         return True
     if claim and spec.retention.artifacts == "Delete" and holder.uid not in {owner.get("uid") for owner in claim.owners}:
         owner = {"apiVersion": names.API_VERSION, "kind": names.MODELVERSION, "name": holder.name, "uid": holder.uid}
@@ -67,15 +66,15 @@ def _reserve(draft: Draft, publish: Publish) -> bool | Refused:
         message = f"spec.publish.version: {names.version_name(publish.model, publish.version)} was made by another run meanwhile"
         return Refused(Reason.VERSION_TAKEN, message)
     version = publish.version or max(taken, default=0) + 1
-    draft.status["modelVersionRef"] = {"name": names.version_name(publish.model, version), "version": version}
+    draft.status.model_version_ref = VersionRef(name=names.version_name(publish.model, version), version=version)
     draft.set(ConditionType.PUBLISHED, "False", Reason.REGISTERING, f"number {version} is reserved")
     draft.status_first = True
     draft.recheck(draft.now)
     return True
 
 
-def _holder(draft: Draft, reference: Object | None) -> VersionFact | None:
-    return next((version for version in draft.observed.versions if reference and version.name == reference["name"]), None)
+def _holder(draft: Draft, reference: VersionRef | None) -> VersionFact | None:
+    return next((version for version in draft.observed.versions if reference and version.name == reference.name), None)
 
 
 def _uid(draft: Draft) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -84,9 +84,9 @@ def _verified(version: Version, observed: Observed) -> Condition:
     artifact = version.artifact
     if artifact and any(pod.version == version.name and pod.ready for pod in observed.pods):
         return Condition(ConditionType.VERIFIED, "True", Reason.DIGEST_MATCHES, f"{artifact.name} was read with SHA-256 {artifact.sha256}")
-    before = find(_conditions(version), ConditionType.VERIFIED)
+    before = find(version.status.conditions, ConditionType.VERIFIED)
     if before:
-        return Condition(ConditionType.VERIFIED, before["status"], before["reason"], before.get("message", ""))
+        return Condition(ConditionType.VERIFIED, before.status, before.reason, before.message)
     return Condition(ConditionType.VERIFIED, "Unknown", Reason.NOT_READ_YET, "no server has read the artifact yet")
 
 
@@ -284,10 +284,6 @@ def newly_stalled(version: Version, conditions: Sequence[Condition]) -> Conditio
     return stalled if stalled.status == "True" and not _was(version, ConditionType.STALLED, stalled.reason) else None
 
 
-def _conditions(version: Version) -> Sequence[Mapping[str, str]]:
-    return version.object.get("status", {}).get("conditions", [])  # type: ignore[no-any-return]
-
-
 def _was(version: Version, type: ConditionType, reason: Reason | str) -> bool:
-    condition = find(_conditions(version), type)
-    return condition is not None and condition["reason"] == reason
+    condition = find(version.status.conditions, type)
+    return condition is not None and condition.reason == reason

@@ -133,6 +133,25 @@ def test_no_value_is_read_as_a_boolean_by_yaml_1_1(kind: str, schema: dict[str, 
 
 
 @pytest.mark.parametrize(("kind", "schema"), list(schemas()))
+@pytest.mark.parametrize("part", ["spec", "status"])
+def test_every_member_has_a_sentence(kind: str, schema: dict[str, Any], part: str) -> None:
+    mute = [
+        f"{kind}.{part}{path}.{name}"
+        for path, node in nodes(schema["properties"][part])
+        for name, member in node.get("properties", {}).items()
+        if not member.get("description", "").strip()
+    ]
+    assert mute == []
+
+
+@pytest.mark.parametrize(("kind", "schema"), list(schemas()))
+def test_conditions_are_keyed_by_their_type(kind: str, schema: dict[str, Any]) -> None:
+    conditions = schema["properties"]["status"]["properties"]["conditions"]
+    assert (conditions["x-kubernetes-list-type"], conditions["x-kubernetes-list-map-keys"]) == ("map", ["type"])
+    assert conditions["items"]["required"] == ["type"]
+
+
+@pytest.mark.parametrize(("kind", "schema"), list(schemas()))
 def test_every_spec_sentence_names_its_default(kind: str, schema: dict[str, Any]) -> None:
     for path, node in nodes(schema["properties"]["spec"]):
         default = node.get("default")

@@ -6,18 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_api.answer import StageResult
+from finetune_api.answer import StageResult, read_answer
 from finetune_api.outcome import SIGNALLED, ExitCode, Reason, Retry, retry_of
-from pydantic import ValidationError
 
-from finetune_operator.core.conditions import REASON_CHARS, cut
 from finetune_operator.finetunejob.observed import JobFact, PodFact
 
 _FIRST_BACKOFF = timedelta(seconds=10)
 _LONGEST_BACKOFF = timedelta(minutes=5)
 _WATCH_LAG = timedelta(seconds=10)
-_LISTED = 16
-"""Most artifacts and formats that status lists. Source: finetunejob.py."""
 _UNSAID: dict[int, Reason] = {
     ExitCode.CRASH: Reason.CRASHED,
     ExitCode.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY,
@@ -58,21 +54,7 @@ def ended(reason: Reason, message: str, **known: Any) -> Outcome:
 def answer(job: JobFact) -> StageResult | None:
     """What rank 0's pod said when it ended; None where that cannot be read any more."""
     pod = _first(job)
-    if pod is None or not pod.message:
-        return None
-    try:
-        result = StageResult.model_validate_json(pod.message)
-    except ValidationError:
-        return None
-    # an image of the user's own may say what it likes; status holds so much of it
-    fitting = {
-        "reason": cut(result.reason, REASON_CHARS),
-        "base_model": cut(result.base_model or "") or None,
-        "base_revision": cut(result.base_revision or "") or None,
-        "artifacts": result.artifacts[:_LISTED],
-        "parity": result.parity[:_LISTED],
-    }
-    return result.model_copy(update=fitting)
+    return read_answer(pod.message) if pod and pod.message else None
 
 
 def last_words_by(job: JobFact) -> datetime | None:

@@ -7,9 +7,6 @@ from finetune_api.sections.storage import ClaimTemplate, Retention
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 
-ARTIFACTS_LABEL = f"{names.GROUP}/artifacts"
-"""`Keep`: nobody owns the claim once the job has published; `Delete`: the versions on it do."""
-
 
 def make_claim(template: ClaimTemplate, retention: Retention, job: Object) -> Object:
     metadata = job["metadata"]
@@ -20,7 +17,11 @@ def make_claim(template: ClaimTemplate, retention: Retention, job: Object) -> Ob
             "name": names.claim_name(metadata["name"], metadata["uid"]),
             "namespace": metadata["namespace"],
             "labels": names.labels(
-                **{names.JOB_LABEL: metadata["name"], names.JOB_UID_LABEL: metadata["uid"], ARTIFACTS_LABEL: retention.artifacts}
+                **{
+                    names.JOB_LABEL: metadata["name"],
+                    names.JOB_UID_LABEL: metadata["uid"],
+                    names.ARTIFACTS_LABEL: retention.artifacts,
+                }
             ),
             **({"ownerReferences": [names.owner_reference(job)]} if retention.artifacts == "Delete" else {}),
         },

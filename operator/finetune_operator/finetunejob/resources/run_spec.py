@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from finetune_api.environment import RESUME_ROOT, STORAGE_ROOT, claim_folder
-from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.finetunejob import FineTuneJobSpec, Images
 from finetune_api.run import Baseline, JobIdentity, RunSpec, Stage, StorageLocation
 from finetune_api.uri import ClaimPath, claim_of
 
 from finetune_operator.core.names import Object, claim_name, storage_prefix
+from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed, VersionFact
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage's attempt that is to be started. `report`: only re-emit the answer of a finished stage, without a GPU."""
+
+    stage: Stage
+    attempt: int
+    image: str
+    report: bool = False
+
+
+def images_of(spec: FineTuneJobSpec, settings: Settings) -> Images:
+    """The images that a run starting now keeps to its end."""
+    server = spec.publish.serving.image if spec.publish else None
+    return Images(trainer=spec.image or settings.trainer_image, server=server or settings.server_image)
 
 
 def storage_claim(spec: FineTuneJobSpec, job: Object) -> str:
@@ -52,13 +70,14 @@ def stage_claims(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Obs
     return {claim: mount_path(claim, storage) for claim in dict.fromkeys(claims)}
 
 
-def make_run_spec(spec: FineTuneJobSpec, job: Object, stage: Stage, attempt: int, observed: Observed) -> RunSpec:
+def make_run_spec(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed) -> RunSpec:
+    stage = request.stage
     storage = storage_claim(spec, job)
     template = spec.model.chat_template.config_map
     production = production_version(spec, observed) if stage.access.production else None
     return RunSpec(
         job=JobIdentity(namespace=job["metadata"]["namespace"], name=job["metadata"]["name"], uid=job["metadata"]["uid"]),
-        attempt=attempt,
+        attempt=request.attempt,
         storage=StorageLocation(root=STORAGE_ROOT, prefix=storage_prefix(job["metadata"]["uid"]), uri=str(ClaimPath(storage))),
         claims=stage_claims(spec, job, stage, observed),
         model=spec.model,
@@ -75,7 +94,7 @@ def make_run_spec(spec: FineTuneJobSpec, job: Object, stage: Stage, attempt: int
         served_artifact=spec.publish.serving.artifact if spec.publish else None,
         chat_template_text=(observed.config_maps.get(template.name) or {}).get(template.key) if template else None,
         gpus_per_node=spec.resources.gpus_per_node,
-        image=job["status"]["images"]["trainer"],
+        image=request.image,
         production=Baseline(name=production.name, uri=production.served_uri, sha256=production.served_sha256) if production else None,
         resume_from=_resume_location(spec, job, observed),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from finetune_api import environment
 from finetune_api.finetunejob import FineTuneJobSpec
@@ -14,7 +13,7 @@ from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
-from finetune_operator.finetunejob.resources.run_spec import make_run_spec, mount_path, stage_claims, storage_claim
+from finetune_operator.finetunejob.resources.run_spec import StageRequest, make_run_spec, mount_path, stage_claims, storage_claim
 
 USER_ID = 65532
 STATUS_CA_ANNOTATION = f"{names.GROUP}/status-ca"
@@ -22,15 +21,6 @@ CONTAINER = "trainer"
 
 _LOST_NODE_TOLERATION_S = 30
 _OTHER_STAGES = {"cpu": "1", "memory": "4Gi"}
-
-
-@dataclass(frozen=True)
-class StageRequest:
-    """A stage's attempt that is to be started. `report`: only re-emit the answer of a finished stage, without a GPU."""
-
-    stage: Stage
-    attempt: int
-    report: bool = False
 
 
 def make_stage_job(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> Object:
@@ -91,7 +81,7 @@ def _labels(job: Object, request: StageRequest) -> dict[str, str]:
 
 
 def _pod_template(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> Object:
-    run = make_run_spec(spec, job, request.stage, request.attempt, observed)
+    run = make_run_spec(spec, job, request, observed)
     annotations = {**spec.pod_metadata.annotations, names.RUN_ANNOTATION: json.dumps(run.wire(), separators=(",", ":"), ensure_ascii=False)}
     if observed.status_ca:
         annotations[STATUS_CA_ANNOTATION] = observed.status_ca
@@ -197,7 +187,7 @@ def _container(spec: FineTuneJobSpec, job: Object, request: StageRequest, observ
         mounts.append({"name": "token", "mountPath": environment.TOKEN_FOLDER, "readOnly": True})
     return {
         "name": CONTAINER,
-        "image": job["status"]["images"]["trainer"],
+        "image": request.image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": _command(request),
         "env": _environment(spec, job, request, observed, settings),

@@ -8,8 +8,8 @@ from datetime import datetime
 
 from finetune_api.modelversion import Stage
 from finetune_api.outcome import Reason
+from finetune_api.status import timestamp
 
-from finetune_operator.core.conditions import timestamp
 from finetune_operator.modelversion.checks import Finding
 from finetune_operator.modelversion.observed import Observed
 from finetune_operator.modelversion.policies.traffic import differs, followed_traffic

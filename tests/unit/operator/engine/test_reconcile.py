@@ -340,14 +340,6 @@ async def test_owners_are_replaced_only_of_the_object_that_was_seen() -> None:
     assert not bench.cluster.objects["persistentvolumeclaims", "team", "c"]["metadata"].get("ownerReferences")
 
 
-async def test_absence_is_confirmed_before_anything_is_done() -> None:
-    bench = Bench(lambda job, _: work(job, {"attempt": 2}, Create(batch_job(job)), confirm_absent=(("Job", "demo-train-0"),)))
-    bench.cluster.put_new("jobs", batch_job(bench.job, "demo-train-0"))
-    assert (await bench.run()).again
-    assert bench.cluster.writes == []
-    assert bench.store.get("Job", "team", "demo-train-0") is not None
-
-
 async def test_a_fault_of_our_own_is_counted_and_tried_again_later() -> None:
     def broken(job: Object, problems: tuple[ActionProblem, ...]) -> Work:
         raise ZeroDivisionError

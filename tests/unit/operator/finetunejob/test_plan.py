@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.progress import Metric, TrainerStatus
-from finetune_operator.core.conditions import find
+from finetune_operator import crdgen
 from finetune_operator.core.containment import without_nulls
 from finetune_operator.core.facts import ClaimFact
 from finetune_operator.core.plan import ActionProblem, Create, Delete, Plan, SetOwners
@@ -19,6 +19,9 @@ from finetune_operator.core.settings import NamespacePolicy, Settings
 from finetune_operator.finetunejob.observed import JobFact, Observed, OlderJob, PodFact, VersionFact
 from finetune_operator.finetunejob.plan import plan
 from finetune_operator.finetunejob.policies.digest import run_digest
+from finetune_operator.finetunejob.status import read_status
+
+from tests.schema import violations
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 SETTINGS = Settings(policies={"*": NamespacePolicy(images=("registry.example/",))})
@@ -29,6 +32,7 @@ SPEC: dict[str, Any] = {
     "storage": {"persistentVolumeClaim": {"size": "1Gi"}},
     "publish": {"model": "bot"},
 }
+STATUS_SCHEMA = crdgen.make_crd(crdgen.kinds()[0])["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]
 BASE_CLAIM = ClaimFact("base", "claim-uid", "5", phase="Bound")
 
 
@@ -107,12 +111,15 @@ class World:
         self.set_job(name, state=state, finished_at=self.now, pods=(replace(fact, **pod),))
 
     def condition(self, type: str) -> Any:
-        return find(self.job["status"]["conditions"], type)
+        return next((condition for condition in self.job["status"]["conditions"] if condition["type"] == type), None)
 
     def live(self) -> list[str]:
         return [job.name for job in self.observed.jobs if job.state == "Active" and not job.deleting]
 
 
+MEMORY_PLAN = dict.fromkeys(
+    ["weightsBytes", "gradientsBytes", "optimizerBytes", "activationsBytes", "totalBytes", "trainableParameters", "totalParameters"], 1
+) | {"perDeviceBatchSize": 1, "gradientAccumulationSteps": 1, "gradientCheckpointing": False, "learningRate": 1e-4, "totalSteps": 1}
 ARTIFACT = {"name": "q8_0", "format": "GGUF", "uri": "pvc://c/x.gguf", "sha256": "a" * 64, "bytes": 9}
 ANSWERS: dict[str, dict[str, Any]] = {
     "prepare": {"dataset": {"digest": "d", "rowsIn": 10, "rowsOut": {"train": 8}}, "baseModel": "pvc://base/model", "baseRevision": "r"},
@@ -513,6 +520,14 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "more artifacts than status lists": {"artifacts": [{**ARTIFACT, "name": str(number)} for number in range(40)]},
     "more formats than status lists": {"parity": [{"format": "F", "meanKL": 0, "top1": 1, "verdict": "Passed"}] * 40},
     "a model without end": {"baseModel": "b" * 3000, "baseRevision": "r" * 3000},
+    "numbers without end": {"dataset": {"digest": "d", "rowsIn": 10**30, "rowsOut": {"train": -(10**30)}}, "resumedFromStep": 10**30},
+    "numbers that are none": {"plan": {**MEMORY_PLAN, "learningRate": float("nan")}, "quantizationGap": float("inf")},
+    "more warnings than status lists": {"warnings": [f"{number}" + "w" * 60 for number in range(50)]},
+    "a warning that is a novel": {"warnings": ["w" * 3500]},
+    "a plan with more warnings than status lists": {"plan": {**MEMORY_PLAN, "warnings": [str(number) for number in range(50)]}},
+    "an address without end": {"checkpoint": {"step": 1, "uri": "pvc://c/" + "u" * 2000, "digest": "d", "time": "t"}},
+    "members nobody knows": {"dataset": {"digest": "d", "rowsIn": 1, "colour": "red"}, "colour": "blue"},
+    "a split for every row": {"dataset": {"digest": "d", "rowsIn": 1, "rowsOut": {str(number): 1 for number in range(400)}}},
 }
 
 
@@ -523,7 +538,9 @@ def test_no_answer_makes_a_status_that_its_own_schema_refuses(message: dict[str,
     world = run_to("train")
     world.end("job-train-1", message, code)
     for _ in range(2):
-        FineTuneJobStatus.model_validate(world.step().status)
+        status = world.step().status
+        assert isinstance(read_status({"status": status}), FineTuneJobStatus)
+        assert list(violations(STATUS_SCHEMA, status)) == []
 
 
 def test_a_run_that_told_of_no_artifacts_ends_with_words() -> None:
@@ -796,15 +813,39 @@ def test_more_gpus_than_a_node_has_is_a_warning_in_the_plan() -> None:
     world = World(job=make_job(spec))
     world.step(largest_node_gpus=2)
     world.step()
-    numbers = dict.fromkeys(
-        ["weightsBytes", "gradientsBytes", "optimizerBytes", "activationsBytes", "totalBytes", "trainableParameters", "totalParameters"], 1
-    )
-    memory_plan = numbers | {
-        "perDeviceBatchSize": 1, "gradientAccumulationSteps": 1, "gradientCheckpointing": False, "learningRate": 1e-4, "totalSteps": 1,
-    }  # fmt: skip
-    world.end("job-prepare-1", ANSWERS["prepare"] | {"plan": memory_plan})
+    world.end("job-prepare-1", ANSWERS["prepare"] | {"plan": MEMORY_PLAN})
     world.step()
     assert "8 GPUs" in world.job["status"]["plan"]["warnings"][0]
+    assert "8 GPUs" in world.job["status"]["warnings"][0]["message"]
+
+
+def warned(made: Plan) -> list[str]:
+    return [event.message for event in made.events if event.reason == "StageWarning" and event.type == "Warning"]
+
+
+def test_a_stages_warnings_are_in_status_and_said_once() -> None:
+    world = run_to("prepare")
+    plan = {**MEMORY_PLAN, "warnings": ["it fits B200", "two rows are long"]}
+    world.end("job-prepare-1", ANSWERS["prepare"] | {"plan": plan, "warnings": ["two rows are long", "a row was cut"]})
+    made = world.step()
+    said = ["two rows are long", "a row was cut", "it fits B200"]
+    assert world.job["status"]["warnings"] == [{"stage": "prepare", "message": message} for message in said]
+    assert warned(made) == [f"stage prepare: {message}" for message in said]
+    world.step()
+    world.end("job-train-1", {"plan": plan, "warnings": ["checkpoint 5 was skipped"]}, 1)
+    assert warned(world.step()) == ["stage train: checkpoint 5 was skipped"]
+    assert world.job["status"]["warnings"][-1] == {"stage": "train", "message": "checkpoint 5 was skipped"}
+    assert len(world.job["status"]["warnings"]) == 4
+
+
+def test_warnings_beyond_what_status_holds_are_not_said_with_every_pass() -> None:
+    world = run_to("train")
+    world.job["spec"]["suspend"] = True
+    world.step()
+    world.end("job-train-1", {"reason": "Terminated", "warnings": [str(number) for number in range(30)]}, 143, deleting=True)
+    assert len(warned(world.step())) == 20
+    assert warned(world.step()) == []
+    assert len(world.job["status"]["warnings"]) == 20
 
 
 def test_resume_from_mounts_the_older_jobs_claim() -> None:

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.modelversion import ModelVersionSpec
 from finetune_api.run import LocalRunSpec, Stage
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed, VersionFact
 from finetune_operator.finetunejob.resources.claim import make_claim
 from finetune_operator.finetunejob.resources.model_version import make_model_version
-from finetune_operator.finetunejob.resources.stage_job import StageRequest, make_dry_run_pod, make_stage_job
+from finetune_operator.finetunejob.resources.run_spec import StageRequest
+from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden"
 SETTINGS = Settings(status_url="https://finetune-status.finetune-system.svc:8443")
@@ -46,18 +47,20 @@ JOB: dict[str, Any] = {
         "runDigest": "d" * 64,
         "baseModel": "hf://org/base",
         "baseRevision": "c0ffee",
-        "dataset": {"digest": "abc"},
+        "dataset": {"digest": "abc", "rowsIn": 10},
         "artifacts": [{"name": "q8_0", "format": "GGUF", "uri": "pvc://faq-x/jobs/u/q8.gguf", "sha256": "a" * 64, "bytes": 9}],
         "evaluation": {"metrics": [{"name": "ExactMatch", "tuned": {"value": 0.9, "low": 0.8, "high": 1.0, "n": 100}}]},
         "modelVersionRef": {"name": "bot-v1", "version": 1},
     },
 }
+STATUS = FineTuneJobStatus.model_validate(JOB["status"])
+IMAGE = JOB["status"]["images"]["trainer"]
 OBSERVED = Observed(status_ca="PEM", versions=(VersionFact("bot-v0", "u", 0, "r", "j", "Production", "pvc://old/q8.gguf", "b" * 64),))
 
 
 def make(stage: Stage, **request: Any) -> dict[str, Any]:
     spec = FineTuneJobSpec.model_validate(SPEC)
-    return make_stage_job(spec, JOB, StageRequest(stage, 1, **request), OBSERVED, SETTINGS)
+    return make_stage_job(spec, JOB, StageRequest(stage, 1, IMAGE, **request), OBSERVED, SETTINGS)
 
 
 def assert_golden(name: str, body: dict[str, Any]) -> None:
@@ -78,11 +81,11 @@ def test_claim_and_version_are_as_reviewed() -> None:
     template = spec.storage.persistent_volume_claim
     assert template is not None
     assert_golden("claim.yaml", make_claim(template, spec.retention, JOB))
-    assert_golden("model-version.yaml", make_model_version(spec, JOB))
+    assert_golden("model-version.yaml", make_model_version(spec, JOB, STATUS))
 
 
 def test_the_version_we_make_is_one_we_can_read() -> None:
-    ModelVersionSpec.model_validate(make_model_version(FineTuneJobSpec.model_validate(SPEC), JOB)["spec"])
+    ModelVersionSpec.model_validate(make_model_version(FineTuneJobSpec.model_validate(SPEC), JOB, STATUS)["spec"])
 
 
 @pytest.mark.parametrize("stage", list(Stage))
@@ -118,7 +121,7 @@ def test_a_report_takes_no_gpu_and_goes_anywhere() -> None:
 def test_productions_claim_is_mounted_only_where_a_gate_asks_for_it() -> None:
     spec = FineTuneJobSpec.model_validate(SPEC | {"evaluation": {}})
     assert "claimName: old" in yaml.safe_dump(make(Stage.EVALUATE))
-    assert "claimName: old" not in yaml.safe_dump(make_stage_job(spec, JOB, StageRequest(Stage.EVALUATE, 1), OBSERVED, SETTINGS))
+    assert "claimName: old" not in yaml.safe_dump(make_stage_job(spec, JOB, StageRequest(Stage.EVALUATE, 1, IMAGE), OBSERVED, SETTINGS))
 
 
 def test_only_prepare_holds_tokens_and_only_by_reference() -> None:
@@ -150,7 +153,7 @@ def test_the_users_labels_do_not_replace_ours_and_argo_cds_are_not_copied() -> N
 def test_the_trainer_itself_starts_a_process_for_each_gpu(gpus: int) -> None:
     """torchrun as the pod's own command would end with 1 whatever its processes ended with, and a final error be tried again."""
     spec = FineTuneJobSpec.model_validate(SPEC | {"resources": {"gpusPerNode": gpus}})
-    body = make_stage_job(spec, JOB, StageRequest(Stage.TRAIN, 1), OBSERVED, SETTINGS)
+    body = make_stage_job(spec, JOB, StageRequest(Stage.TRAIN, 1, IMAGE), OBSERVED, SETTINGS)
     template = body["spec"]["template"]
     assert template["spec"]["containers"][0]["command"] == ["python", "-m", "finetune_trainer", "train"]
     assert json.loads(template["metadata"]["annotations"]["finetune-operator.io/run"]).get("gpusPerNode", 0) == gpus
@@ -165,7 +168,7 @@ def test_prepare_is_told_of_the_gpus_that_it_plans_for_and_gets_none() -> None:
 def test_a_storage_claim_that_is_a_source_as_well_is_mounted_once() -> None:
     claim = {"persistentVolumeClaim": {"claimName": "data"}}
     spec = FineTuneJobSpec.model_validate(SPEC | {"storage": claim})
-    pod = make_stage_job(spec, JOB, StageRequest(Stage.PREPARE, 1), OBSERVED, SETTINGS)["spec"]["template"]
+    pod = make_stage_job(spec, JOB, StageRequest(Stage.PREPARE, 1, IMAGE), OBSERVED, SETTINGS)["spec"]["template"]
     claims = [volume["persistentVolumeClaim"]["claimName"] for volume in pod["spec"]["volumes"] if "persistentVolumeClaim" in volume]
     assert claims == ["data"]
     assert json.loads(pod["metadata"]["annotations"]["finetune-operator.io/run"])["claims"] == {"data": "/storage"}

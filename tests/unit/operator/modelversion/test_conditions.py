@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from finetune_operator.core.conditions import timestamp
+from finetune_api.status import timestamp
 from finetune_operator.core.plan import ActionProblem
 
 from tests.reasons import OPERATOR, reasons_named
@@ -199,7 +199,14 @@ ROWS: list[tuple[Setup, str, str, str, str]] = [
         "Stalled",
         "True",
         "InvalidSpec",
-        "rollout.approval: Input should be 'Automatic' or 'Manual'",
+        "spec.rollout.approval: Input should be 'Automatic' or 'Manual'",
+    ),
+    (
+        then(production, lambda world, name: world.status(name).update(weight="all")),
+        "Stalled",
+        "True",
+        "InvalidStatus",
+        "status.weight: Input should be a valid integer",
     ),
     (
         then(new, serving(image="elsewhere/server:1")),
