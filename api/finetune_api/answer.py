@@ -128,7 +128,7 @@ class ParityReport(Answer):
 class StageResult(Answer):
     """A stage's answer: the pod's termination message, and a member of its manifest.
 
-    `reason` is PascalCase and one of the operator's known reasons; `message` says what was expected and what to do, and never
+    `reason` is one of `Reason`, of an image of the user's own any word; `message` says what was expected and what to do, and never
     quotes the data's text.
     """
 

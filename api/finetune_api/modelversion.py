@@ -11,6 +11,7 @@ from finetune_api.section import ModelName, Section, Sha256, Text, map_list, rul
 from finetune_api.sections.rollout import Rollout
 from finetune_api.sections.serving import Serving
 from finetune_api.status import AtMost, ConditionStatus, Long, Loose, Short, Time, atomic_list
+from finetune_api.uri import ClaimPath, claim_path, pattern, without_climbing
 
 
 class Lineage(Section):
@@ -29,22 +30,18 @@ class Lineage(Section):
 
 
 class PublishedArtifact(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "!self.uri.contains('/../') && !self.uri.endsWith('/..')",
-                "uri must not climb with '..': name the path itself",
-            )
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=rules(without_climbing("uri")))
 
     name: Annotated[str, Field(max_length=64)] = Field(description="Name of the artifact, unique in the version.")
     format: Literal["Safetensors", "GGUF", "Adapter"] = Field(description="Format of the artifact.")
-    uri: Annotated[str, Field(max_length=1024, pattern=r"^pvc://[a-z0-9][-a-z0-9.]*/[^\\]+$")] = Field(
-        description="Where it lies: pvc://claim/path."
-    )
+    uri: Annotated[str, Field(max_length=1024, pattern=pattern(ClaimPath))] = Field(description="Where it lies: pvc://claim/path.")
     sha256: Sha256 = Field(description="SHA-256 of the file, or of a folder's sorted `<sha256>  <path>` lines.")
     bytes: int = Field(ge=0, description="Size in bytes.")
+
+    @property
+    def location(self) -> ClaimPath:
+        """Claim and path of `uri`."""
+        return claim_path(self.uri)
 
 
 class ModelVersionSpec(Section):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from finetune_api.section import Section
 from finetune_api.sections.adapter import Adapter
@@ -17,6 +18,19 @@ from finetune_api.sections.method import Method
 from finetune_api.sections.model import Model
 from finetune_api.sections.quantization import Quantization
 from finetune_api.sections.training import Training
+from finetune_api.uri import parse
+
+
+@dataclass(frozen=True)
+class StageAccess:
+    """What a stage's pod is given beside the job's own storage and the claims that its sources name."""
+
+    gpus: bool = False
+    """The run's GPUs, with a process for each."""
+    hub: bool = False
+    """The model hub and the tokens for it. Any other stage works offline and holds no secret."""
+    production: bool = False
+    """The served artifact of the version in production, where a gate asks for it."""
 
 
 class Stage(StrEnum):
@@ -26,6 +40,29 @@ class Stage(StrEnum):
     TRAIN = "train"
     PACKAGE = "package"
     EVALUATE = "evaluate"
+
+    @property
+    def access(self) -> StageAccess:
+        return _ACCESS[self]
+
+    @property
+    def upstream(self) -> Stage | None:
+        """The stage whose result this one works on; None for the first."""
+        stages = list(Stage)
+        position = stages.index(self)
+        return stages[position - 1] if position else None
+
+    @property
+    def is_last(self) -> bool:
+        return self is list(Stage)[-1]
+
+
+_ACCESS: dict[Stage, StageAccess] = {
+    Stage.PREPARE: StageAccess(hub=True),
+    Stage.TRAIN: StageAccess(gpus=True),
+    Stage.PACKAGE: StageAccess(),
+    Stage.EVALUATE: StageAccess(production=True),
+}
 
 
 class JobIdentity(Section):
@@ -75,18 +112,28 @@ class RunSpec(Section):
         default=None, description="GGUF type that will be served and is judged; the first of export.gguf."
     )
     chat_template_text: str | None = Field(default=None, description="The template of a ConfigMap, read by the operator.")
-    gpus_per_node: int = Field(default=0, description="GPUs this pod was given; 0 allows CPU.")
+    gpus_per_node: int = Field(
+        default=0, description="GPUs that training gets on a node, told to every stage: prepare plans for them. 0: it runs on the CPU."
+    )
     image: str = ""
     production: Baseline | None = Field(default=None, description="The Production version's served artifact, where there is one.")
     resume_from: StorageLocation | None = Field(default=None, description="Storage of the older job whose equal stages are taken over.")
 
 
+def _names_a_location(source: str) -> str:
+    parse(source)
+    return source
+
+
+LocalSource = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_names_a_location)]
+
+
 class LocalModel(Model):
-    source: str = Field(min_length=1, max_length=4096)
+    source: LocalSource
 
 
 class LocalDataset(Dataset):
-    source: str = Field(min_length=1, max_length=4096)
+    source: LocalSource
 
 
 class LocalRunSpec(RunSpec):

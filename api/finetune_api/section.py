@@ -20,27 +20,17 @@ class Section(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+RULES = "x-kubernetes-validations"
+
+
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
     """CEL rules with the sentence a user reads when one refuses: `(expression, message)` each."""
-    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs]}
+    return {RULES: [{"rule": rule, "message": message} for rule, message in pairs]}
 
 
 def map_list(key: str) -> dict[str, Any]:
     """Marks a list as keyed by a member, so that server-side apply merges it and the API server refuses twins."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
-
-
-def union_rules(**members: str) -> dict[str, Any]:
-    """Rules of a discriminated union (value of `type` = its member's name): the member of another type is refused."""
-    return rules(
-        *(
-            (
-                f"!has(self.{member}) || self.type == '{value}'",
-                f"{member} belongs to type {value}; remove it or set type: {value}",
-            )
-            for value, member in members.items()
-        )
-    )
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
@@ -56,6 +46,9 @@ Column = Annotated[str, Field(min_length=1, max_length=256)]
 Duration = Annotated[str, Field(pattern=r"^([0-9]{1,5}(h|m|s|ms)){1,4}$", max_length=24)]
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$", max_length=24)]
+
+
+ExtendedResource = Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)]
 
 
 class SecretKeyRef(Section):

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from finetune_api import finetunejob, modelversion
+from finetune_api.union import MEMBER_OF, REQUIRED
 from pydantic import BaseModel
 
 from finetune_operator.core import names
@@ -21,7 +22,7 @@ from finetune_operator.core import names
 Schema = dict[str, Any]
 
 _MUTABLE = "x-finetune-mutable"
-_DROPPED = ("title", "$defs", "additionalProperties", "propertyNames", "discriminator", _MUTABLE)
+_DROPPED = ("title", "$defs", "additionalProperties", "propertyNames", "discriminator", _MUTABLE, MEMBER_OF, REQUIRED)
 _BOUNDS = {"string": ("maxLength", "enum", "format"), "array": ("maxItems",), "object": ("maxProperties",)}
 _UNSEEN = {"observedGeneration": -1}
 """Status of an object that no operator has looked at: without any, kstatus (Helm --wait, Flux) takes it for finished."""

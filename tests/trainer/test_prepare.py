@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import pytest
 from finetune_api.run import LocalRunSpec, Stage
 from finetune_trainer.__main__ import run_stage
 from finetune_trainer.errors import StageError
+from finetune_trainer.llama import home
 from finetune_trainer.prepare.chat_template import ChatTemplate
-from finetune_trainer.prepare.llama_proof import LlamaHome
 from finetune_trainer.prepare.tokenizer import TextTokenizer
 from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.progress import Progress
@@ -33,7 +32,7 @@ TOOLS = [{"type": "function", "function": {"name": "count", "description": "ä <
 @pytest.fixture(scope="module")
 def llama_home() -> Path:
     """llama.cpp's tree: built once for the machine, named by FINETUNE_LLAMA_HOME. Without it the proof cannot be tried: an error."""
-    return LlamaHome(os.environ).folder
+    return home.llama_home().root
 
 
 @pytest.mark.parametrize("family", FAMILIES)

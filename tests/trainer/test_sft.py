@@ -101,7 +101,7 @@ def test_tied_saved_modules_stay_tied(make_job: JobMaker, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("modules", [[], ["embed_tokens", "lm_head"]], ids=["adapter only", "saved modules"])
 def test_qlora_trains_fp32_tensors_over_an_nf4_base(make_job: JobMaker, modules: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.train.stage.methods import sft
+    from finetune_trainer.train.methods import sft
 
     built = []
     build = sft.build
@@ -118,7 +118,7 @@ def test_qlora_trains_fp32_tensors_over_an_nf4_base(make_job: JobMaker, modules:
 
 
 def test_bf16_precision_holds_the_base_in_bf16_and_the_adapter_in_fp32(make_job: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.train.stage.methods import sft
+    from finetune_trainer.train.methods import sft
 
     built = []
     build = sft.build

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from finetune_api.answer import StageResult
+from finetune_api.environment import RUN_FILE
 from finetune_api.outcome import ExitCode, Reason
 from finetune_api.run import RunSpec, Stage
 
@@ -35,7 +36,7 @@ class ProcessAnswer:
 
 def needs_launch(stage: Stage, run: RunSpec, environ: Mapping[str, str]) -> bool:
     """Whether this process is to start one for each GPU instead of working itself."""
-    return stage is Stage.TRAIN and run.gpus_per_node > 1 and "WORLD_SIZE" not in environ
+    return stage.access.gpus and run.gpus_per_node > 1 and "WORLD_SIZE" not in environ
 
 
 def launch(stage: Stage, run_file: str, processes: int) -> ProcessAnswer:
@@ -46,7 +47,7 @@ def launch(stage: Stage, run_file: str, processes: int) -> ProcessAnswer:
         *("-m", "finetune_trainer", stage.value),  # no --run: torchrun would take it for its own --run-path
     ]
     with tempfile.TemporaryDirectory(prefix="answers-") as answers:
-        environ = {**os.environ, ANSWERS_VARIABLE: answers, "FINETUNE_RUN_FILE": run_file}
+        environ = {**os.environ, ANSWERS_VARIABLE: answers, RUN_FILE: run_file}
         terminated: list[int] = []
         children: list[subprocess.Popen[bytes]] = []
 

@@ -34,6 +34,21 @@ class ModelShape(Answer):
     dtype: str = "float32"
 
 
+def linear_layers(shape: ModelShape) -> dict[str, tuple[int, int, int]]:
+    """`(inputs, outputs, copies per decoder layer)` of each linear layer, by the names that LoRA targets."""
+    attention, key_value = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
+    hidden, inner, experts = shape.hidden_size, shape.intermediate_size, shape.num_experts
+    return {
+        "q_proj": (hidden, attention, 1),
+        "k_proj": (hidden, key_value, 1),
+        "v_proj": (hidden, key_value, 1),
+        "o_proj": (attention, hidden, 1),
+        "gate_proj": (hidden, inner, experts),
+        "up_proj": (hidden, inner, experts),
+        "down_proj": (inner, hidden, experts),
+    }
+
+
 def read_shape(config: Mapping[str, Any], total_parameters: int, dtype: str) -> ModelShape:
     """The shape that a config.json states. Errors: StageError(InvalidModel) for one that lacks a size."""
     text = {**config, **config.get("text_config", {})}

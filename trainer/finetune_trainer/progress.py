@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from finetune_api.environment import STATUS_CA, STATUS_TOKEN, STATUS_URL
 from finetune_api.progress import Metric, ProgressReport, TrainerStatus
 
 log = logging.getLogger(__name__)
@@ -108,10 +109,10 @@ class Progress:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Progress:
         """Posts where KUBEFLOW_TRAINER_SERVER_URL says; prints lines only where it says nothing."""
-        url = environ.get("KUBEFLOW_TRAINER_SERVER_URL")
+        url = environ.get(STATUS_URL)
         if not url:
             return cls()
-        return cls(Endpoint(url, environ.get("KUBEFLOW_TRAINER_SERVER_CA_CERT"), environ.get("KUBEFLOW_TRAINER_SERVER_TOKEN")))
+        return cls(Endpoint(url, environ.get(STATUS_CA), environ.get(STATUS_TOKEN)))
 
     def report(self, fraction: float | None = None, **metrics: float) -> None:
         """Notes the share done (0…1) and metrics by name; costs no I/O. What is left out keeps its last value."""

@@ -5,27 +5,21 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from finetune_api.section import Section, rules, union_rules
+from finetune_api.section import Section
+from finetune_api.union import Union, member_of
 
 
-class TargetModules(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "(self.type == 'Names') == has(self.names)",
-                "names goes with type Names: list the module names there, or remove them for AllLinear",
-            )
-        )
-    )
-
+class TargetModules(Union):
     type: Literal["AllLinear", "Names"] = Field(
         default="AllLinear",
         description="All linear layers but the output head, or the named modules. Default: AllLinear.",
     )
     names: Annotated[list[Annotated[str, Field(max_length=128)]], Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="Module names as PEFT matches them; only with type Names. No default."
+        default=None,
+        description="Module names as PEFT matches them; with type Names only, and required there. No default.",
+        json_schema_extra=member_of("Names", required=True),
     )
 
 
@@ -45,11 +39,13 @@ class AdapterType(StrEnum):
     NONE = "None"
 
 
-class Adapter(Section):
-    model_config = ConfigDict(json_schema_extra=union_rules(LoRA="lora"))
-
+class Adapter(Union):
     type: AdapterType = Field(default=AdapterType.LORA, description="LoRA, or None for training all weights. Default: LoRA.")
-    lora: LoRA | None = Field(default=None, description="Settings of LoRA. Default: rank 16, alpha 32, all linear layers.")
+    lora: LoRA | None = Field(
+        default=None,
+        description="Settings of LoRA; with type LoRA only. Default: rank 16, alpha 32, all linear layers.",
+        json_schema_extra=member_of("LoRA"),
+    )
 
     @property
     def effective_lora(self) -> LoRA:

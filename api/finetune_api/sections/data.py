@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from finetune_api.section import Column, Name, SecretKeyRef, Section, rules
 from finetune_api.sections.model import SOURCE
+from finetune_api.uri import Location, parse, without_climbing
 
 
 class DatasetFormat(StrEnum):
@@ -35,14 +36,7 @@ class Columns(Section):
 
 
 class Dataset(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            (
-                "!self.source.contains('/../') && !self.source.endsWith('/..')",
-                "source must not climb with '..': name the path itself",
-            )
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=rules(without_climbing("source")))
 
     name: Name = Field(description="Name of the data set, unique in the job; its own test rows are scored under it. Required.")
     source: str = Field(
@@ -74,6 +68,11 @@ class Dataset(Section):
         le=100,
         description="How many times the rows are repeated per epoch, after deduplication. Default: 1.",
     )
+
+    @property
+    def location(self) -> Location:
+        """What `source` names."""
+        return parse(self.source)
 
 
 class Deduplicate(Section):

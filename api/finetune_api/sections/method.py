@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from finetune_api.section import Section, union_rules
+from finetune_api.section import Section
+from finetune_api.union import Union, member_of
 
 
 class SFTLoss(StrEnum):
@@ -23,8 +23,18 @@ class SFT(Section):
     )
 
 
-class Method(Section):
-    model_config = ConfigDict(json_schema_extra=union_rules(SFT="sft"))
+class MethodType(StrEnum):
+    SFT = "SFT"
 
-    type: Literal["SFT"] = Field(default="SFT", description="Training method. Default: SFT.")
-    sft: SFT = Field(default=SFT(), description="Settings of SFT. Default: loss on assistant turns.")
+
+class Method(Union):
+    type: MethodType = Field(default=MethodType.SFT, description="Training method. Default: SFT.")
+    sft: SFT | None = Field(
+        default=None,
+        description="Settings of SFT; with type SFT only. Default: loss on assistant turns.",
+        json_schema_extra=member_of("SFT"),
+    )
+
+    @property
+    def effective_sft(self) -> SFT:
+        return self.sft or SFT()

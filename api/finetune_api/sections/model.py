@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from finetune_api.section import ConfigMapKeyRef, SecretKeyRef, Section, rules, union_rules
+from finetune_api.section import ConfigMapKeyRef, SecretKeyRef, Section, rules
+from finetune_api.union import Union, member_of
+from finetune_api.uri import ClaimPath, HubRepository, Location, belongs_to, parse, pattern, without_climbing
 
-SOURCE = r"^(hf://[A-Za-z0-9][-A-Za-z0-9._]*/[-A-Za-z0-9._]+|pvc://[a-z0-9][-a-z0-9.]*/[^\\]+)$"
+SOURCE = pattern(HubRepository, ClaimPath)
 
 
 class ChatTemplateType(StrEnum):
@@ -18,17 +20,20 @@ class ChatTemplateType(StrEnum):
     CONFIG_MAP = "ConfigMap"
 
 
-class ChatTemplate(Section):
-    model_config = ConfigDict(json_schema_extra=union_rules(Named="named", ConfigMap="configMap"))
-
+class ChatTemplate(Union):
     type: ChatTemplateType = Field(
         default=ChatTemplateType.MODEL,
         description="Where the chat template comes from: the model's own files (Model), a well-known one (Named) or a ConfigMap. Default: Model.",
     )
-    named: Literal["ChatML"] | None = Field(default=None, description="The well-known template; only with type Named. No default.")
+    named: Literal["ChatML"] | None = Field(
+        default=None,
+        description="The well-known template; with type Named only, and required there. No default.",
+        json_schema_extra=member_of("Named", required=True),
+    )
     config_map: ConfigMapKeyRef | None = Field(
         default=None,
-        description="The ConfigMap key that holds the Jinja template; only with type ConfigMap. No default.",
+        description="The ConfigMap key that holds the Jinja template; with type ConfigMap only, and required there. No default.",
+        json_schema_extra=member_of("ConfigMap", required=True),
     )
 
 
@@ -50,17 +55,14 @@ class Model(Section):
     model_config = ConfigDict(
         json_schema_extra=rules(
             (
-                "!has(self.revision) || self.source.startsWith('hf://')",
+                belongs_to(HubRepository, "revision"),
                 "revision belongs to an hf:// source; a pvc:// source has none: remove it",
             ),
             (
-                "!has(self.tokenSecretRef) || self.source.startsWith('hf://')",
+                belongs_to(HubRepository, "tokenSecretRef"),
                 "tokenSecretRef belongs to an hf:// source: remove it",
             ),
-            (
-                "!self.source.contains('/../') && !self.source.endsWith('/..')",
-                "source must not climb with '..': name the path itself",
-            ),
+            without_climbing("source"),
         )
     )
 
@@ -85,3 +87,8 @@ class Model(Section):
     chat_template: ChatTemplate = Field(
         default=ChatTemplate(), description="Chat template used to render conversations. Default: the model's own."
     )
+
+    @property
+    def location(self) -> Location:
+        """What `source` names."""
+        return parse(self.source)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from finetune_api.section import ObjectName, Quantity, Section, mutable
+from finetune_api.section import ExtendedResource, ObjectName, Quantity, Section, mutable
 
 Label = Annotated[str, Field(max_length=317)]
 
@@ -18,7 +18,7 @@ class Resources(Section):
 
     nodes: Literal[1] = Field(default=1, description="Nodes that train together. Default: 1.")
     gpus_per_node: int = Field(default=1, ge=0, le=16, description="GPUs of each node; 0 trains on CPU. Default: 1.")
-    gpu_resource_name: Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] = Field(
+    gpu_resource_name: ExtendedResource = Field(
         default="nvidia.com/gpu", description="Extended resource that names a GPU. Default: nvidia.com/gpu."
     )
     cpu: Quantity = Field(default="2", description="CPU request of the train pod, in cores. Default: 2.")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from finetune_api.section import Duration, Name, ObjectName, Section, map_list, rules
+from finetune_api.union import Union, member_of
 
 
 class GatewayRef(Section):
@@ -22,18 +23,15 @@ class GatewayAPI(Section):
     )
 
 
-class Traffic(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            ("(self.type == 'GatewayAPI') == has(self.gatewayAPI)", "gatewayAPI goes with type GatewayAPI: set both or neither")
-        )
-    )
-
+class Traffic(Union):
     type: Literal["None", "GatewayAPI"] = Field(
         default="None", description="How traffic is split: HTTPRoute weights, or not at all. Default: None."
     )
     gateway_api: GatewayAPI | None = Field(
-        default=None, alias="gatewayAPI", description="The route; only with type GatewayAPI. No default."
+        default=None,
+        alias="gatewayAPI",
+        description="The route; with type GatewayAPI only, and required there. No default.",
+        json_schema_extra=member_of("GatewayAPI", required=True),
     )
 
 

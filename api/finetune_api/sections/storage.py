@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from finetune_api.section import ObjectName, Quantity, Section, rules
+from finetune_api.union import Union, member_of
 
 
 class ClaimTemplate(Section):
@@ -27,16 +28,14 @@ class ClaimTemplate(Section):
     )
 
 
-class Storage(Section):
-    model_config = ConfigDict(
-        json_schema_extra=rules(("has(self.persistentVolumeClaim)", "persistentVolumeClaim is required with type PersistentVolumeClaim"))
-    )
-
+class Storage(Union):
     type: Literal["PersistentVolumeClaim"] = Field(
         default="PersistentVolumeClaim", description="Kind of storage. Default: PersistentVolumeClaim."
     )
     persistent_volume_claim: ClaimTemplate | None = Field(
-        default=None, description="The claim that holds the job's files. Required with its type."
+        default=None,
+        description="The claim that holds the job's files; with type PersistentVolumeClaim only, and required there. No default.",
+        json_schema_extra=member_of("PersistentVolumeClaim", required=True),
     )
 
 

@@ -101,7 +101,7 @@ def _complete(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt, fact
         _set_attempt(draft, CurrentAttempt(stage=stage, number=attempt.number + 1, failures=attempt.failures, report=True))
         return True
     absorb(draft, result)
-    if stage is Stage.EVALUATE and spec.retention.checkpoints == "Delete":
+    if stage.is_last and spec.retention.checkpoints == "Delete":
         draft.status.checkpoint = None  # the stage removed it
     draft.set(CONDITION[stage], "True", Reason.COMPLETED, summary(result))
     draft.event(CONDITION[stage].value, f"stage {stage} is done. {summary(result)}".strip())

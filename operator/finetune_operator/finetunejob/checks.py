@@ -9,6 +9,7 @@ from typing import Any
 from finetune_api.arguments import argument_findings
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.outcome import Reason
+from finetune_api.uri import ClaimPath
 from pydantic import ValidationError
 
 from finetune_operator.core.names import Object, version_name
@@ -66,7 +67,7 @@ def images_are_allowed(subject: Subject) -> Iterator[Finding]:
 def claims_exist(subject: Subject) -> Iterator[Finding]:
     claim = subject.spec.storage.persistent_volume_claim
     named = {"spec.storage.persistentVolumeClaim.claimName": claim.claim_name} if claim and claim.claim_name else {}
-    fields = named | {f"source pvc://{name}/…": name for name in source_claims(subject.spec)}
+    fields = named | {f"source {ClaimPath(name, '…')}": name for name in source_claims(subject.spec)}
     for field, name in fields.items():
         fact = subject.observed.claims.get(name)
         if fact is None:

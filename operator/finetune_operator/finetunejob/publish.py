@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, VersionRef
 from finetune_api.outcome import Reason
 from finetune_api.sections.publish import Publish
+from finetune_api.uri import ClaimPath
 
 from finetune_operator.core import names
 from finetune_operator.core.facts import ClaimFact
@@ -35,7 +36,7 @@ def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Refused:
     assert spec.publish is not None
     draft.reconciling = Reason.PUBLISHED_PENDING
     if not draft.status.artifacts:
-        where = f"pvc://{storage_claim(spec, draft.job)}/{names.storage_prefix(_uid(draft))}"
+        where = ClaimPath(storage_claim(spec, draft.job), names.storage_prefix(_uid(draft)))
         return Refused(
             Reason.ARTIFACTS_UNKNOWN, f"stage package told of no artifacts, so there is nothing to register; its files are under {where}"
         )

@@ -18,7 +18,7 @@ from finetune_operator.modelversion.observed import Observed, PodFact, RouteFact
 from finetune_operator.modelversion.policies.steps import Gate, Obstacle, describe
 from finetune_operator.modelversion.policies.succession import refusal_of
 from finetune_operator.modelversion.policies.traffic import answers, differs, followed_version
-from finetune_operator.modelversion.versions import Version, claim_and_path
+from finetune_operator.modelversion.versions import Version
 
 ROUTE_GRACE = timedelta(seconds=10)
 """How long after a step the Gateway's silence or refusal is no news: it needs well under a second, may not have seen a new Service
@@ -92,7 +92,7 @@ def _verified(version: Version, observed: Observed) -> Condition:
 
 def _artifacts_reachable(version: Version, outlook: Outlook) -> Condition:
     artifact = version.artifact or version.spec.artifacts[0]
-    name, _ = claim_and_path(artifact.uri)
+    name = artifact.location.claim
     claim = outlook.observed.claims.get(name)
 
     def no(reason: Reason, message: str) -> Condition:
@@ -205,7 +205,7 @@ def _resources_applied(version: Version, observed: Observed) -> Condition:
 
 def _problem_of(version: Version, observed: Observed) -> ActionProblem | None:
     """Children carry the version's name; the route carries the model's and is the concern of every version in service."""
-    mine = {version.name} | {claim_and_path(artifact.uri)[0] for artifact in version.spec.artifacts}
+    mine = {version.name} | {artifact.location.claim for artifact in version.spec.artifacts}
     return next(
         (p for p in observed.problems if p.name in mine or (p.name == version.spec.model and p.kind == "HTTPRoute" and version.in_service)),
         None,

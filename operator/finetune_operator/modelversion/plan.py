@@ -35,7 +35,7 @@ from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KI
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import endpoint, make_service
 from finetune_operator.modelversion.situation import Situation
-from finetune_operator.modelversion.versions import Move, Version, claim_and_path, find_version, is_live, moved, read_versions
+from finetune_operator.modelversion.versions import Move, Version, find_version, is_live, moved, read_versions
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _claim_owners(situation: Situation) -> list[Action]:
 
 
 def _lies_on(version: Version, claim: str) -> bool:
-    return any(claim_and_path(artifact.uri)[0] == claim for artifact in version.spec.artifacts)
+    return any(artifact.location.claim == claim for artifact in version.spec.artifacts)
 
 
 def _children(version: Version, situation: Situation) -> list[Action]:
@@ -145,7 +145,7 @@ def _children(version: Version, situation: Situation) -> list[Action]:
         return []
     running = situation.observed.deployments.get(version.name)
     image = version.spec.serving.image or (running.image if running else situation.settings.server_image)
-    one_node = is_one_node(situation.observed.claims.get(claim_and_path(artifact.uri)[0]))
+    one_node = is_one_node(situation.observed.claims.get(artifact.location.claim))
     deployment = make_deployment(version, artifact, image, one_node=one_node, settings=situation.settings)
     return [Apply(deployment), Apply(make_service(version))]
 
@@ -269,5 +269,5 @@ def _recheck_at(situation: Situation) -> datetime | None:
 
 
 def _awaits_claim(version: Version, situation: Situation) -> bool:
-    claims = [situation.observed.claims.get(claim_and_path(artifact.uri)[0]) for artifact in version.spec.artifacts]
+    claims = [situation.observed.claims.get(artifact.location.claim) for artifact in version.spec.artifacts]
     return version.in_service and not all(claim and claim.phase == "Bound" and not claim.deleting for claim in claims)

@@ -14,7 +14,7 @@ from finetune_api.sections.rollout import StageName, Step
 from pydantic import ValidationError
 
 from finetune_operator.core.names import Object
-from finetune_operator.core.unreadable import Unreadable, problem_of
+from finetune_operator.core.unreadable import Unreadable, problem_of, read_status
 
 IN_SERVICE = LIVE | {Stage.REGISTERED}
 """Stages of a version whose pods are wanted; the others are ends."""
@@ -152,10 +152,9 @@ def _read(item: Object) -> Version | Unreadable:
         spec = ModelVersionSpec.model_validate(item["spec"])
     except ValidationError as error:
         return Unreadable(item, Reason.INVALID_SPEC, problem_of("spec", error))
-    try:
-        status = ModelVersionStatus.model_validate(item.get("status") or {})
-    except ValidationError as error:
-        return Unreadable(item, Reason.INVALID_STATUS, problem_of("status", error))
+    status = read_status(item, ModelVersionStatus, views=("display",))
+    if isinstance(status, Unreadable):
+        return status
     place = Place(status.stage, status.step_index, status.step_started_time, status.replaced_by, status.idle_since)
     return Version(item, spec, status, place)
 
@@ -163,12 +162,6 @@ def _read(item: Object) -> Version | Unreadable:
 def duration_of(text: str) -> timedelta:
     """The length of a Gateway API duration such as 1h30m or 500ms."""
     return timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in re.findall(r"([0-9]+)(ms|h|m|s)", text)))
-
-
-def claim_and_path(uri: str) -> tuple[str, str]:
-    """Claim name and path within it of a pvc:// URI."""
-    claim, _, path = uri.removeprefix("pvc://").partition("/")
-    return claim, path
 
 
 def moved(versions: Sequence[Version], moves: Sequence[Move]) -> list[Version]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from finetune_api.arguments import OWNED, argument_findings, schema
@@ -134,7 +134,9 @@ def test_every_field_that_is_pointed_to_exists() -> None:
         for name in rest:
             fields = {field.alias: field.annotation for field in section.model_fields.values()}
             assert name in fields, path
-            section = fields[name] if isinstance(fields[name], type) and issubclass(fields[name], Section) else None
+            section = next(
+                (part for part in (fields[name], *get_args(fields[name])) if isinstance(part, type) and issubclass(part, Section)), None
+            )
 
 
 def test_all_of_trl_is_either_open_or_owned() -> None:

@@ -32,11 +32,11 @@ def make_vocab(root: Path) -> None:
     files = root / "files"
     files.mkdir()
     storage = JobStorage(StorageLocation(root=str(root / "storage"), prefix="job"), "pod")
-    llama_proof.make_vocab(llama_proof.LlamaHome({"FINETUNE_LLAMA_HOME": str(tree(root / "llama"))}), storage, files)
+    llama_proof.make_vocab(LlamaHome(tree(root / "llama")), storage, files)
 
 
 def ask_ids(root: Path) -> None:
-    llama_proof.llama_ids(llama_proof.LlamaHome({"FINETUNE_LLAMA_HOME": str(tree(root / "llama"))}), root / "vocab.gguf", ["a"])
+    llama_proof.llama_ids(LlamaHome(tree(root / "llama")), root / "vocab.gguf", ["a"])
 
 
 def convert(root: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_tool_that_the_kernel_killed_ran_out_of_memory(tmp_path: Path, work: C
 def test_words_of_llama_cpp_that_quote_a_row_get_into_no_message(tmp_path: Path) -> None:
     """llama-cpp-python names the text that it cannot tokenise."""
     layer = "class Llama:\n    def __init__(self, *args, **settings):\n        raise RuntimeError('Failed to tokenize: text=canary-7f3a')\n"
-    home = llama_proof.LlamaHome({"FINETUNE_LLAMA_HOME": str(tree(tmp_path / "llama", layer=layer))})
+    home = LlamaHome(tree(tmp_path / "llama", layer=layer))
     with pytest.raises(StageError) as refused:
         llama_proof.llama_ids(home, tmp_path / "vocab.gguf", ["canary-7f3a"])
     assert "canary" not in refused.value.message

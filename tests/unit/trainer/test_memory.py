@@ -7,22 +7,20 @@ from typing import Any
 import pytest
 from finetune_api.answer import MemoryPlan
 from finetune_api.run import LocalRunSpec
-from finetune_api.sections.adapter import AdapterType
+from finetune_api.sections.adapter import Adapter, AdapterType
+from finetune_trainer.adapters import adapter_of
+from finetune_trainer.device import ASSUMED_GPU, GIB, GPUS, Device
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import (
-    ASSUMED_GPU,
-    GIB,
-    GPUS,
-    Device,
     RowStatistics,
     activation_bytes,
     advised_learning_rate,
     count_parameters,
     count_steps,
-    dtypes,
     plan_memory,
 )
 from finetune_trainer.model_shape import ModelShape, read_shape
+from finetune_trainer.precision import choose_dtypes, shown_dtypes
 
 LLAMA_8B = ModelShape(
     hidden_size=4096,
@@ -115,6 +113,11 @@ def test_a_micro_batch_of_the_users_own_stays() -> None:
     assert (made.per_device_batch_size, made.gradient_accumulation_steps) == (4, 4)
 
 
+def test_a_batch_that_the_gpus_cannot_share_is_refused_before_one_is_taken() -> None:
+    with pytest.raises(StageError, match="multiple of the 8 GPUs"):
+        plan(None, gpusPerNode=8, training={"globalBatchSize": 4})
+
+
 def test_what_does_not_fit_says_where_it_would() -> None:
     made = plan(GPUS["L4"], rows=RowStatistics(100, 50_000, 512), training={"globalBatchSize": 1})
     assert made.warnings == []
@@ -143,7 +146,7 @@ RATES = {
 @pytest.mark.parametrize("name", RATES)
 def test_advised_learning_rates(name: str) -> None:
     adapter, parameters, rows, want = RATES[name]
-    assert advised_learning_rate(adapter, int(parameters), rows) == pytest.approx(want)
+    assert advised_learning_rate(adapter_of(Adapter(type=adapter)), int(parameters), rows) == pytest.approx(want)
 
 
 def test_a_learning_rate_of_the_users_own_stays() -> None:
@@ -169,6 +172,10 @@ def test_time_is_flops_over_what_the_device_does() -> None:
     made = plan(GPUS["H100"], training={"epochs": 1}, **FULL)
     assert made.training_seconds == pytest.approx(6 * 8.03e9 * 5e6 / (989e12 * 0.35), rel=0.01)
     assert plan(Device("cpu", 64 * GIB)).training_seconds is None
+
+
+def dtypes(run: LocalRunSpec, device: Device) -> dict[str, str]:
+    return shown_dtypes(run, choose_dtypes(run, device))
 
 
 def test_types_by_device() -> None:

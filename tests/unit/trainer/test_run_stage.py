@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from finetune_trainer import __main__ as driver
 from finetune_trainer.errors import StageError
 from finetune_trainer.progress import Progress
+from finetune_trainer.stages import STAGES, Workspace
 from finetune_trainer.storage import JobStorage
 
 
@@ -36,7 +38,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stages that leave one file; the list says which did work."""
     worked: list[str] = []
 
-    def run(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+    def run(run: RunSpec, workspace: Workspace) -> StageResult:
         stage = Stage(workspace.folder.parent.name)
         worked.append(f"{run.storage.prefix}:{stage}")
         file = workspace.folder / "file"
@@ -47,7 +49,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module = types.ModuleType("planted_stage")
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "planted_stage", module)
-    monkeypatch.setattr(driver, "STAGES", dict.fromkeys(Stage, "planted_stage"))
+    monkeypatch.setattr(driver, "STAGES", {stage: replace(row, module="planted_stage") for stage, row in STAGES.items()})
     return worked
 
 
@@ -129,7 +131,7 @@ def test_the_answer_is_the_termination_message(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_refusal_is_the_termination_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]) -> None:
-    def refuse(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+    def refuse(run: RunSpec, workspace: Workspace) -> StageResult:
         raise StageError(Reason.INVALID_DATASET, "a: line 3: expected a JSON object")
 
     monkeypatch.setattr(sys.modules["planted_stage"], "run", refuse)
@@ -141,7 +143,7 @@ def test_a_refusal_is_the_termination_message(tmp_path: Path, monkeypatch: pytes
 def test_a_crash_ends_with_a_code_worth_another_attempt_and_quotes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]
 ) -> None:
-    def crash(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+    def crash(run: RunSpec, workspace: Workspace) -> StageResult:
         raise ValueError("the user's secret words")
 
     monkeypatch.setattr(sys.modules["planted_stage"], "run", crash)
@@ -156,7 +158,7 @@ def test_the_log_of_a_crash_has_its_frames_and_words_only_where_no_text_is_read(
 ) -> None:
     row = "-".join(["canary", "7f3a"])
 
-    def read(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+    def read(run: RunSpec, workspace: Workspace) -> StageResult:
         try:
             return StageResult(stage=Stage.PREPARE, steps=int(row))
         except ValueError as error:
@@ -181,7 +183,7 @@ def test_the_log_of_a_crash_has_its_frames_and_words_only_where_no_text_is_read(
 def test_a_storage_error_says_where_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], caplog: pytest.LogCaptureFixture, error: OSError, words: str
 ) -> None:
-    def fail(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+    def fail(run: RunSpec, workspace: Workspace) -> StageResult:
         raise error
 
     monkeypatch.setattr(sys.modules["planted_stage"], "run", fail)
@@ -192,7 +194,7 @@ def test_a_storage_error_says_where_and_what_to_do(
 
 
 def test_a_library_that_calls_its_refusal_an_os_error_crashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]) -> None:
-    def fail(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+    def fail(run: RunSpec, workspace: Workspace) -> StageResult:
         raise OSError("no file named pytorch_model.bin found")
 
     monkeypatch.setattr(sys.modules["planted_stage"], "run", fail)
@@ -204,7 +206,7 @@ def test_a_library_that_calls_its_refusal_an_os_error_crashes(tmp_path: Path, mo
 def test_sigterm_ends_any_stage_at_once_without_a_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str], swallowed: bool
 ) -> None:
-    def be_stopped(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+    def be_stopped(run: RunSpec, workspace: Workspace) -> StageResult:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
@@ -227,7 +229,7 @@ def test_sigterm_ends_any_stage_at_once_without_a_manifest(
 
 
 def test_memory_that_ran_out_has_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]) -> None:
-    def fill(run: RunSpec, workspace: driver.Workspace) -> StageResult:
+    def fill(run: RunSpec, workspace: Workspace) -> StageResult:
         raise MemoryError
 
     monkeypatch.setattr(sys.modules["planted_stage"], "run", fill)

@@ -11,15 +11,18 @@ from finetune_api.run import RunSpec, Stage, StorageLocation
 from finetune_api.sections.data import Dataset
 from finetune_api.sections.model import Model
 from finetune_trainer.errors import StageError
+from finetune_trainer.stages import inputs_digest
 from finetune_trainer.storage import (
     JobStorage,
     copy_published,
+    filled_aside,
     folder_digest,
     hash_folder,
-    inputs_digest,
+    is_whole,
     local_path,
     resolve_inside,
     write_atomically,
+    write_record,
 )
 
 
@@ -177,6 +180,45 @@ def test_a_folders_digest_is_what_sha256sum_would_print(tmp_path: Path) -> None:
     assert folder_digest(hash_folder(tmp_path)) == hashlib.sha256(lines.encode()).hexdigest()
 
 
+def test_a_cached_folder_is_there_at_once_and_filled_once(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def fill(aside: Path) -> None:
+        seen.append((tmp_path / "cache" / "kind" / "digest").exists())
+        (aside / "file").write_text("content")
+
+    for writer in ("one", "two"):
+        assert (storage(tmp_path, writer).cached("kind", "digest", fill) / "file").read_text() == "content"
+    assert seen == [False]
+    assert [path.name for path in (tmp_path / "cache" / "kind").iterdir()] == ["digest"]
+
+
+def test_what_was_half_filled_counts_for_nothing_and_the_first_of_two_writers_counts(tmp_path: Path) -> None:
+    target = tmp_path / "cached"
+    with pytest.raises(OSError, match="too long"), filled_aside(target, "one") as aside:
+        (aside / ("name" * 1000)).write_text("half")
+    assert list(tmp_path.iterdir()) == []
+    with filled_aside(target, "one") as late:
+        (late / "file").write_text("late")
+        with filled_aside(target, "two") as first:
+            (first / "file").write_text("first")
+    assert (target / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["cached"]
+
+
+def test_a_recorded_file_that_was_damaged_is_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "cached"
+    assert not is_whole(folder, recorded=True)
+    with filled_aside(folder, "one") as aside:
+        (aside / "file").write_text("content")
+        write_record(aside / "file")
+    assert is_whole(folder, recorded=True)
+    (folder / "file").write_text("damaged")
+    assert is_whole(folder)
+    assert not is_whole(folder, recorded=True)
+    assert not folder.exists()
+
+
 def run_spec(**changes: object) -> RunSpec:
     body: dict[str, object] = {
         "storage": {"root": "/s", "prefix": "p"},
@@ -194,6 +236,9 @@ def run_spec(**changes: object) -> RunSpec:
         ({"evaluation": {"minSamples": 5}}, {Stage.EVALUATE}),
         ({"training": {"maxLength": 64}}, {Stage.PREPARE, Stage.TRAIN}),
         ({"checkpoints": {"keep": 5}}, set()),
+        ({"method": {"sft": {}}, "adapter": {"lora": {}}}, set()),
+        ({"method": {"sft": {"loss": "Completion"}}}, {Stage.PREPARE, Stage.TRAIN}),
+        ({"quantization": {"type": "NF4", "nf4": {"computeDtype": "Float16"}}}, {Stage.TRAIN}),
         ({"model": {"source": "hf://a/b", "tokenSecretRef": {"name": "s", "key": "k"}}}, set()),
     ],
 )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune_api.answer import Answer, EvaluationReport, GateReport, StageResult
 from finetune_api.outcome import Reason
@@ -31,10 +31,8 @@ from finetune_trainer.llama.base_gguf import base_ggufs
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.prepared import HeldOutRow, Prepared, load_prepared
-from finetune_trainer.storage import Manifest, hash_file, inputs_digest, local_path, write_atomically
-
-if TYPE_CHECKING:
-    from finetune_trainer.__main__ import Workspace
+from finetune_trainer.stages import Workspace, inputs_digest
+from finetune_trainer.storage import Manifest, hash_file, local_path, write_atomically
 
 log = logging.getLogger("finetune_trainer.evaluate")
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
 from finetune_api.sections.export import GGUFType
 
-from finetune_trainer.errors import StageError
 from finetune_trainer.llama.gguf import link_weights, make_ggufs
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.model_files import write_model_files
 from finetune_trainer.prepared import Prepared
-from finetune_trainer.storage import FileRecord, JobStorage, hash_file, hash_folder, verify_files, write_atomically
+from finetune_trainer.storage import JobStorage, filled_aside, hash_file, hash_folder, is_whole, write_record
 
 _KIND = "base-gguf"
 _NAME = "base"
@@ -37,7 +34,7 @@ def base_ggufs(prepared: Prepared, storage: JobStorage, home: LlamaHome, formats
         form: storage.cache_folder(_KIND, digest_of([prepared.model.digest, files, converter, form.value])) / f"{_NAME}-{form.value}.gguf"
         for form in formats
     }
-    missing = [form for form in formats if not _is_whole(cached[form])]
+    missing = [form for form in formats if not is_whole(cached[form].parent, recorded=True)]
     if missing:
         link_weights(prepared.model_folder, model)
         for form, path in make_ggufs(home, model, work / "base-gguf", _NAME, missing).items():
@@ -47,29 +44,7 @@ def base_ggufs(prepared: Prepared, storage: JobStorage, home: LlamaHome, formats
     return cached
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether the cache holds the file as it was put there; a damaged entry is removed, to be made again."""
-    record = path.parent / "record.json"
-    if not record.is_file():
-        return False
-    problem = verify_files(path.parent, [FileRecord.model_validate_json(record.read_bytes())])
-    if problem is None:
-        return True
-    shutil.rmtree(path.parent)
-    return False
-
-
 def _put(made: Path, target: Path, writer: str) -> None:
-    """Publishes a file with its record by renaming their folder: readers see both or none."""
-    aside = target.parent.with_name(f".{target.parent.name}.{writer}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    shutil.move(made, aside / target.name)
-    record = FileRecord(path=target.name, sha256=hash_file(aside / target.name), bytes=(aside / target.name).stat().st_size)
-    write_atomically(aside / "record.json", record.model_dump_json().encode())
-    try:
-        os.rename(aside, target.parent)
-    except OSError as error:
-        shutil.rmtree(aside)
-        if not target.is_file():  # another writer was first otherwise, with the same content
-            raise StageError(Reason.STORAGE_ERROR, "the storage refuses to rename a folder") from error
+    with filled_aside(target.parent, writer) as aside:
+        shutil.move(made, aside / target.name)
+        write_record(aside / target.name)

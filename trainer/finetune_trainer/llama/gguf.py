@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.environment import HUB_OFFLINE
 from finetune_api.outcome import Reason
 from finetune_api.sections.export import GGUFType
 
@@ -71,7 +72,7 @@ def _convert(home: LlamaHome, model: Path, target: Path, form: GGUFType, name: s
 def _run(command: list[str], log: Path, form: str) -> None:
     """Runs a tool in a process group of its own, which ends with us. Errors: StageError(ConversionFailed)."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {HUB_OFFLINE: "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.llama.home import llama_home, threads_for
+from finetune_trainer.llama.home import LIBRARIES_VARIABLE, llama_home, threads_for
 
 Logits = npt.NDArray[np.float32]
 _OUTPUT_FLOATS = 1 << 25
@@ -331,7 +331,7 @@ def _losses_at(logits: Logits, rows: npt.NDArray[np.int64], targets: Sequence[in
 @cache
 def _library() -> ModuleType:
     home = llama_home()
-    os.environ.setdefault("LLAMA_CPP_LIB_PATH", str(home.libraries))
+    os.environ.setdefault(LIBRARIES_VARIABLE, str(home.libraries))
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 1)  # it prints every line of loading otherwise
     if str(home.python) not in sys.path:
         sys.path.append(str(home.python))

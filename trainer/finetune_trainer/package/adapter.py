@@ -12,9 +12,8 @@ from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.package.tensors import Float32, TensorInfo, TensorReader
+from finetune_trainer.trained import ADAPTER_CONFIG
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -82,7 +81,7 @@ class AdapterConfig:
 def read_config(folder: Path) -> AdapterConfig:
     """The adapter's settings. Errors: StageError(UnsupportedAdapterVariant), by the variant's name; StageError(AdapterInvalid)."""
     try:
-        config = json.loads((folder / CONFIG_FILE).read_bytes())
+        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
         refuse_variants(config)
         return AdapterConfig(
             rank=int(config["r"]),
@@ -91,7 +90,7 @@ def read_config(folder: Path) -> AdapterConfig:
             ties_embeddings=bool(config.get("ensure_weight_tying")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StageError(Reason.ADAPTER_INVALID, f"{CONFIG_FILE} is missing or not an adapter's configuration; train again") from error
+        raise StageError(Reason.ADAPTER_INVALID, f"{ADAPTER_CONFIG} is missing or not an adapter's configuration; train again") from error
 
 
 def refuse_variants(config: Mapping[str, Any]) -> None:
@@ -145,7 +144,7 @@ def _low_rank(adapter: TensorReader, name: str, kind: str, config: AdapterConfig
             Reason.UNSUPPORTED_ADAPTER_VARIANT, "package merges LoRA of linear layers and embeddings only, not of convolutions"
         )
     if a.shape[0] != config.rank or b.shape[1] != config.rank:
-        raise StageError(Reason.ADAPTER_MISMATCH, f"{name} has rank {a.shape[0]} where {CONFIG_FILE} says {config.rank}")
+        raise StageError(Reason.ADAPTER_MISMATCH, f"{name} has rank {a.shape[0]} where {ADAPTER_CONFIG} says {config.rank}")
     # Embeddings and GPT-2's Conv1D keep their weights the other way round: (BA)ᵀ = AᵀBᵀ.
     # GPT-2's output head is the one ordinary linear layer among them.
     if kind == "lora_embedding_A" or (config.fan_in_fan_out and not name.endswith("lm_head.lora_A.weight")):

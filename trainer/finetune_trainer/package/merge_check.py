@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
 from finetune_api.outcome import Reason
-from finetune_api.sections.adapter import Adapter
+from finetune_api.sections.adapter import Adapter, AdapterType
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.package.adapter import AdapterConfig, LowRank, Saved
@@ -129,7 +129,13 @@ def _unit(value: float, dtype: str) -> float:
 
 def trained_scale(asked: Adapter, found: AdapterConfig) -> float:
     """alpha / r as the run asks for. Errors: StageError(ParityFailed) where the adapter's own configuration says otherwise."""
-    lora = asked.effective_lora
+    match asked.type:
+        case AdapterType.LORA:
+            lora = asked.effective_lora
+        case AdapterType.NONE:
+            raise AssertionError("full weights are copied, not merged")
+        case _:
+            assert_never(asked.type)
     if found.rank != lora.rank or found.alpha != lora.alpha:
         raise StageError(
             Reason.PARITY_FAILED,

@@ -32,11 +32,11 @@ def model_logits(folder: Path, rows: Sequence[AnswerRow]) -> Iterator[Logits]:
 
 def quantized_logits(base: Path, adapter: Path, quantization: Quantization, rows: Sequence[AnswerRow]) -> Iterator[Logits]:
     """Logits of what QLoRA trained: the adapter on the 4-bit base."""
-    compute = _COMPUTE[quantization.compute_dtype] if torch.cuda.is_available() else torch.float32
+    compute = _COMPUTE[quantization.effective_nf4.compute_dtype] if torch.cuda.is_available() else torch.float32
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=quantization.double_quantization,
+        bnb_4bit_use_double_quant=quantization.effective_nf4.double_quantization,
         bnb_4bit_compute_dtype=compute,
     )
     model = _load(base, compute, quantization_config=settings)

@@ -16,17 +16,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from finetune_api.answer import Artifact, ParityReport, StageResult
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
-from finetune_api.sections.adapter import AdapterType
 from finetune_api.sections.export import GGUFType
 from finetune_api.sections.quantization import QuantizationType
 
+from finetune_trainer.adapters import adapter_of
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.base_gguf import base_ggufs
@@ -35,7 +34,7 @@ from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.llama.model_files import check_model_files, write_model_files
 from finetune_trainer.package import card
-from finetune_trainer.package.adapter import CONFIG_FILE, WEIGHTS_FILE, read_config, read_updates
+from finetune_trainer.package.adapter import read_config, read_updates
 from finetune_trainer.package.base_model import HEAD, ModelTensors
 from finetune_trainer.package.merge import merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle, trained_scale
@@ -44,10 +43,9 @@ from finetune_trainer.package.positions import AnswerRow, answer_rows
 from finetune_trainer.package.rendering import answer_ends, check_ends, check_facts, check_rendering, rendered_rows
 from finetune_trainer.package.tensors import TensorReader
 from finetune_trainer.prepared import Prepared, load_prepared
+from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import FileRecord, folder_digest, hash_file
-
-if TYPE_CHECKING:
-    from finetune_trainer.__main__ import Workspace
+from finetune_trainer.trained import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS, MODEL_FOLDER
 
 log = logging.getLogger("finetune_trainer.package")
 
@@ -75,7 +73,7 @@ class Package:
     @property
     def adapter(self) -> Path | None:
         """The trained adapter; None where all weights were trained."""
-        return None if self.run.adapter.type is AdapterType.NONE else self.trained / "adapter"
+        return self.trained / ADAPTER_FOLDER if adapter_of(self.run.adapter).freezes_base else None
 
     @property
     def work(self) -> Path:
@@ -113,7 +111,7 @@ def make_merged(package: Package) -> None:
     unties = False
     if package.adapter is None:
         package.merged.mkdir()
-        for path in sorted((package.trained / "model").iterdir()):
+        for path in sorted((package.trained / MODEL_FOLDER).iterdir()):
             if path.name.endswith((".safetensors", ".safetensors.index.json")):
                 shutil.copyfile(path, package.merged / path.name)
     else:
@@ -130,7 +128,7 @@ def _merge_adapter(package: Package, adapter: Path) -> bool:
     with ExitStack() as opened:
         base = opened.enter_context(ModelTensors(package.prepared.model_folder))
         base.refuse_quantized()
-        weights = opened.enter_context(TensorReader(adapter / WEIGHTS_FILE))
+        weights = opened.enter_context(TensorReader(adapter / ADAPTER_WEIGHTS))
         plan = plan_merge(base, read_updates(weights, config, {*base.shard_of, HEAD}), config.ties_embeddings)
         oracle = MergeOracle(base, trained_scale(package.run.adapter, config), usable_cpus())
         merge(base, plan, scale, package.merged, oracle.check, package.report(0.0, 0.25))
@@ -139,12 +137,12 @@ def _merge_adapter(package: Package, adapter: Path) -> bool:
 
 
 def _copy_adapter(package: Package, adapter: Path) -> None:
-    target = package.folder / "adapter"
+    target = package.folder / ADAPTER_FOLDER
     target.mkdir()
-    shutil.copyfile(adapter / WEIGHTS_FILE, target / WEIGHTS_FILE)
-    config = json.loads((adapter / CONFIG_FILE).read_bytes())
+    shutil.copyfile(adapter / ADAPTER_WEIGHTS, target / ADAPTER_WEIGHTS)
+    config = json.loads((adapter / ADAPTER_CONFIG).read_bytes())
     config["base_model_name_or_path"] = card.hub_name(package.prepared.model.source)
-    (target / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (target / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _make_ggufs(package: Package) -> dict[GGUFType, Path]:
@@ -198,7 +196,7 @@ def _references(package: Package, rows: list[AnswerRow]) -> tuple[StoredLogits, 
     from finetune_trainer.package import reference
 
     base = package.prepared.model_folder
-    tuned = reference.tuned_logits(base if package.adapter else package.trained / "model", package.adapter, rows)
+    tuned = reference.tuned_logits(base if package.adapter else package.trained / MODEL_FOLDER, package.adapter, rows)
     stored = StoredLogits.keep(tuned, rows, package.work / "tuned.npy")
     package.report(0.45, 0.55)(0.5)
     return stored, StoredLogits.keep(reference.model_logits(base, rows), rows, package.work / "base.npy")

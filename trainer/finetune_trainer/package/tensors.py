@@ -24,7 +24,6 @@ from finetune_trainer.errors import StageError
 Raw = npt.NDArray[Any]
 """Elements as they lie in the file: float32, float16, or uint16 for the bits of a bfloat16."""
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 RAW_TYPES: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """Types that weights may have; a quantized or integer base is refused."""

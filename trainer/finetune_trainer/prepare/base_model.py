@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 from pathlib import Path
 from typing import Any
 
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
-from finetune_api.section import digest_of
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.model_shape import FLOATS, count_parameters, read_shape
-from finetune_trainer.prepare.hub import Hub
+from finetune_trainer.prepare.sources import list_source
+from finetune_trainer.prepare.sources.asked import asked_model
 from finetune_trainer.prepared import PreparedModel
-from finetune_trainer.storage import FileRecord, JobStorage, folder_digest, hash_file, local_path
+from finetune_trainer.storage import FileRecord, JobStorage, folder_digest, hash_file
 from finetune_trainer.tokenizer_files import read_optional_json
 
 MODEL_FILES = (
@@ -64,34 +63,14 @@ def resolve_model(run: RunSpec, storage: JobStorage) -> tuple[Path, PreparedMode
     Errors: StageError(ModelNotFound | ModelGated | ModelUnauthorized | SafetensorsOnly | EncoderDecoderUnsupported | RemoteCodeRefused |
     QuantizedBase | UnsupportedArchitecture | InvalidModel).
     """
-    if run.model.source.startswith("hf://"):
-        return _from_hub(run, storage)
-    folder = _local_folder(run)
-    return folder, _record(folder, run.model.source, None, None)
-
-
-def _local_folder(run: RunSpec) -> Path:
-    try:
-        folder = local_path(run.model.source, run)
-    except StageError as error:
-        if error.reason is not Reason.SOURCE_NOT_FOUND:
-            raise
-        raise StageError(Reason.MODEL_NOT_FOUND, f"nothing is at {run.model.source}; check model.source") from error
-    if not folder.is_dir():
-        raise StageError(Reason.MODEL_NOT_FOUND, f"{run.model.source} is a file; model.source names the folder with config.json")
-    _check_files([path.name for path in folder.iterdir()], run.model.source)
-    return folder
-
-
-def _from_hub(run: RunSpec, storage: JobStorage) -> tuple[Path, PreparedModel]:
     source = run.model.source
-    hub = Hub(source.removeprefix("hf://"), "model", os.environ.get("FINETUNE_MODEL_TOKEN"))
-    listing = hub.list_files(run.model.revision)
-    _check_files(listing.files, source)
-    folder = storage.cache_folder("models", digest_of([source, listing.commit]))
-    if not folder.is_dir():
-        hub.download(listing.commit, [name for name in listing.files if is_model_file(name)], folder, storage.writer)
-    return folder, _record(folder, source, listing.commit, folder.relative_to(storage.root).as_posix())
+    listed = list_source(asked_model(run.model), run, storage)
+    if listed.is_one_file:
+        raise StageError(Reason.MODEL_NOT_FOUND, f"{source} is a file; model.source names the folder with config.json")
+    _check_files(listed.files, source)
+    folder = listed.fetch([name for name in listed.files if is_model_file(name)])
+    cached = folder.relative_to(storage.root).as_posix() if listed.revision else None
+    return folder, _record(folder, source, listed.revision, cached)
 
 
 def _check_files(names: list[str], source: str) -> None:

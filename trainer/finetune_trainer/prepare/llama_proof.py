@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,8 +16,9 @@ from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
 
 from finetune_trainer.errors import StageError, refuse_killed
+from finetune_trainer.llama.home import LlamaHome, llama_home
 from finetune_trainer.prepare.pipeline import Sample
-from finetune_trainer.prepare.tokenizer import TextTokenizer, publish_folder
+from finetune_trainer.prepare.tokenizer import TextTokenizer
 from finetune_trainer.prepared import SpecialTokens
 from finetune_trainer.storage import JobStorage, hash_file, hash_folder
 from finetune_trainer.tokenizer_files import write_tokenizer_files
@@ -27,30 +26,8 @@ from finetune_trainer.tokenizer_files import write_tokenizer_files
 log = logging.getLogger(__name__)
 
 COMPARED_TEXTS = 500
-_CONVERTER = "convert_hf_to_gguf.py"
+_VOCAB = "vocab.gguf"
 _UNKNOWN = ("not supported", "NotImplementedError", "not recognized")
-
-
-class LlamaHome:
-    """llama.cpp's tree (bin, lib, converters, python), named by FINETUNE_LLAMA_HOME. Errors: StageError(LlamaCppMissing)."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self.folder = Path(environ.get("FINETUNE_LLAMA_HOME", "/opt/llama"))
-        if not (self.folder / _CONVERTER).is_file():
-            raise StageError(
-                Reason.LLAMA_CPP_MISSING,
-                "export.gguf needs llama.cpp, and FINETUNE_LLAMA_HOME names no tree with its converter; use the trainer image",
-            )
-
-    def environment(self) -> dict[str, str]:
-        """For subprocesses: the converter's own gguf package and the Python layer over this libllama."""
-        paths = [str(self.folder / "gguf-py"), str(self.folder / "python"), os.environ.get("PYTHONPATH", "")]
-        return {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-            "LLAMA_CPP_LIB_PATH": str(self.folder / "lib"),
-            "HF_HUB_OFFLINE": "1",
-        }
 
 
 def make_vocab(home: LlamaHome, storage: JobStorage, files: Path) -> Path:
@@ -58,23 +35,13 @@ def make_vocab(home: LlamaHome, storage: JobStorage, files: Path) -> Path:
 
     Errors: StageError(UnsupportedByLlamaCpp).
     """
-    key = digest_of([[record.path, record.sha256] for record in hash_folder(files)] + [hash_file(home.folder / _CONVERTER)])
-    cached = storage.cache_folder("vocabs", key)
-    if not cached.is_dir():
-        aside = cached.with_name(f".{key}.{storage.writer}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        try:
-            _convert(home, files, aside / "vocab.gguf")
-            publish_folder(aside, cached)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return cached / "vocab.gguf"
+    key = digest_of([[record.path, record.sha256] for record in hash_folder(files)] + [hash_file(home.converter)])
+    return storage.cached("vocabs", key, lambda aside: _convert(home, files, aside / _VOCAB)) / _VOCAB
 
 
 def _convert(home: LlamaHome, files: Path, output: Path) -> None:
     log.info("making llama.cpp's vocabulary of this tokenizer once")
-    command = [sys.executable, str(home.folder / _CONVERTER), str(files), "--vocab-only", "--outfile", str(output)]
+    command = [sys.executable, str(home.converter), str(files), "--vocab-only", "--outfile", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, env=home.environment(), check=False)
     if done.returncode == 0 and output.is_file():
         return
@@ -155,7 +122,7 @@ class LlamaVocab:
     """
 
     def __init__(self, storage: JobStorage, model_folder: Path, tokens: SpecialTokens, own_template: str | None) -> None:
-        self._home = LlamaHome(os.environ)
+        self._home = llama_home()
         with tempfile.TemporaryDirectory() as scratch:
             write_tokenizer_files(model_folder, Path(scratch), tokens, own_template)
             self._file = make_vocab(self._home, storage, Path(scratch))

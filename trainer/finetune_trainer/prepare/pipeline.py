@@ -17,10 +17,11 @@ from finetune_api.sections.data import Dataset
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.chat_template import ChatTemplate
+from finetune_trainer.prepare.dataset_files import DatasetFiles
 from finetune_trainer.prepare.encoding import Encoder, Rendered, StopTokenAbsent, TemplateUnsplittable, TokenRow
 from finetune_trainer.prepare.hashes import HashSet
+from finetune_trainer.prepare.records import Located, Location, SplitFiles, invalid
 from finetune_trainer.prepare.rows import Example, RowDropped, RowInvalid, RowReader, content_hash
-from finetune_trainer.prepare.sources import DatasetFiles, Located, Location, SplitFiles, invalid
 from finetune_trainer.prepare.splitting import SPLITS, Splitter, group_key, is_grouped
 from finetune_trainer.prepare.writing import SetWriter
 from finetune_trainer.prepared import HeldOutRow, PreparedSet, SpecialTokens

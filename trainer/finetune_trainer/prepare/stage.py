@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finetune_api.answer import DatasetReport, StageResult
 from finetune_api.outcome import Reason
@@ -13,18 +12,16 @@ from finetune_api.run import RunSpec, Stage
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import plan_memory
 from finetune_trainer.prepare.base_model import resolve_model
+from finetune_trainer.prepare.dataset_files import locate
 from finetune_trainer.prepare.encoding import Encoder
 from finetune_trainer.prepare.llama_proof import LlamaVocab
 from finetune_trainer.prepare.pipeline import Pipeline
 from finetune_trainer.prepare.report import dataset_report, prepared_digest, write_report
-from finetune_trainer.prepare.sources import locate
 from finetune_trainer.prepare.stopping import StopRule, choose_stop_rule
 from finetune_trainer.prepare.tokenizer import TextTokenizer, tokenizer_file_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
+from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import write_atomically
-
-if TYPE_CHECKING:
-    from finetune_trainer.__main__ import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +46,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     vocab = LlamaVocab(storage, model_folder, stop.tokens, stop.own_template) if run.export.gguf else None
     progress.report(_MODEL_SHARE)
 
-    encoder = Encoder(tokenizer, stop.template, run.method.sft.loss, run.training.max_length)
+    encoder = Encoder(tokenizer, stop.template, run.method.effective_sft.loss, run.training.max_length)
     with Pipeline(run, encoder, stop.tokens, model.shape.vocab_size, folder) as pipeline:
         pipeline.read_all(files, lambda share: progress.report(_MODEL_SHARE + (_ROWS_SHARE - _MODEL_SHARE) * share))
     progress.report(_ROWS_SHARE)

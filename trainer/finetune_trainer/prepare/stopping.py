@@ -27,8 +27,8 @@ def template_text(run: RunSpec, model_folder: Path) -> tuple[str | None, Templat
     Errors: StageError(NoChatTemplate) where a ConfigMap's text did not arrive.
     """
     wanted = run.model.chat_template
-    if wanted.type is ChatTemplateType.NAMED:
-        return NAMED_TEMPLATES[wanted.named or "ChatML"], "Named"
+    if wanted.named:
+        return NAMED_TEMPLATES[wanted.named], "Named"
     if wanted.type is ChatTemplateType.CONFIG_MAP:
         if not run.chat_template_text:
             raise StageError(

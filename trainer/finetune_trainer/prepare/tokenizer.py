@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.environment import HUB_OFFLINE
 from finetune_api.outcome import Reason
 from tokenizers import AddedToken, Tokenizer
 
 from finetune_trainer.errors import StageError, refuse_killed
+from finetune_trainer.prepared import TOKENIZER_FILE
 from finetune_trainer.storage import JobStorage
 from finetune_trainer.tokenizer_files import TOKENIZER_FILES, read_optional_json
 
@@ -139,15 +140,13 @@ def tokenizer_file_of(model_folder: Path, storage: JobStorage) -> Path:
 
     Errors: StageError(InvalidTokenizer) where there is neither.
     """
-    own = model_folder / "tokenizer.json"
+    own = model_folder / TOKENIZER_FILE
     if own.is_file():
         return own
     if not (model_folder / "tokenizer.model").is_file() and not (model_folder / "vocab.json").is_file():
         raise StageError(Reason.INVALID_TOKENIZER, "the model has neither tokenizer.json nor tokenizer.model; add one of them")
-    cached = storage.cache_folder("tokenizers", files_digest(model_folder))
-    if not (cached / "tokenizer.json").is_file():
-        _convert(model_folder, cached, storage.writer)
-    return cached / "tokenizer.json"
+    cached = storage.cached("tokenizers", files_digest(model_folder), lambda aside: _convert(model_folder, aside))
+    return cached / TOKENIZER_FILE
 
 
 _CONVERT = """
@@ -157,28 +156,12 @@ AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True).backend_tokeni
 """
 
 
-def _convert(model_folder: Path, cached: Path, writer: str) -> None:
-    aside = cached.with_name(f".{cached.name}.{writer}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        log.info("the model has no tokenizer.json: converting its tokenizer.model once")
-        command = [sys.executable, "-c", _CONVERT, str(model_folder), str(aside / "tokenizer.json")]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "USE_TORCH": "0"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        refuse_killed("the tokenizer's conversion", done.returncode)
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no words"])[-1][:300]
-            raise StageError(Reason.INVALID_TOKENIZER, f"transformers cannot convert tokenizer.model: {last}")
-        publish_folder(aside, cached)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def publish_folder(aside: Path, target: Path) -> None:
-    """Renames a finished folder into place; where another writer was first, that one's counts."""
-    try:
-        os.rename(aside, target)
-    except OSError as error:
-        if not target.is_dir():
-            raise StageError(Reason.STORAGE_ERROR, "the storage refuses to rename a folder") from error
+def _convert(model_folder: Path, target: Path) -> None:
+    log.info("the model has no tokenizer.json: converting its tokenizer.model once")
+    command = [sys.executable, "-c", _CONVERT, str(model_folder), str(target / TOKENIZER_FILE)]
+    environment = {**os.environ, HUB_OFFLINE: "1", "USE_TORCH": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    refuse_killed("the tokenizer's conversion", done.returncode)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no words"])[-1][:300]
+        raise StageError(Reason.INVALID_TOKENIZER, f"transformers cannot convert tokenizer.model: {last}")

@@ -13,7 +13,6 @@ that is no longer there, and nobody reads it. Imports no torch.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import uuid
@@ -26,7 +25,16 @@ from finetune_api.outcome import Reason
 from pydantic import ValidationError
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.storage import FileRecord, JobStorage, folder_digest, hash_folder, sync_directory, verify_files, write_atomically
+from finetune_trainer.storage import (
+    FileRecord,
+    JobStorage,
+    folder_digest,
+    hash_folder,
+    sync_directory,
+    sync_file,
+    verify_files,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +74,7 @@ class CheckpointStore:
     """The checkpoints of one job's train stage. `inputs_digest` names what the training follows from: others are not resumed."""
 
     def __init__(self, storage: JobStorage, inputs_digest: str, keep: int) -> None:
-        self.folder = storage.folder / "checkpoints"
+        self.folder = storage.checkpoints
         self.skipped: list[str] = []
         """Sentences on folders that were passed over by `claim_newest`."""
         self.newest: Checkpoint | None = None
@@ -101,7 +109,7 @@ class CheckpointStore:
         """
         records = hash_folder(folder)
         for record in records:
-            _sync_file(folder / record.path)
+            sync_file(folder / record.path)
         sync_directory(folder)
         self.check_claim()
         manifest = CheckpointManifest(
@@ -200,8 +208,3 @@ def _remove(folder: Path) -> None:
     """Removes a checkpoint; its manifest first, so that one half removed is a torso and not a damaged one."""
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

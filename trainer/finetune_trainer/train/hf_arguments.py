@@ -11,6 +11,7 @@ from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.training import Optimizer, Scheduler, Switch, Training
 
+from finetune_trainer.batches import BatchSplit, choose_split, smallest_split
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import DEFAULT_EPOCHS
 from finetune_trainer.precision import Dtypes
@@ -56,7 +57,7 @@ def hf_arguments(run: RunSpec, around: Surroundings) -> dict[str, Any]:
     findings = argument_findings(training.args)
     if findings:
         raise StageError(Reason.INVALID_ARGUMENT, "; ".join(f"training.args.{name}: {sentence}" for name, sentence in findings))
-    micro_batch, accumulation = batch_split(training, around)
+    split = _split(training, around)
     return {
         **training.args,
         "max_steps": training.max_steps or -1,
@@ -64,9 +65,9 @@ def hf_arguments(run: RunSpec, around: Surroundings) -> dict[str, Any]:
         "learning_rate": training.learning_rate or plan.learning_rate,
         "lr_scheduler_type": _SCHEDULERS[training.scheduler],
         "warmup_steps": _warmup(training),
-        "per_device_train_batch_size": micro_batch,
-        "per_device_eval_batch_size": micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": split.micro_batch,
+        "per_device_eval_batch_size": split.micro_batch,
+        "gradient_accumulation_steps": split.accumulation,
         "optim": _OPTIMIZERS[training.optimizer],
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
@@ -97,25 +98,10 @@ _PLATFORM: dict[str, Any] = {
 }
 
 
-def batch_split(training: Training, around: Surroundings) -> tuple[int, int]:
-    """`(rows per forward pass and device, accumulation steps)` whose product over all ranks is the global batch size.
-
-    Errors: StageError(InvalidBatchSize) where no whole split exists.
-    """
-    per_rank, rest = divmod(training.global_batch_size, around.world_size)
-    if rest or not per_rank:
-        raise StageError(Reason.INVALID_BATCH_SIZE, f"training.globalBatchSize must be a multiple of the {around.world_size} GPUs")
-    if training.per_device_batch_size is None:
-        most = max(1, min(around.plan.per_device_batch_size, per_rank))
-        micro_batch = next(size for size in range(most, 0, -1) if per_rank % size == 0)
-    else:
-        micro_batch = training.per_device_batch_size
-    if per_rank % micro_batch:
-        raise StageError(
-            Reason.INVALID_BATCH_SIZE,
-            f"training.globalBatchSize must be a multiple of perDeviceBatchSize × {around.world_size} GPUs = {micro_batch * around.world_size}",
-        )
-    return micro_batch, per_rank // micro_batch
+def _split(training: Training, around: Surroundings) -> BatchSplit:
+    """As planned; the plan's micro-batch is cut where there are more ranks than it was made for."""
+    planned = around.plan.per_device_batch_size
+    return choose_split(training, around.world_size, lambda size: size <= planned) or smallest_split(training, around.world_size)
 
 
 def _warmup(training: Training) -> float:

@@ -21,13 +21,15 @@ from finetune_api.run import Stage
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
+from finetune_trainer.adapters import Trainable
 from finetune_trainer.errors import StageError
 from finetune_trainer.interruption import Interruption, terminated
 from finetune_trainer.prepared import IGNORED_LABEL
-from finetune_trainer.train.adapters import load_trained, save_trained
 from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.guard import StepGuard, any_rank
+from finetune_trainer.train.methods import Trained, TrainingJob
+from finetune_trainer.train.reporting import eval_loss_at
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ _WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
 class Controls:
     """What a loop is given beside the method's own parts. `save_on_sigterm`: checkpoints.onPreemption is Save."""
 
+    trained: Trainable
     store: CheckpointStore
     cadence: Cadence
     interruption: Interruption
@@ -130,7 +133,7 @@ class GuardedLoop:
 
     def _write_files(self, folder: Path) -> None:
         if self.is_world_process_zero():
-            save_trained(self.model, folder)
+            self.controls.trained.save(self.model, folder)
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             self._save_optimizer_and_scheduler(str(folder))
             self._save_scaler(str(folder))
@@ -149,11 +152,11 @@ class GuardedLoop:
         return "rng_state.pth" if self.args.world_size <= 1 else f"rng_state_{self.args.process_index}.pth"
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint))
+        self.controls.trained.load(self.model, Path(resume_from_checkpoint))
 
     def restore(self, folder: Path) -> None:
         """Takes over weights and state of a checkpoint without training on: for a run that was stopped after its last step."""
-        load_trained(self.model, folder)
+        self.controls.trained.load(self.model, folder)
         self.state = transformers.TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
 
     # -------------------------------------------------------------------------------------------------------------------- evaluation
@@ -180,6 +183,50 @@ class GuardedLoop:
             torch.distributed.all_reduce(sums)
         outcome.metrics["eval_loss"] = float(sums[0] / sums[1].clamp(min=1))
         return outcome
+
+
+def run_to_last_step(trainer: Any, job: TrainingJob, warnings: list[str]) -> Trained:
+    """Trains to the last step, from the newest checkpoint where one counts. `trainer`: a `GuardedLoop` before a TRL trainer.
+
+    Errors: StageError(Terminated | Diverged | Superseded | StoppedEarly | …); `result` carries the newest checkpoint.
+    """
+    checkpoint = job.controls.store.newest
+    last_step = _last_step(trainer)
+    with job.controls.interruption.deferred():
+        if checkpoint is None:
+            trainer.train()
+        elif checkpoint.step < last_step:
+            job.controls.cadence.start_from(checkpoint.step)
+            log.info("resuming at step %d of %d", checkpoint.step, last_step)
+            trainer.train(resume_from_checkpoint=str(checkpoint.folder))
+        else:
+            trainer.restore(checkpoint.folder)
+    job.controls.interruption.end_if_requested()
+    # transformers returns normally from a run that something stopped early.
+    if trainer.state.global_step < last_step:
+        raise StageError(Reason.STOPPED_EARLY, f"training ended at step {trainer.state.global_step} of {last_step}")
+    return Trained(
+        model=trainer.model,
+        eval_loss=_final_eval_loss(trainer),
+        history=trainer.state.log_history,
+        steps=trainer.state.global_step,
+        resumed_from_step=checkpoint.step if checkpoint else None,
+        warnings=warnings,
+    )
+
+
+def _last_step(trainer: Any) -> int:
+    """Optimizer steps of the whole run. Source: transformers.Trainer.set_initial_training_values."""
+    steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())[-1]
+    return int(steps)
+
+
+def _final_eval_loss(trainer: Any) -> float | None:
+    """Mean loss per token on the validation rows after the last step; None without such rows."""
+    if trainer.eval_dataset is None:
+        return None
+    taken = eval_loss_at(trainer.state.log_history, trainer.state.global_step)
+    return taken if taken is not None else float(trainer.evaluate()["eval_loss"])
 
 
 class _StepMarks(transformers.TrainerCallback):  # type: ignore[misc]

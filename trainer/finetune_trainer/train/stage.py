@@ -7,32 +7,35 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune_api.answer import StageResult
+from finetune_api.environment import DEVICE, DEVICE_CPU, HUB_OFFLINE
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
-from finetune_api.sections.adapter import AdapterType
 
-from finetune_trainer import memory
+from finetune_trainer.adapters import adapter_of
 from finetune_trainer.cpus import usable_cpus
+from finetune_trainer.device import ASSUMED_CPU, Device
 from finetune_trainer.errors import StageError
 from finetune_trainer.interruption import Interruption
-from finetune_trainer.precision import Device, choose_dtypes
+from finetune_trainer.memory import plan_memory
+from finetune_trainer.precision import choose_dtypes
 from finetune_trainer.prepared import Prepared, load_prepared
-from finetune_trainer.storage import inputs_digest
+from finetune_trainer.stages import Workspace, inputs_digest
 from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.hf_arguments import Surroundings
 from finetune_trainer.train.methods import Trained, TrainingJob
+from finetune_trainer.trained import CURVE_FILE
 
-if TYPE_CHECKING:
-    from finetune_trainer.__main__ import Workspace
-
-METHODS: dict[str, str] = {"SFT": "finetune_trainer.train.methods.sft"}
+METHODS: dict[str, str] = {
+    "SFT": "finetune_trainer.train.methods.sft",
+}
+"""Modules by `method.type`; each has `train(job) -> Trained`. Named, not imported: one method does not pay for another."""
 
 _LIBRARIES = {
-    "HF_HUB_OFFLINE": "1",  # prepare fetched everything
+    HUB_OFFLINE: "1",  # prepare fetched everything
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # It would post from the training loop; our own thread posts in the same format.
     "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
@@ -41,7 +44,7 @@ _LIBRARIES = {
 
 
 def run(run: RunSpec, workspace: Workspace) -> StageResult:
-    """Trains and leaves `adapter/` or `model/` and `metrics.jsonl` in the stage's folder.
+    """Trains and leaves in the stage's folder what `trained.py` lists.
 
     Errors: StageError(Terminated) with the work saved; StageError(Diverged | OutOfMemory | GPUNotVisible | Superseded | …).
     """
@@ -68,7 +71,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
 
 
 def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
-    """What this pod trains on.
+    """What this pod trains on: the smallest of its GPUs, so that all ranks plan alike, or its CPU.
 
     Errors: StageError(GPUNotVisible) where GPUs were given and are not seen; only FINETUNE_DEVICE=cpu (a test device plugin sets
     it) or `gpusPerNode: 0` allow the CPU. StageError(WorldTooSmall) where fewer processes were started than GPUs were given.
@@ -77,41 +80,33 @@ def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
 
     if run.gpus_per_node > 1 and int(environ.get("WORLD_SIZE", "1")) != run.gpus_per_node:
         raise StageError(Reason.WORLD_TOO_SMALL, f"{run.gpus_per_node} GPUs need as many processes; start it with torchrun")
-    if run.gpus_per_node == 0 or environ.get("FINETUNE_DEVICE") == "cpu":
-        return Device.CPU
+    if run.gpus_per_node == 0 or environ.get(DEVICE) == DEVICE_CPU:
+        return ASSUMED_CPU
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen < run.gpus_per_node:
         raise StageError(
             Reason.GPU_NOT_VISIBLE, f"the pod was given {run.gpus_per_node} GPUs and sees {seen}; check the node's driver and device plugin"
         )
-    return Device.GPU if torch.cuda.is_bf16_supported(including_emulation=False) else Device.GPU_WITHOUT_BF16
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(seen)]
+    return Device("cuda", min(sizes), has_bfloat16=torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _surroundings(run: RunSpec, prepared: Prepared, device: Device) -> Surroundings:
     return Surroundings(
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        on_cpu=device is Device.CPU,
+        on_cpu=device.kind == "cpu",
         has_validation_rows=prepared.set("validation").rows > 0,
         # Planned anew: prepare had not seen the device, and an older job whose prepare was taken over may have asked for another method.
-        plan=memory.plan_memory(run, prepared.model.shape, prepared.file.statistics, _planned_for(device)),
+        plan=plan_memory(run, prepared.model.shape, prepared.file.statistics, device),
         dtypes=choose_dtypes(run, device),
     )
-
-
-def _planned_for(device: Device) -> memory.Device:
-    """What the memory plan counts with: the smallest of the pod's GPUs, so that all ranks plan alike."""
-    import torch
-
-    if device is Device.CPU:
-        return memory.ASSUMED_CPU
-    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
-    return memory.Device("cuda", min(sizes), has_bfloat16=device is Device.GPU)
 
 
 def _controls(run: RunSpec, store: CheckpointStore, interruption: Interruption) -> Any:
     from finetune_trainer.train.loop import Controls
 
     return Controls(
+        trained=adapter_of(run.adapter),
         store=store,
         cadence=Cadence(run.checkpoints.every_steps),
         interruption=interruption,
@@ -156,18 +151,12 @@ def _guarding_memory(method: Callable[[TrainingJob], Trained], job: TrainingJob)
 
 def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
     """Writes what the next stage reads, on rank 0, and answers."""
-    import torch
-
-    from finetune_trainer.train import adapters, reporting
+    from finetune_trainer.train import reporting
 
     store = job.controls.store
     if int(os.environ.get("RANK", "0")) == 0:
-        if job.run.adapter.type is AdapterType.NONE:
-            dtype = getattr(torch, job.prepared.model.shape.dtype)
-            adapters.save_model(trained.model, job.prepared.model_folder, folder / adapters.MODEL_FOLDER, dtype)
-        else:
-            adapters.save_adapter(trained.model, folder / adapters.ADAPTER_FOLDER)
-        reporting.write_curve(trained.history, folder / "metrics.jsonl")
+        job.controls.trained.leave(trained.model, job.prepared.model_folder, job.prepared.model.shape.dtype, folder)
+        reporting.write_curve(trained.history, folder / CURVE_FILE)
         store.check_claim()
     return StageResult(
         stage=Stage.TRAIN,

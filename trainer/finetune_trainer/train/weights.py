@@ -55,7 +55,7 @@ def _nf4(quantization: Quantization, dtypes: Dtypes) -> Any:
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=quantization.double_quantization,
+        bnb_4bit_use_double_quant=quantization.effective_nf4.double_quantization,
         bnb_4bit_compute_dtype=getattr(torch, dtypes.quantized_compute),
     )
 

@@ -232,6 +232,9 @@ def test_same_content_is_never_trained_again() -> None:
         ({"podMetadata": {"labels": {"team": "a"}}}, True),
         ({"training": {"seed": 42}}, True),
         ({"training": {"seed": 43}}, False),
+        ({"method": {"type": "SFT", "sft": {"loss": "AssistantTurns"}}}, True),
+        ({"method": {"type": "SFT", "sft": {"loss": "Completion"}}}, False),
+        ({"adapter": {"lora": {"targetModules": {"type": "AllLinear"}}}}, True),
         ({"runId": "again"}, False),
     ],
 )

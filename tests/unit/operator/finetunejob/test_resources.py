@@ -159,6 +159,12 @@ def test_the_trainer_itself_starts_a_process_for_each_gpu(gpus: int) -> None:
     assert json.loads(template["metadata"]["annotations"]["finetune-operator.io/run"]).get("gpusPerNode", 0) == gpus
 
 
+def test_prepare_is_told_of_the_gpus_that_it_plans_for_and_gets_none() -> None:
+    pod = make(Stage.PREPARE)["spec"]["template"]
+    assert json.loads(pod["metadata"]["annotations"]["finetune-operator.io/run"])["gpusPerNode"] == 1
+    assert "nvidia.com/gpu" not in pod["spec"]["containers"][0]["resources"]["limits"]
+
+
 def test_a_storage_claim_that_is_a_source_as_well_is_mounted_once() -> None:
     claim = {"persistentVolumeClaim": {"claimName": "data"}}
     spec = FineTuneJobSpec.model_validate(SPEC | {"storage": claim})

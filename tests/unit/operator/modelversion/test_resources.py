@@ -47,7 +47,9 @@ def route() -> Object:
 
 MADE: dict[str, Callable[[], Object]] = {
     "mver_deployment_one_node": lambda: deployment(version(), one_node=True),
-    "mver_deployment_shared_gpu": lambda: deployment(version(serving={"replicas": 3, "parallel": 8, "gpus": 1}), one_node=False),
+    "mver_deployment_shared_gpu": lambda: deployment(
+        version(serving={"replicas": 3, "resources": {"gpus": 1}, "llamaCpp": {"parallel": 8}}), one_node=False
+    ),
     "mver_service": lambda: make_service(version()),
     "mver_http_route": route,
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_trainer.prepare.hub import _literal
+from finetune_trainer.prepare.sources.hf import _literal
 
 from tests.tiny_models import bpe_model
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from finetune_api.outcome import ExitCode
 from finetune_trainer.errors import StageError
-from finetune_trainer.prepare.llama_proof import LlamaHome, chosen, prove_tokenizer
+from finetune_trainer.llama.home import llama_home
+from finetune_trainer.prepare.llama_proof import chosen, prove_tokenizer
 from finetune_trainer.prepare.pipeline import Sample
-from finetune_trainer.prepare.sources import Location
+from finetune_trainer.prepare.records import Location
 from finetune_trainer.prepare.tokenizer import TextTokenizer
 from finetune_trainer.prepared import SpecialTokens
 
@@ -82,6 +83,6 @@ def test_every_data_set_has_its_share_of_the_samples() -> None:
 
 def test_a_trainer_without_llama_cpp_is_the_platforms_mistake(tmp_path: Path) -> None:
     with pytest.raises(StageError) as refused:
-        LlamaHome({"FINETUNE_LLAMA_HOME": str(tmp_path)})
+        llama_home({"FINETUNE_LLAMA_HOME": str(tmp_path)})
     assert refused.value.reason == "LlamaCppMissing"
     assert refused.value.exit_code is ExitCode.INVALID_RUN_FILE

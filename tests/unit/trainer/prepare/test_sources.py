@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from finetune_api.run import LocalRunSpec
 from finetune_trainer.errors import StageError
-from finetune_trainer.prepare import sources
-from finetune_trainer.prepare.sources import SplitFiles, find_split, locate
+from finetune_trainer.prepare import records
+from finetune_trainer.prepare.dataset_files import DatasetFiles, find_split, locate
+from finetune_trainer.prepare.records import SplitFiles
 from finetune_trainer.storage import JobStorage
 
 ROWS = [{"text": f"row {i} é"} for i in range(50)]
@@ -39,7 +40,7 @@ def test_json_lines(tmp_path: Path) -> None:
 def test_a_json_array_is_read_in_chunks_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None, chunk: int
 ) -> None:
-    monkeypatch.setattr(sources, "_CHUNK_CHARS", chunk)
+    monkeypatch.setattr(records, "_CHUNK_CHARS", chunk)
     path = tmp_path / "a.json"
     path.write_text(json.dumps(ROWS, indent=indent, ensure_ascii=False), encoding="utf-8")
     assert read(path) == ROWS
@@ -47,10 +48,10 @@ def test_a_json_array_is_read_in_chunks_of_any_size(
 
 def test_the_rest_of_a_chunk_is_not_copied_for_each_row_of_an_array() -> None:
     """Copied, it made an array of a few thousand rows per chunk 9 times slower."""
-    chunk, place = '[{"a": 1}, {"a": 2}]', sources.Location("d", "a.json", 1)
-    value, kept, position = sources._next_value(json.JSONDecoder(), chunk, 1, io.StringIO(), place)
+    chunk, place = '[{"a": 1}, {"a": 2}]', records.Location("d", "a.json", 1)
+    value, kept, position = records._next_value(json.JSONDecoder(), chunk, 1, io.StringIO(), place)
     assert (value, kept is chunk, position) == ({"a": 1}, True, 9)
-    kept, position = sources._skip_separator(chunk, position, io.StringIO(), place)
+    kept, position = records._skip_separator(chunk, position, io.StringIO(), place)
     assert (kept is chunk, position) == (True, 11)
 
 
@@ -107,7 +108,7 @@ def test_a_broken_file_is_refused_with_file_and_line_and_without_its_text(tmp_pa
 
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(records, "_MAX_ROW_BYTES", 100)
     (tmp_path / "a.jsonl").write_text('{"text": "' + "x" * 200 + '"}\n')
     assert "a line of at most" in refusal(tmp_path / "a.jsonl")
 
@@ -130,7 +131,7 @@ def test_the_files_of_a_split(names: list[str], want: list[str]) -> None:
     assert find_split(names, "train") == want
 
 
-def located(source: Path, tmp_path: Path, **settings: Any) -> sources.DatasetFiles:
+def located(source: Path, tmp_path: Path, **settings: Any) -> DatasetFiles:
     run = LocalRunSpec.model_validate(
         {
             "storage": {"root": str(tmp_path / "out"), "prefix": "job"},

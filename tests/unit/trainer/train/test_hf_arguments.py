@@ -9,8 +9,9 @@ from finetune_api.answer import MemoryPlan
 from finetune_api.arguments import schema
 from finetune_api.run import RunSpec
 from finetune_api.sections.training import Training
+from finetune_trainer.device import ASSUMED_CPU, GIB, Device
 from finetune_trainer.errors import StageError
-from finetune_trainer.precision import Device, Dtypes, choose_dtypes
+from finetune_trainer.precision import Dtypes, choose_dtypes
 from finetune_trainer.train.hf_arguments import Surroundings, hf_arguments
 
 PLAN = MemoryPlan(
@@ -94,12 +95,12 @@ def test_each_optimizer_has_a_name_of_transformers(name: str) -> None:
 
 
 def test_every_field_of_training_is_used() -> None:
-    """No field is accepted and ignored: packing and max_length act in rows.py and prepare, precision in precision.py."""
+    """No field is accepted and ignored: packing and max_length act in rows.py and prepare, precision in precision.py, batches in batches.py."""
     import inspect
 
     from finetune_trainer.train import hf_arguments as module
 
-    elsewhere = {"packing", "max_length", "precision"}
+    elsewhere = {"packing", "max_length", "precision", "global_batch_size", "per_device_batch_size"}
     unused = {name for name in Training.model_fields if f"training.{name}" not in inspect.getsource(module)} - elsewhere
     assert unused == set()
 
@@ -131,6 +132,8 @@ def test_wrong_arguments_are_refused_by_name() -> None:
         arguments({"args": {"bf16": True, "adam_beta1": "x"}})
 
 
+GPU = Device("cuda", 24 * GIB)
+GPU_WITHOUT_BF16 = Device("cuda", 24 * GIB, has_bfloat16=False)
 FULL = {"adapter": {"type": "None"}}
 NF4 = {"quantization": {"type": "NF4"}}
 
@@ -138,16 +141,16 @@ NF4 = {"quantization": {"type": "NF4"}}
 @pytest.mark.parametrize(
     ("sections", "device", "wanted"),
     [
-        ({}, Device.GPU, Dtypes("bfloat16", "bfloat16", "bfloat16")),
-        ({}, Device.GPU_WITHOUT_BF16, Dtypes("float16", "float16", "float16")),
-        ({}, Device.CPU, Dtypes("float32", "float32", "bfloat16")),
-        (NF4, Device.GPU_WITHOUT_BF16, Dtypes("float16", "float16", "float16")),
-        (FULL, Device.GPU, Dtypes("float32", "bfloat16", "bfloat16")),
-        (FULL, Device.CPU, Dtypes("float32", "float32", "bfloat16")),
-        ({"training": {"precision": "BFloat16"}}, Device.CPU, Dtypes("bfloat16", "bfloat16", "bfloat16")),
-        ({"training": {"precision": "Float32"}}, Device.GPU, Dtypes("float32", "float32", "bfloat16")),
-        ({"model": {"source": "hf://a/b", "dtype": "BFloat16"}}, Device.CPU, Dtypes("bfloat16", "bfloat16", "bfloat16")),
-        ({"model": {"source": "hf://a/b", "dtype": "Float32"}}, Device.GPU, Dtypes("float32", "bfloat16", "bfloat16")),
+        ({}, GPU, Dtypes("bfloat16", "bfloat16", "bfloat16")),
+        ({}, GPU_WITHOUT_BF16, Dtypes("float16", "float16", "float16")),
+        ({}, ASSUMED_CPU, Dtypes("float32", "float32", "bfloat16")),
+        (NF4, GPU_WITHOUT_BF16, Dtypes("float16", "float16", "float16")),
+        (FULL, GPU, Dtypes("float32", "bfloat16", "bfloat16")),
+        (FULL, ASSUMED_CPU, Dtypes("float32", "float32", "bfloat16")),
+        ({"training": {"precision": "BFloat16"}}, ASSUMED_CPU, Dtypes("bfloat16", "bfloat16", "bfloat16")),
+        ({"training": {"precision": "Float32"}}, GPU, Dtypes("float32", "float32", "bfloat16")),
+        ({"model": {"source": "hf://a/b", "dtype": "BFloat16"}}, ASSUMED_CPU, Dtypes("bfloat16", "bfloat16", "bfloat16")),
+        ({"model": {"source": "hf://a/b", "dtype": "Float32"}}, GPU, Dtypes("float32", "bfloat16", "bfloat16")),
     ],
 )
 def test_types_by_device(sections: dict[str, Any], device: Device, wanted: Dtypes) -> None:
@@ -157,15 +160,15 @@ def test_types_by_device(sections: dict[str, Any], device: Device, wanted: Dtype
 @pytest.mark.parametrize(
     ("sections", "device", "sentence"),
     [
-        ({"training": {"precision": "Float16"}}, Device.CPU, "needs a GPU"),
-        ({"training": {"precision": "BFloat16"}}, Device.GPU_WITHOUT_BF16, "has no bf16"),
+        ({"training": {"precision": "Float16"}}, ASSUMED_CPU, "needs a GPU"),
+        ({"training": {"precision": "BFloat16"}}, GPU_WITHOUT_BF16, "has no bf16"),
         (
             {"model": {"source": "hf://a/b", "dtype": "BFloat16"}, "training": {"precision": "Float32"}},
-            Device.GPU,
+            GPU,
             "precision of the same kind",
         ),
-        ({**FULL, **NF4}, Device.GPU, "set adapter.type to LoRA"),
-        ({**FULL, "model": {"source": "hf://a/b", "dtype": "BFloat16"}}, Device.GPU, "fp32 masters"),
+        ({**FULL, **NF4}, GPU, "set adapter.type to LoRA"),
+        ({**FULL, "model": {"source": "hf://a/b", "dtype": "BFloat16"}}, GPU, "fp32 masters"),
     ],
 )
 def test_types_that_cannot_train_are_refused(sections: dict[str, Any], device: Device, sentence: str) -> None:

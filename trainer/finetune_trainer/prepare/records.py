@@ -1,10 +1,9 @@
-"""The files of a data set and their records, read as a stream: memory does not grow with the data."""
+"""The records of a data set's files, read as a stream: memory does not grow with the data."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +11,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from finetune_api.outcome import Reason
-from finetune_api.run import RunSpec
 from finetune_api.section import digest_of
-from finetune_api.sections.data import Dataset
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.prepare.hub import Hub
-from finetune_trainer.storage import JobStorage, hash_file, local_path
+from finetune_trainer.storage import hash_file
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _MAX_ROW_BYTES = 64 << 20
@@ -189,85 +185,3 @@ def _read_parquet(path: Path, dataset: str) -> _Numbered:
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
-
-
-def find_split(names: list[str], split: str) -> list[str]:
-    """The files among `names` (paths in a folder) that hold a split, sorted: `<split>.<suffix>`, `<split>-00000-of-00002.<suffix>`,
-    `<split>/…`, each also below `data/`. Where several formats hold it, the first of jsonl, json, parquet counts."""
-    pattern = re.compile(rf"^(data/)?{re.escape(split)}(-\d+-of-\d+(-[0-9a-f]+)?|/[^/]+)?$")
-    for suffix in SUFFIXES:
-        found = sorted(name for name in names if name.endswith(suffix) and pattern.match(name.removesuffix(suffix)))
-        if found:
-            return found
-    return []
-
-
-@dataclass(frozen=True)
-class DatasetFiles:
-    train: SplitFiles
-    test: SplitFiles | None
-    revision: str | None = None
-
-
-def locate(dataset: Dataset, run: RunSpec, storage: JobStorage) -> DatasetFiles:
-    """The files of a data set, downloaded where its source is the hub.
-
-    Errors: StageError(DatasetNotFound | InvalidDataset | DatasetGated | HubUnreachable).
-    """
-    if dataset.source.startswith("hf://"):
-        return _locate_on_hub(dataset, storage)
-    try:
-        path = local_path(dataset.source, run)
-    except StageError as error:
-        if error.reason is not Reason.SOURCE_NOT_FOUND:
-            raise
-        raise StageError(Reason.DATASET_NOT_FOUND, f"data set {dataset.name}: nothing is at {dataset.source}; check the path") from error
-    if path.is_file():
-        return _single_file(dataset, path)
-    names = [found.relative_to(path).as_posix() for suffix in SUFFIXES for found in path.rglob(f"*{suffix}")]
-    return _both_splits(dataset, path, names)
-
-
-def _single_file(dataset: Dataset, path: Path) -> DatasetFiles:
-    if path.suffix not in SUFFIXES:
-        raise StageError(Reason.INVALID_DATASET, f"data set {dataset.name}: expected a file that ends in one of {', '.join(SUFFIXES)}")
-    if dataset.test_split is not None:
-        raise StageError(
-            Reason.INVALID_DATASET,
-            f"data set {dataset.name}: testSplit needs a folder as source, with a file for each split; {dataset.source} is one file",
-        )
-    return DatasetFiles(SplitFiles(dataset.name, dataset.split, [path]), None)
-
-
-def _both_splits(dataset: Dataset, folder: Path, names: list[str], revision: str | None = None) -> DatasetFiles:
-    test = _split_files(dataset, dataset.test_split, folder, names) if dataset.test_split else None
-    return DatasetFiles(_split_files(dataset, dataset.split, folder, names), test, revision)
-
-
-def _split_files(dataset: Dataset, split: str, folder: Path, names: list[str]) -> SplitFiles:
-    found = find_split(names, split)
-    if not found:
-        raise StageError(
-            Reason.DATASET_NOT_FOUND,
-            f"data set {dataset.name}: its folder has no {split}.jsonl, {split}.json or {split}.parquet; check split and testSplit",
-        )
-    return SplitFiles(dataset.name, split, [folder / name for name in found])
-
-
-def _locate_on_hub(dataset: Dataset, storage: JobStorage) -> DatasetFiles:
-    token = os.environ.get(f"FINETUNE_DATASET_TOKEN_{dataset.name.upper().replace('-', '_')}")
-    hub = Hub(dataset.source.removeprefix("hf://"), "dataset", token)
-    listing = hub.list_files(dataset.revision)
-    wanted: list[str] = []
-    for split in (dataset.split, dataset.test_split):
-        found = find_split(listing.files, split) if split else []
-        if split and not found:
-            raise StageError(
-                Reason.DATASET_NOT_FOUND,
-                f"data set {dataset.name}: {dataset.source} has no jsonl, json or parquet file for split {split}; check split and testSplit",
-            )
-        wanted += found
-    folder = storage.cache_folder("datasets", digest_of([dataset.source, listing.commit, sorted(wanted)]))
-    if not folder.is_dir():
-        hub.download(listing.commit, wanted, folder, storage.writer)
-    return _both_splits(dataset, folder, wanted, listing.commit)

@@ -1,16 +1,21 @@
-"""Files of a Hugging Face repository, pinned to a commit; its errors said so that a user can act."""
+"""`hf://org/name`: a repository of the Hugging Face hub, pinned to a commit; its errors said so that a user can act."""
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from finetune_api.outcome import Reason
+from finetune_api.section import digest_of
+from finetune_api.uri import HubRepository
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.prepare.tokenizer import publish_folder
+from finetune_trainer.prepare.sources.asked import Asked
+from finetune_trainer.storage import JobStorage
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,6 @@ class Listing:
 
     commit: str
     files: list[str]
-    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,43 +58,36 @@ class Hub:
             info = api.repo_info(self.repository, repo_type=self.kind, revision=revision, timeout=60)
         except Exception as error:
             raise self._explained(error, revision) from error
-        card = getattr(info, "card_data", None)
         files = sorted(sibling.rfilename for sibling in getattr(info, "siblings", None) or [])
-        return Listing(str(info.sha), files, getattr(card, "license", None))
+        return Listing(str(info.sha), files)
 
-    def download(self, commit: str, files: list[str], target: Path, writer: str) -> None:
-        """Fetches `files` into `target`, which appears at once and whole. Errors: as `list_files`."""
+    def download(self, commit: str, files: list[str], target: Path) -> None:
+        """Fetches `files` into `target`, all of them. Errors: as `list_files`."""
         from huggingface_hub import snapshot_download
 
-        aside = target.with_name(f".{target.name}.{writer}")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
         try:
             snapshot_download(
                 self.repository,
                 repo_type=self.kind,
                 revision=commit,
-                local_dir=aside,
+                local_dir=target,
                 allow_patterns=[_literal(name) for name in files],
                 token=self._token or False,
             )
-            shutil.rmtree(aside / ".cache", ignore_errors=True)
-            missing = [name for name in files if not (aside / name).is_file()]
+            shutil.rmtree(target / ".cache", ignore_errors=True)
+            missing = [name for name in files if not (target / name).is_file()]
             if missing:
                 raise FileNotFoundError(missing[0])
-            publish_folder(aside, target)
-        except StageError:
+        except StageError:  # SIGTERM came meanwhile
             raise
         except Exception as error:
             raise self._explained(error, commit) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
     def _explained(self, error: Exception, revision: str | None) -> StageError:
         from huggingface_hub import errors
 
         refusals = _REFUSALS[self.kind]
-        name = f"hf://{self.repository}"
+        name = str(HubRepository(self.repository))
         if isinstance(error, errors.GatedRepoError):
             return StageError(
                 refusals.gated, f"{name} is gated; accept its licence on the hub and name a token that may read it (tokenSecretRef)"
@@ -107,6 +104,32 @@ class Hub:
         if isinstance(error, OSError) and getattr(error, "errno", None):
             return StageError(Reason.STORAGE_ERROR, f"{name} cannot be stored: {error.strerror}")
         return StageError(Reason.HUB_UNREACHABLE, f"the hub does not answer for {name} ({type(error).__name__}); tried again later")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository at one commit; what is fetched of it lies in the storage's cache."""
+
+    hub: Hub
+    asked: Asked
+    storage: JobStorage
+    files: list[str]
+    revision: str
+    is_one_file: bool = False
+
+    def fetch(self, names: Sequence[str]) -> Path:
+        """Errors: see `Hub.download`."""
+        of_model = self.asked.kind == "model"  # all that is recorded of it; of a data set, what its splits need
+        key = [self.asked.source, self.revision, *([] if of_model else [sorted(names)])]
+        kind = "models" if of_model else "datasets"
+        return self.storage.cached(kind, digest_of(key), lambda aside: self.hub.download(self.revision, list(names), aside))
+
+
+def list_repository(asked: Asked, name: str, storage: JobStorage) -> Repository:
+    """Errors: see `Hub.list_files`."""
+    hub = Hub(name, asked.kind, os.environ.get(asked.token_variable))
+    listing = hub.list_files(asked.revision)
+    return Repository(hub, asked, storage, listing.files, listing.commit)
 
 
 def _literal(name: str) -> str:
