@@ -244,7 +244,8 @@ class FineTuneJobStatus(Loose):
 
     def wire(self) -> dict[str, Any]:
         """As Kubernetes has it: what is absent or an empty list is left out."""
-        return {name: member for name, member in super().wire().items() if member != []}
+        kept = self.model_extra or {}
+        return {name: member for name, member in super().wire().items() if member != [] or name in kept}
 
 
 COLUMNS: list[tuple[str, str, str, int]] = [

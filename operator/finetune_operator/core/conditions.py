@@ -25,6 +25,10 @@ def parse_timestamp(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
+def moment(text: str | None) -> datetime | None:
+    return parse_timestamp(text) if text else None
+
+
 def merge(previous: Sequence[ConditionStatus], wanted: Iterable[Condition], generation: int, now: datetime) -> list[ConditionStatus]:
     """The `status.conditions` to write: `wanted` in its order. lastTransitionTime moves only with `status`."""
     merged = []

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_api.outcome import Reason
-from finetune_api.status import ConditionStatus
+from finetune_api.status import ConditionStatus, Loose
 from pydantic import ValidationError
 
 from finetune_operator.core.conditions import Condition, find, merge
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Event
+
+StatusT = TypeVar("StatusT", bound=Loose)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,17 @@ def problem_of(member: str, error: ValidationError) -> str:
     """The first fault by its path; the value is not told."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, (member, *first['loc'])))}: {first['msg']}"
+
+
+def read_status(live: Object, model: type[StatusT], views: tuple[str, ...]) -> StatusT | Unreadable:
+    """An object's status. `views` are written for people and columns: whatever another release wrote there, it is not read."""
+    status = live.get("status") or {}
+    if isinstance(status, dict):
+        status = {name: member for name, member in status.items() if name not in views}
+    try:
+        return model.model_validate(status)
+    except ValidationError as error:
+        return Unreadable(live, Reason.INVALID_STATUS, problem_of("status", error))
 
 
 def complaint(item: Unreadable, what_waits: str, now: datetime) -> tuple[Object, tuple[Event, ...]]:

@@ -10,7 +10,7 @@ from finetune_api.run import Stage
 from finetune_api.status import timestamp
 
 from finetune_operator.core.names import stage_job_name
-from finetune_operator.core.plan import Create, Delete
+from finetune_operator.core.plan import Create
 from finetune_operator.finetunejob.draft import Draft
 from finetune_operator.finetunejob.evidence import absorb, summary
 from finetune_operator.finetunejob.observed import JobFact, PodFact
@@ -120,8 +120,7 @@ def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
     if fact and (fact.state == "Active" or fact.deleting):
         if draft.reason_was(ConditionType.SUSPENDED) != Reason.SUSPENDING:
             _record(draft, fact, retry.ended(Reason.SUSPENDED, ""))
-        if not fact.deleting:
-            draft.actions.append(_delete(draft, fact))
+        draft.stop(fact)
         draft.set(ConditionType.SUSPENDED, "False", Reason.SUSPENDING, "pods are saving their work")
         if (result := retry.answer(fact)) is not None:
             absorb(draft, result)
@@ -192,17 +191,14 @@ def _record(draft: Draft, fact: JobFact, outcome: retry.Outcome) -> None:
     draft.status.attempts = [*draft.status.attempts, record][-ATTEMPTS_KEPT:]
 
 
-def _delete(draft: Draft, fact: JobFact) -> Delete:
-    return Delete("batch/v1", "Job", draft.job["metadata"]["namespace"], fact.name, fact.uid, "Foreground")
-
-
 def _create(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> bool:
     if attempt.not_before and attempt.not_before > draft.now:
         draft.recheck(attempt.not_before)
         return True
     others = [job for job in draft.live_jobs if job.attempt != attempt.number or job.stage != attempt.stage]
     if others:  # at most one live attempt: an older one goes first
-        draft.actions += [_delete(draft, job) for job in others if not job.deleting]
+        for job in others:
+            draft.stop(job)
         return True
     images = draft.before.images or images_of(spec, draft.settings)
     request = StageRequest(attempt.stage, attempt.number, images.trainer, report=bool(attempt.report))

@@ -12,7 +12,7 @@ from finetune_api.status import ConditionStatus
 from finetune_operator.core import conditions
 from finetune_operator.core.conditions import Condition, Status
 from finetune_operator.core.names import Object
-from finetune_operator.core.plan import Action, Event, Plan
+from finetune_operator.core.plan import Action, Delete, Event, Plan
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import JobFact, Observed
 from finetune_operator.finetunejob.policies import progress
@@ -64,6 +64,11 @@ class Draft:
 
     def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         self.events.append(Event("Warning" if warning else "Normal", reason, message))
+
+    def stop(self, fact: JobFact) -> None:
+        """Its pod gets its grace; the Job is there until the pod is gone."""
+        if not fact.deleting:
+            self.actions.append(Delete("batch/v1", "Job", self.job["metadata"]["namespace"], fact.name, fact.uid, "Foreground"))
 
     @property
     def live_jobs(self) -> list[JobFact]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any, Literal, cast
 
 from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.progress import TrainerStatus
 
 from finetune_operator.core import names
-from finetune_operator.core.conditions import find, parse_timestamp
-from finetune_operator.core.facts import ClaimFact, claim_fact
+from finetune_operator.core.conditions import find, moment, parse_timestamp
+from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, unschedulable
 from finetune_operator.core.names import Object
 from finetune_operator.core.unreadable import Unreadable
 from finetune_operator.engine.store import MODEL, Key
@@ -71,7 +70,7 @@ def _controller(live: Object) -> str | None:
 def job_fact(live: Object, pods: Iterable[Object], refusals: Iterable[Object]) -> JobFact:
     metadata, status = live["metadata"], live.get("status") or {}
     labels = metadata.get("labels") or {}
-    ended = _true_conditions(status)
+    ended = {type: condition for type, condition in conditions_of(status).items() if condition["status"] == "True"}
     # with a rank on a lost node Failed never comes: FailureTarget ends the attempt
     failed = ended.get("Failed") or ended.get("FailureTarget")
     end = ended.get("Complete") or failed or {}
@@ -82,7 +81,7 @@ def job_fact(live: Object, pods: Iterable[Object], refusals: Iterable[Object]) -
         attempt=int(labels.get(names.ATTEMPT_LABEL, "0")),
         state="Complete" if "Complete" in ended else "Failed" if failed else "Active",
         created_at=parse_timestamp(metadata["creationTimestamp"]),
-        finished_at=_moment(status.get("completionTime") or end.get("lastTransitionTime")),
+        finished_at=moment(status.get("completionTime") or end.get("lastTransitionTime")),
         reason=end.get("reason", ""),
         message=end.get("message", ""),
         deleting="deletionTimestamp" in metadata,
@@ -96,8 +95,8 @@ def pod_fact(pod: Object) -> PodFact:
     containers = status.get("containerStatuses") or []
     own: Mapping[str, Any] = next((container for container in containers if container["name"] == CONTAINER), {})
     ended = (own.get("state") or {}).get("terminated") or {}
-    conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
-    scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
+    conditions = conditions_of(status)
+    disrupted, (words, since) = conditions.get("DisruptionTarget", {}), unschedulable(conditions)
     return PodFact(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -105,19 +104,15 @@ def pod_fact(pod: Object) -> PodFact:
         node=(pod.get("spec") or {}).get("nodeName"),
         index=int((metadata.get("labels") or {}).get(_INDEX_LABEL, "0")),
         waiting=_waiting([*(status.get("initContainerStatuses") or []), *containers]),
-        unschedulable=scheduled.get("message") if scheduled.get("reason") == "Unschedulable" else None,
-        unschedulable_since=_moment(scheduled.get("lastTransitionTime")) if scheduled.get("reason") == "Unschedulable" else None,
+        unschedulable=words or None,
+        unschedulable_since=since,
         exit_code=ended.get("exitCode"),
         terminated_reason=ended.get("reason") or status.get("reason"),
         message=ended.get("message"),
         disruption=disrupted.get("reason") if disrupted.get("status") == "True" else None,
         deleting="deletionTimestamp" in metadata,
-        gone_by=_moment(metadata.get("deletionTimestamp")),
+        gone_by=moment(metadata.get("deletionTimestamp")),
     )
-
-
-def _true_conditions(status: Object) -> dict[str, Object]:
-    return {condition["type"]: condition for condition in status.get("conditions") or [] if condition["status"] == "True"}
 
 
 def _waiting(containers: Iterable[Object]) -> tuple[str, str] | None:
@@ -133,10 +128,6 @@ def _refusal(uid: str, refusals: Iterable[Object]) -> str | None:
     own = [refusal for refusal in refusals if refusal["involvedObject"].get("uid") == uid]
     last = max(own, key=lambda refusal: str(refusal.get("lastTimestamp") or refusal.get("eventTime") or ""), default=None)
     return str(last.get("message", "")) if last else None
-
-
-def _moment(text: str | None) -> datetime | None:
-    return parse_timestamp(text) if text else None
 
 
 # ------------------------------------------------------------------------------------------------------- what the spec names

@@ -248,10 +248,8 @@ def _close(draft: Draft) -> None:
 
 
 def _stop_live_jobs(draft: Draft) -> None:
-    namespace = draft.job["metadata"]["namespace"]
     for live in draft.live_jobs:
-        if not live.deleting:
-            draft.actions.append(Delete("batch/v1", "Job", namespace, live.name, live.uid, "Foreground"))
+        draft.stop(live)
 
 
 def _after_the_end(draft: Draft) -> None:

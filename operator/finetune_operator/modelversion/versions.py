@@ -14,7 +14,7 @@ from finetune_api.sections.rollout import StageName, Step
 from pydantic import ValidationError
 
 from finetune_operator.core.names import Object
-from finetune_operator.core.unreadable import Unreadable, problem_of
+from finetune_operator.core.unreadable import Unreadable, problem_of, read_status
 
 IN_SERVICE = LIVE | {Stage.REGISTERED}
 """Stages of a version whose pods are wanted; the others are ends."""
@@ -152,10 +152,9 @@ def _read(item: Object) -> Version | Unreadable:
         spec = ModelVersionSpec.model_validate(item["spec"])
     except ValidationError as error:
         return Unreadable(item, Reason.INVALID_SPEC, problem_of("spec", error))
-    try:
-        status = ModelVersionStatus.model_validate(item.get("status") or {})
-    except ValidationError as error:
-        return Unreadable(item, Reason.INVALID_STATUS, problem_of("status", error))
+    status = read_status(item, ModelVersionStatus, views=("display",))
+    if isinstance(status, Unreadable):
+        return status
     place = Place(status.stage, status.step_index, status.step_started_time, status.replaced_by, status.idle_since)
     return Version(item, spec, status, place)
 

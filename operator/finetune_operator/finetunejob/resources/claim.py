@@ -16,13 +16,7 @@ def make_claim(template: ClaimTemplate, retention: Retention, job: Object) -> Ob
         "metadata": {
             "name": names.claim_name(metadata["name"], metadata["uid"]),
             "namespace": metadata["namespace"],
-            "labels": names.labels(
-                **{
-                    names.JOB_LABEL: metadata["name"],
-                    names.JOB_UID_LABEL: metadata["uid"],
-                    names.ARTIFACTS_LABEL: retention.artifacts,
-                }
-            ),
+            "labels": names.job_labels(job, **{names.ARTIFACTS_LABEL: retention.artifacts}),
             **({"ownerReferences": [names.owner_reference(job)]} if retention.artifacts == "Delete" else {}),
         },
         "spec": {

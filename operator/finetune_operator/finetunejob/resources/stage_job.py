@@ -11,11 +11,11 @@ from finetune_api.run import Stage
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
+from finetune_operator.core.restricted import restricted_container, restricted_pod
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.resources.run_spec import StageRequest, make_run_spec, mount_path, stage_claims, storage_claim
 
-USER_ID = 65532
 STATUS_CA_ANNOTATION = f"{names.GROUP}/status-ca"
 CONTAINER = "trainer"
 
@@ -70,14 +70,7 @@ def make_dry_run_pod(stage_job: Object) -> Object:
 
 
 def _labels(job: Object, request: StageRequest) -> dict[str, str]:
-    return names.labels(
-        **{
-            names.JOB_LABEL: job["metadata"]["name"],
-            names.JOB_UID_LABEL: job["metadata"]["uid"],
-            names.STAGE_LABEL: request.stage.value,
-            names.ATTEMPT_LABEL: str(request.attempt),
-        }
-    )
+    return names.job_labels(job, **{names.STAGE_LABEL: request.stage.value, names.ATTEMPT_LABEL: str(request.attempt)})
 
 
 def _pod_template(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> Object:
@@ -90,17 +83,8 @@ def _pod_template(spec: FineTuneJobSpec, job: Object, request: StageRequest, obs
         "metadata": {"labels": {**spec.pod_metadata.labels, **_labels(job, request)}, "annotations": annotations},
         "spec": {
             "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
+            **restricted_pod(),
             "terminationGracePeriodSeconds": settings.termination_grace_s,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER_ID,
-                "runAsGroup": USER_ID,
-                "fsGroup": USER_ID,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
             "tolerations": _tolerations(spec, on_gpu_node),
             **_placement(spec, on_gpu_node),
             **({"imagePullSecrets": [secret.wire() for secret in spec.image_pull_secrets]} if spec.image_pull_secrets else {}),
@@ -192,11 +176,7 @@ def _container(spec: FineTuneJobSpec, job: Object, request: StageRequest, observ
         "command": _command(request),
         "env": _environment(spec, job, request, observed, settings),
         "resources": _resources(spec, request),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": restricted_container(),
         "volumeMounts": mounts,
     }
 

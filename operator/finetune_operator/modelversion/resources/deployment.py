@@ -9,10 +9,10 @@ from finetune_api.modelversion import PublishedArtifact
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
+from finetune_operator.core.restricted import restricted_container, restricted_pod
 from finetune_operator.core.settings import Settings
 from finetune_operator.modelversion.versions import Version
 
-USER_ID = 65532
 PORT = 8080
 MODELS = "/models"
 CLAIM_LABEL = f"{names.GROUP}/claim"
@@ -69,17 +69,8 @@ def claim_label(claim: str) -> str:
 
 def _pod(version: Version, artifact: PublishedArtifact, container: Object) -> Object:
     return {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
+        **restricted_pod(),
         "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "containers": [container],
         "volumes": [
             {"name": "models", "persistentVolumeClaim": {"claimName": artifact.location.claim, "readOnly": True}},
@@ -105,11 +96,7 @@ def _container(version: Version, artifact: PublishedArtifact, image: str, settin
         "livenessProbe": health | {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_S}}},
         "resources": _resources(version),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": restricted_container(),
         "volumeMounts": [
             {"name": "models", "mountPath": MODELS, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},

@@ -570,6 +570,25 @@ def test_unreadable_live_version_freezes_the_model() -> None:
     assert world.stages() == {"bot-v1": "Production", "bot-v2": "Canary"}
 
 
+def test_a_status_that_does_not_parse_freezes_the_model_and_is_said_once() -> None:
+    world = canary()
+    world.status("bot-v2")["stepStartedTime"] = "yesterday"
+    plan = world.plan()
+    assert (set(plan.statuses), plan.actions) == ({"bot-v2"}, ())
+    assert [(name, event.type, event.reason) for name, event in plan.events] == [("bot-v2", "Warning", "InvalidStatus")]
+    world.settle()
+    assert world.condition("bot-v2", "Stalled") == ("True", "InvalidStatus")
+    assert world.status("bot-v2")["stage"] == "Canary"
+    assert world.plan().events == ()
+
+
+def test_members_of_a_newer_release_are_kept() -> None:
+    world = canary()
+    world.status("bot-v2").update(analysis={"runs": 3}, display=7)
+    status = world.plan().statuses["bot-v2"]
+    assert (status["analysis"], status["display"]["weight"]) == ({"runs": 3}, "5%")
+
+
 def test_unreadable_version_out_of_service_stops_nobody() -> None:
     world = in_production(1, 2)
     world.versions["bot-v1"]["spec"]["rollout"]["approval"] = "Perhaps"
