@@ -48,15 +48,16 @@ api: environment ## CRDs against a real API server
 e2e: environment ## whole jobs on a real cluster
 	@$(PYTHON) -m tests.run e2e
 
-generate: environment ## CRDs and schemas from the Python models
+generate: environment ## CRDs, schemas, and what the docs show of the code
 	@$(RUN)/python -m finetune_operator.crdgen
-	@$(RUN)/python -m finetune_trainer.arguments
+	@$(RUN)/python -m finetune_api.arguments
+	@$(RUN)/python -m hack.docs
 
 golden: environment ## write the golden manifests anew; the diff is the review
 	@FINETUNE_WRITE_GOLDEN=1 $(RUN)/pytest -q tests/unit
 
 verify: generate ## nothing generated differs from what is committed
-	@git diff --exit-code -- crds trainer/finetune_trainer/training_arguments.json
+	@git diff --exit-code -- crds api docs charts
 
 images: ## build the images
 	@$(PYTHON) images/build.py all

@@ -32,12 +32,16 @@ TAIL_LINES = 40
 
 @dataclass(frozen=True)
 class Image:
-    """What an image is made of: files and folders of the repository, and perhaps the llama image."""
+    """What an image is made of: files and folders of the repository, and perhaps the llama image.
+
+    `runs_in`: an image whose programs make this one. It is no part of the name: what they make does not change with them.
+    """
 
     name: str
     sources: tuple[str, ...]
     uses_llama: bool = False
     is_ours: bool = True  # its version is the project's
+    runs_in: str | None = None
 
     @property
     def dockerfile(self) -> str:
@@ -50,20 +54,23 @@ IMAGES = {
     image.name: image
     for image in (
         Image("llama", ("images/llama",), is_ours=False),
-        Image("trainer", ("images/trainer", *LOCKED, "trainer/finetune_trainer"), uses_llama=True),
+        Image("trainer", ("images/trainer", *LOCKED, "api/finetune_api", "trainer/finetune_trainer"), uses_llama=True),
         Image(
             "operator",
             (
                 "images/operator",
                 *LOCKED,
                 "operator/finetune_operator",
-                "trainer/finetune_trainer/__init__.py",
-                "trainer/finetune_trainer/spec.py",
-                "trainer/finetune_trainer/arguments.py",
-                "trainer/finetune_trainer/training_arguments.json",
+                "api/finetune_api",
             ),
         ),
         Image("server", ("images/server",), uses_llama=True),
+        Image(
+            "example",
+            ("images/example", "examples/support-bot/make_base.py", "examples/support-bot/manual.py"),
+            is_ours=False,
+            runs_in="trainer",
+        ),
     )
 }
 
@@ -169,6 +176,8 @@ def build_command(image: Image) -> list[str]:
     command = [*CLUSTER, "build", ".", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
     if image.uses_llama:
         command += ["--build-arg", f"LLAMA={reference(IMAGES['llama'])}"]
+    if image.runs_in:
+        command += ["--build-arg", f"{image.runs_in.upper()}={reference(IMAGES[image.runs_in])}"]
     if image.is_ours:
         command += ["--label", f"org.opencontainers.image.version={project_version(REPOSITORY)}"]
     return command
@@ -181,6 +190,8 @@ def build(engine: Engine, image: Image, *, again: bool = False) -> None:
     if again or not engine.has(name):
         if image.uses_llama:
             build(engine, IMAGES["llama"])
+        if image.runs_in:
+            build(engine, IMAGES[image.runs_in])
         say(f"{name}: building …")
         run_logged(build_command(image), engine.environment, cache_folder(os.environ) / "images" / f"{image.name}.log")
     engine.docker("tag", name, f"finetune-operator/{image.name}:dev")

@@ -75,8 +75,9 @@ def static() -> tuple[int, str]:
         [f"{bin}/lint-imports"],
         [f"{bin}/mypy"],
         [f"{bin}/python", "-m", "finetune_operator.crdgen"],
-        [f"{bin}/python", "-m", "finetune_trainer.arguments"],
-        ["git", "diff", "--exit-code", "--", "crds", "trainer/finetune_trainer/training_arguments.json"],
+        [f"{bin}/python", "-m", "finetune_api.arguments"],
+        [f"{bin}/python", "-m", "hack.docs"],
+        ["git", "diff", "--exit-code", "--", "crds", "api", "docs", "charts"],
     ]
     bad = [command for command in checks if _stream(command, {})[0] != 0]
     return len(bad), f"{len(checks) - len(bad)} checks passed, {len(bad)} failed"

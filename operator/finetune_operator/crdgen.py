@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from finetune_api import finetunejob, modelversion
+from finetune_api.union import MEMBER_OF, REQUIRED
 from pydantic import BaseModel
 
 from finetune_operator.core import names
-from finetune_operator.finetunejob import types as finetunejob
-from finetune_operator.modelversion import types as modelversion
 
 Schema = dict[str, Any]
 
 _MUTABLE = "x-finetune-mutable"
-_DROPPED = ("title", "$defs", "additionalProperties", "propertyNames", "discriminator", _MUTABLE)
+_DROPPED = ("title", "$defs", "additionalProperties", "propertyNames", "discriminator", _MUTABLE, MEMBER_OF, REQUIRED)
 _BOUNDS = {"string": ("maxLength", "enum", "format"), "array": ("maxItems",), "object": ("maxProperties",)}
 _UNSEEN = {"observedGeneration": -1}
 """Status of an object that no operator has looked at: without any, kstatus (Helm --wait, Flux) takes it for finished."""
@@ -148,7 +148,7 @@ def unbounded(schema: Schema, path: str = "") -> Iterator[str]:
 
 
 def undescribed(schema: Schema, path: str = "") -> Iterator[str]:
-    """Paths of spec members that `kubectl explain` would have no sentence for."""
+    """Paths of members that `kubectl explain` would have no sentence for."""
     for name, member in schema.get("properties", {}).items():
         if not member.get("description"):
             yield f"{path}.{name}"
@@ -203,7 +203,7 @@ def make_crd(kind: Kind) -> Schema:
     spec = structural(kind.spec)
     status = lenient(structural(kind.status))
     problems = [f"unbounded: {path}" for part in (spec, status) for path in unbounded(part)]
-    problems += [f"without description: spec{path}" for path in undescribed(spec)]
+    problems += [f"without description: {name}{path}" for name, part in (("spec", spec), ("status", status)) for path in undescribed(part)]
     if problems:
         raise SystemExit(f"{kind.kind}: " + "; ".join(problems))
     return {
@@ -244,11 +244,15 @@ def _root(kind: Kind, spec: Schema, status: Schema) -> Schema:
             "apiVersion": {"type": "string", "maxLength": 256},
             "kind": {"type": "string", "maxLength": 256},
             "metadata": {"type": "object"},
-            "spec": {"description": "What is asked.", **spec},
-            "status": {"description": "What is true; written by the operator.", "default": _UNSEEN, **status},
+            "spec": _described("What is asked.", spec),
+            "status": _described("What is true; written by the operator.", {"default": _UNSEEN, **status}),
         },
         "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in kind.root_rules],
     }
+
+
+def _described(sentence: str, schema: Schema) -> Schema:
+    return {"description": sentence} | schema | {"description": sentence}
 
 
 def _column(name: str, type: str, path: str, priority: int) -> Schema:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from finetune_operator.core import names
+from finetune_operator.engine.reconcile import Planner, Work
+from finetune_operator.engine.store import MODEL, Key
+from finetune_operator.engine.world import World
 from finetune_operator.finetunejob import plan as finetunejob_plan
 from finetune_operator.finetunejob.observe import observe as observe_job
 from finetune_operator.modelversion import plan as modelversion_plan
 from finetune_operator.modelversion.observe import observe as observe_model
-from finetune_operator.reconcile import Planner, Work
-from finetune_operator.store import MODEL, Key
-from finetune_operator.world import World
 
 
 async def plan_job(key: Key, world: World, now: datetime) -> Work | None:
@@ -27,7 +27,6 @@ async def plan_job(key: Key, world: World, now: datetime) -> Work | None:
         events=tuple((key.name, event) for event in plan.events),
         recheck_at=plan.recheck_at,
         status_first=plan.status_first,
-        confirm_absent=plan.confirm_absent,
     )
 
 

@@ -12,23 +12,23 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from finetune_operator.actions import Actor, NotLeading
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import Settings
-from finetune_operator.health import Health
+from finetune_operator.engine.actions import Actor, NotLeading
+from finetune_operator.engine.health import Health
+from finetune_operator.engine.leader import Leader, LeadershipLost, Timing
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.queue import Queue
+from finetune_operator.engine.reconcile import Planner, Reconciler
+from finetune_operator.engine.recorder import Recorder
+from finetune_operator.engine.reports import Reports
+from finetune_operator.engine.store import Key, Store
+from finetune_operator.engine.sync import Sync
+from finetune_operator.engine.world import Lookups, World
 from finetune_operator.kube.client import Client, Send
 from finetune_operator.kube.errors import ApiError
 from finetune_operator.kube.resources import FINETUNEJOB, HTTPROUTE, MODELVERSION, Resource
-from finetune_operator.leader import Leader, LeadershipLost, Timing
-from finetune_operator.metrics import Metrics
-from finetune_operator.queue import Queue
-from finetune_operator.reconcile import Planner, Reconciler
-from finetune_operator.recorder import Recorder
-from finetune_operator.status_server.reports import Reports
 from finetune_operator.status_server.service import Listening, StatusService
-from finetune_operator.store import Key, Store
-from finetune_operator.sync import Sync
-from finetune_operator.world import Lookups, World
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

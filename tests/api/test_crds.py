@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_operator.finetunejob import types as finetunejob
-from finetune_operator.modelversion import types as modelversion
+from finetune_api import finetunejob, modelversion
 
 from tests.api.client import CRD_PATH, GROUP_PATH, Api
 from tests.api.conftest import CRDS
@@ -93,6 +92,9 @@ def test_columns_show_what_status_says(api: Api) -> None:
     [
         ("finetunejob.spec.training.globalBatchSize", "Samples per optimizer step"),
         ("ftj.spec.datasets.source", "pvc://claim/path"),
+        ("ftj.spec.quantization.nf4.computeDtype", "Default: BFloat16"),
+        ("ftj.spec.publish.serving.resources.memory", "in bytes. Default: 1Gi for LlamaCpp"),
+        ("mver.spec.serving.llamaCpp.contextLength", "Context of a request in tokens"),
         ("mver.spec.rollout.steps.weight", "Share of traffic in percent"),
         ("modelversion.status.replacedBy", "took production over"),
     ],

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from finetune_trainer.spec import Stage
+from finetune_api.run import Stage
 
 from hack.cluster.paths import cache_folder
 from tests.api.client import Api

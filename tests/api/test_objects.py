@@ -8,19 +8,22 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.modelversion import ModelVersionSpec
+from finetune_api.progress import Metric, TrainerStatus
+from finetune_api.run import Stage
+from finetune_api.sections.rollout import GatewayAPI
 from finetune_operator.core.containment import contains
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.policies.progress import display, to_status
-from finetune_operator.finetunejob.resources.stage_job import StageRequest, make_dry_run_pod, make_stage_job
-from finetune_operator.finetunejob.types import FineTuneJobSpec
+from finetune_operator.finetunejob.resources.run_spec import StageRequest
+from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 from finetune_operator.kube.client import Client, Request, Response
 from finetune_operator.modelversion.resources.deployment import make_deployment
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
-from finetune_operator.modelversion.types import GatewayAPI, ModelVersionSpec
 from finetune_operator.modelversion.versions import read_versions
-from finetune_trainer.spec import Metric, Stage, TrainerStatus
 
 from tests.api.client import Api, Object
 from tests.api.manifests import GATEWAY, JOBS, NAMESPACE, STEPS, VERSIONS, job, version, with_
@@ -103,6 +106,7 @@ IMMUTABLE: list[tuple[str, Any]] = [
     ("spec.preparation.split.seed", 7),
     ("spec.adapter.type", "None"),
     ("spec.adapter.lora", {"rank": 8}),
+    ("spec.method.sft", {"loss": "Completion"}),
     ("spec.quantization.type", "NF4"),
     ("spec.training.learningRate", 1e-5),
     ("spec.training.learningRate", None),
@@ -159,8 +163,7 @@ def test_every_member_of_a_job_is_tried(api: Api) -> None:
     """A new member of the spec is either in IMMUTABLE or in MUTABLE."""
     tried = {path.split(".")[1] for path, _ in IMMUTABLE + MUTABLE}
     members = {field.alias or name for name, field in FineTuneJobSpec.model_fields.items()}
-    only_one_value = {"method"}
-    assert tried == members - only_one_value
+    assert tried == members
 
 
 @pytest.mark.parametrize(
@@ -194,10 +197,10 @@ def test_whatever_a_pod_reports_fits_the_status(api: Api) -> None:
     for metric in metrics:
         report = TrainerStatus(progress_percentage=100, estimated_remaining_seconds=10**25, metrics=[metric])
         progress = to_status("train", report, None, datetime(2026, 1, 1, tzinfo=UTC))
-        patch = {"status": {"progress": progress, "display": display(progress)}}
+        patch = {"status": {"progress": progress.wire(), "display": display(progress).wire()}}
         answer = api.call("PATCH", f"{where(live)}/status", patch, type="application/merge-patch+json")
         assert answer.ok, answer.message
-        assert progress.items() <= answer.body["status"]["progress"].items()
+        assert progress.wire().items() <= answer.body["status"]["progress"].items()
 
 
 # ----------------------------------------------------------------------------------------------------------------------- children
@@ -214,7 +217,7 @@ def test_a_misspelt_toleration_is_refused_before_a_pod_is_made(api: Api) -> None
     live = api.create(JOBS, job(scheduling={"tolerations": [{"kee": "gpu", "operator": "Exists"}]})).body
     live["status"] = {"images": {"trainer": "trainer:dev", "server": "server:dev"}}
     spec = FineTuneJobSpec.model_validate(live["spec"])
-    body = make_dry_run_pod(make_stage_job(spec, live, StageRequest(Stage.TRAIN, 1), Observed(), Settings()))
+    body = make_dry_run_pod(make_stage_job(spec, live, StageRequest(Stage.TRAIN, 1, "trainer:1"), Observed(), Settings()))
     asyncio.run(Client(send).create(body, dry_run=True))
     answer = api.call("POST", sent[0].path, sent[0].body, **dict(parse_qsl(sent[0].query)))
     assert answer.code == 400
@@ -224,7 +227,7 @@ def test_a_misspelt_toleration_is_refused_before_a_pod_is_made(api: Api) -> None
 @pytest.mark.parametrize("one_node", [True, False])
 def test_children_are_accepted_and_then_as_wanted(api: Api, one_node: bool) -> None:
     """Strictly: no misspelt member; and what comes back contains what was sent, so that the next pass writes nothing."""
-    live = api.create(VERSIONS, version(serving={"cpu": "0.5", "memory": "1024Mi", "replicas": 2})).body
+    live = api.create(VERSIONS, version(serving={"resources": {"cpu": "0.5", "memory": "1024Mi"}, "replicas": 2})).body
     item = read_versions([live])[0][0]
     assert item.artifact
     deployment = make_deployment(item, item.artifact, "server:dev", one_node=one_node, settings=Settings())

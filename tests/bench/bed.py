@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import aiohttp
 import yaml
+from finetune_api.run import Stage
+from finetune_api.status import timestamp
 from finetune_operator.core import names
-from finetune_operator.core.conditions import timestamp
 from finetune_operator.core.names import Object
-from finetune_trainer.spec import Stage
 
 from tests.api.control_plane import free_ports, kubeconfig_of, running
 from tests.bench.audit import OPERATOR

@@ -32,9 +32,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from finetune_api.run import Stage
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
-from finetune_trainer.spec import Stage
 
 from hack.cluster import gotools
 from hack.cluster.paths import Paths, cache_folder

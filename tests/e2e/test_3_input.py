@@ -176,7 +176,8 @@ def test_a_pod_that_admission_refuses_is_told_in_its_words(base: str, namespace:
 
 
 def test_more_gpus_than_any_node_has_is_said_and_not_terminal(base: str, namespace: str, job_name: str) -> None:
-    cluster.apply(quick_job(job_name, resources={"gpusPerNode": 8, "memory": "2Gi", "cpu": "1"}))
+    resources = {"gpusPerNode": 8, "memory": "2Gi", "cpu": "1"}
+    cluster.apply(quick_job(job_name, resources=resources, training={"maxSteps": 3, "globalBatchSize": 8, "maxLength": 128}))
     job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Stalled", timeout_s=300, says="Insufficient nvidia.com/gpu")
     assert any("8 GPUs" in warning for warning in job["status"]["plan"]["warnings"])
     assert condition(job, "Succeeded")["status"] == "Unknown"

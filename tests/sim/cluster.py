@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs
 
-from finetune_operator.core.conditions import timestamp
+from finetune_api.status import timestamp
 from finetune_operator.core.names import FIELD_MANAGER, Object
 from finetune_operator.kube import permissions
 from finetune_operator.kube.client import APPLY_PATCH, Request, Response

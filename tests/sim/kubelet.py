@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from finetune_api.answer import Artifact, CheckpointReport, DatasetReport, ParityReport, StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import Stage
+from finetune_api.status import timestamp
 from finetune_operator.core import names
-from finetune_operator.core.conditions import timestamp
 from finetune_operator.core.names import Object
-from finetune_trainer.spec import Artifact, CheckpointReport, DatasetReport, ExitCode, ParityReport, Stage, StageResult
 
 from tests.sim.cluster import Cluster, Id
 

@@ -6,16 +6,16 @@ import random
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from finetune_operator.actions import Actor
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import Settings
+from finetune_operator.engine.actions import Actor
+from finetune_operator.engine.reconcile import Reconciler
+from finetune_operator.engine.recorder import Recorder
+from finetune_operator.engine.store import Key, Store
+from finetune_operator.engine.sync import Sync
+from finetune_operator.engine.world import Lookups, World
 from finetune_operator.kube.client import Client
 from finetune_operator.planners import PLANNERS
-from finetune_operator.reconcile import Reconciler
-from finetune_operator.recorder import Recorder
-from finetune_operator.store import Key, Store
-from finetune_operator.sync import Sync
-from finetune_operator.world import Lookups, World
 
 from tests.sim.cluster import Cluster
 

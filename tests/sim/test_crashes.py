@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from finetune_trainer.spec import Stage
+from finetune_api.run import Stage
 
 from tests.sim.kubelet import Ending
 from tests.sim.scenario import Life, verdict

@@ -6,8 +6,8 @@ import asyncio
 import random
 
 import pytest
+from finetune_api.run import Stage
 from finetune_operator.kube.client import Request
-from finetune_trainer.spec import Stage
 
 from tests.sim.cluster import Cluster, Refusal
 from tests.sim.operator_process import OperatorProcess
@@ -136,6 +136,22 @@ def test_a_lasting_refusal_is_written_once() -> None:
     hour = life.cluster.now.replace(hour=1)
     asyncio.run(life.run(until=lambda cluster: cluster.now >= hour))
     assert len(life.cluster.writes) == written
+
+
+def test_a_status_that_cannot_be_read_is_told_once_and_the_run_goes_on_when_it_is_mended() -> None:
+    life = Life()
+    life.submit()
+    asyncio.run(life.run(until=lambda cluster: ("jobs", NAMESPACE, "demo-train-1") in cluster.objects))
+    started = life.status()["startTime"]
+    life.cluster.set_status(JOB, {**life.status(), "startTime": "yesterday"})
+    asyncio.run(life.run(until=lambda cluster: _reason(cluster, "Stalled") == "InvalidStatus"))
+    written = len(life.cluster.writes)
+    asyncio.run(life.run())
+    assert len(life.cluster.writes) == written
+    assert [event["reason"] for event in life.cluster.events].count("InvalidStatus") == 1
+    life.cluster.set_status(JOB, {**life.status(), "startTime": started})
+    asyncio.run(life.run())
+    assert verdict(life) == undisturbed()
 
 
 def test_another_pass_over_what_is_done_writes_nothing() -> None:

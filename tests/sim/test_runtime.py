@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from finetune_operator.core.settings import Settings
+from finetune_operator.engine.leader import Timing
 from finetune_operator.kube.client import Request, Response, Send
-from finetune_operator.leader import Timing
 from finetune_operator.planners import PLANNERS
 from finetune_operator.runtime import Options, Runtime
 from finetune_operator.status_server.service import Listening

@@ -19,11 +19,12 @@ import pyarrow.ipc
 import pytest
 import torch
 import transformers
+from finetune_api.answer import DatasetReport, StageResult
+from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from finetune_trainer.__main__ import run_stage
-from finetune_trainer.data.prepared import PREPARED_FILE, PreparedFile, PreparedModel, PreparedSet, SpecialTokens
-from finetune_trainer.data.shape import count_parameters, read_shape
+from finetune_trainer.model_shape import count_parameters, read_shape
+from finetune_trainer.prepared import PREPARED_FILE, PreparedFile, PreparedModel, PreparedSet, SpecialTokens
 from finetune_trainer.progress import Progress
-from finetune_trainer.spec import DatasetReport, LocalRunSpec, RunSpec, Stage, StageResult
 from finetune_trainer.storage import JobStorage, folder_digest, hash_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 

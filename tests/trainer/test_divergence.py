@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from finetune_api.outcome import ExitCode
 from finetune_trainer.errors import StageError
-from finetune_trainer.guard import SCALER_SKIPS_ALLOWED, StepGuard
-from finetune_trainer.methods.sft import SFT
-from finetune_trainer.spec import ExitCode
+from finetune_trainer.train.guard import SCALER_SKIPS_ALLOWED, StepGuard
+from finetune_trainer.train.methods.sft import SFT
 from safetensors.torch import load_file
 
 from tests.trainer.conftest import JobMaker

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.answer import EvaluationReport, MetricReport, StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import Baseline, RunSpec, Stage
 from finetune_trainer.errors import StageError
 from finetune_trainer.evaluate import stage
-from finetune_trainer.spec import Baseline, EvaluationReport, ExitCode, MetricReport, RunSpec, Stage, StageResult
 from finetune_trainer.storage import hash_file
 
 from tests.trainer import packaged

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_trainer import rows as rows_module
 from finetune_trainer.errors import StageError
+from finetune_trainer.train import rows as rows_module
 
 from tests.trainer.conftest import JobMaker
 

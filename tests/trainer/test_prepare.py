@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from finetune_api.run import LocalRunSpec, Stage
 from finetune_trainer.__main__ import run_stage
-from finetune_trainer.data.chat_template import ChatTemplate
-from finetune_trainer.data.llama_proof import LlamaHome
-from finetune_trainer.data.prepared import Prepared, load_prepared
-from finetune_trainer.data.tokenizer import TextTokenizer
 from finetune_trainer.errors import StageError
+from finetune_trainer.llama import home
+from finetune_trainer.prepare.chat_template import ChatTemplate
+from finetune_trainer.prepare.tokenizer import TextTokenizer
+from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.progress import Progress
-from finetune_trainer.spec import LocalRunSpec, Stage
 from finetune_trainer.storage import JobStorage
 from transformers import AutoTokenizer
 
@@ -33,7 +32,7 @@ TOOLS = [{"type": "function", "function": {"name": "count", "description": "ä <
 @pytest.fixture(scope="module")
 def llama_home() -> Path:
     """llama.cpp's tree: built once for the machine, named by FINETUNE_LLAMA_HOME. Without it the proof cannot be tried: an error."""
-    return LlamaHome(os.environ).folder
+    return home.llama_home().root
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,8 +101,8 @@ def test_a_sentencepiece_model_is_converted_once_and_proven_against_llama_cpp(
         assert theirs.decode(row.answer_ids) == f"{row.answer}<|im_end|>"
     assert (prepared.folder / "tokenizer.json").exists()
     # A second job on this storage converts nothing: it would fail without an interpreter.
-    monkeypatch.setattr("finetune_trainer.data.tokenizer._convert", None)
-    monkeypatch.setattr("finetune_trainer.data.llama_proof._convert", None)
+    monkeypatch.setattr("finetune_trainer.prepare.tokenizer._convert", None)
+    monkeypatch.setattr("finetune_trainer.prepare.llama_proof._convert", None)
     again = make_job(tmp_path, base, gguf=True, root=cache_root, preparation={"split": {"seed": 7}})
     prepare(again.model_copy(update={"storage": again.storage.model_copy(update={"prefix": "again"})}))
 
@@ -116,7 +115,7 @@ def convert_here(monkeypatch: pytest.MonkeyPatch) -> None:
         cached.mkdir(parents=True)
         AutoTokenizer.from_pretrained(model_folder).backend_tokenizer.save(str(cached / "tokenizer.json"))
 
-    monkeypatch.setattr("finetune_trainer.data.tokenizer._convert", convert)
+    monkeypatch.setattr("finetune_trainer.prepare.tokenizer._convert", convert)
 
 
 def changed(base: Path, folder: Path, **changes: Any) -> Path:

@@ -7,9 +7,9 @@ from pathlib import Path
 import peft
 import torch
 import transformers
+from finetune_api.run import Stage
 from finetune_trainer.__main__ import run_stage
 from finetune_trainer.progress import Progress
-from finetune_trainer.spec import Stage
 from finetune_trainer.storage import JobStorage
 
 from tests.trainer import packaged

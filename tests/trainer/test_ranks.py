@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finetune_trainer.spec import ExitCode, Stage
+from finetune_api.outcome import ExitCode
+from finetune_api.run import Stage
 
 from tests.trainer.conftest import JobMaker, TrainedJob
 

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 import trl
-from finetune_trainer.adapters import load_trained
-from finetune_trainer.checkpoint import CheckpointStore
+from finetune_api.outcome import ExitCode
+from finetune_trainer.adapters import adapter_of
 from finetune_trainer.errors import StageError
-from finetune_trainer.loop import GuardedLoop
-from finetune_trainer.spec import ExitCode
+from finetune_trainer.train.checkpoint import CheckpointStore
+from finetune_trainer.train.loop import GuardedLoop
 from safetensors.torch import load_file
 
 from tests.trainer.conftest import JobMaker, TrainedJob, make_rows
@@ -142,9 +142,9 @@ def test_preemption_may_skip_the_save(make_interrupted: JobMaker) -> None:
 
 
 def test_sigterm_while_the_model_is_loaded_ends_at_once(make_interrupted: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.methods import sft
+    from finetune_trainer.train import building
 
-    monkeypatch.setattr(sft, "load_base", lambda *args: send_sigterm())
+    monkeypatch.setattr(building, "load_base", lambda *args: send_sigterm())
     with pytest.raises(StageError) as error:
         make_interrupted().train()
     assert error.value.exit_code == ExitCode.TERMINATED
@@ -345,7 +345,7 @@ def test_retention_keeps_the_newest(make_interrupted: JobMaker) -> None:
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(make_job: JobMaker, tmp_path: Path) -> None:
-    from finetune_trainer.methods import sft
+    from finetune_trainer.train.methods import sft
 
     small, large = make_job("small"), make_job("large", adapter={"lora": {"rank": 8}})
     small.train()
@@ -355,4 +355,4 @@ def test_a_checkpoint_of_another_adapter_is_refused(make_job: JobMaker, tmp_path
         patch.setattr(sft, "build", lambda *args, **kwargs: models.append(build(*args, **kwargs)) or models[-1])
         large.train()
     with pytest.raises(Exception, match=r"size mismatch|does not fit"):
-        load_trained(models[0].model, small.storage.folder / "checkpoints" / "step-6-pod-0")
+        adapter_of(large.run.adapter).load(models[0].model, small.storage.folder / "checkpoints" / "step-6-pod-0")

@@ -9,8 +9,8 @@ import peft
 import pytest
 import torch
 import transformers
+from finetune_api.outcome import ExitCode
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode
 from finetune_trainer.storage import folder_digest, hash_folder
 from safetensors.torch import load_file
 
@@ -64,7 +64,7 @@ def test_adapter_loads_unmodified_and_explains_the_eval_loss(make_job: JobMaker,
 
 def mean_validation_loss(job: TrainedJob, model: Any) -> float:
     """Mean loss per trained token, each validation row by itself: what the run's eval loss must be."""
-    from finetune_trainer.data.prepared import load_prepared
+    from finetune_trainer.prepared import load_prepared
 
     rows = load_prepared(job.storage, job.run).table("validation").to_pylist()
     total, tokens = 0.0, 0
@@ -101,7 +101,7 @@ def test_tied_saved_modules_stay_tied(make_job: JobMaker, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("modules", [[], ["embed_tokens", "lm_head"]], ids=["adapter only", "saved modules"])
 def test_qlora_trains_fp32_tensors_over_an_nf4_base(make_job: JobMaker, modules: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.methods import sft
+    from finetune_trainer.train.methods import sft
 
     built = []
     build = sft.build
@@ -118,7 +118,7 @@ def test_qlora_trains_fp32_tensors_over_an_nf4_base(make_job: JobMaker, modules:
 
 
 def test_bf16_precision_holds_the_base_in_bf16_and_the_adapter_in_fp32(make_job: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer.methods import sft
+    from finetune_trainer.train.methods import sft
 
     built = []
     build = sft.build

@@ -10,43 +10,25 @@ import shutil
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
 
+from finetune_api.answer import StageResult
+from finetune_api.environment import POD_UID, RUN_FILE, TERMINATION_LOG, TERMINATION_LOG_FILE
+from finetune_api.outcome import ExitCode, Reason
+from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from pydantic import ValidationError
 
-from finetune_trainer.data.prepared import PREPARED_FILE, PreparedFile
 from finetune_trainer.errors import StageError
 from finetune_trainer.interruption import Interruption
 from finetune_trainer.launch import ANSWERS_VARIABLE, ProcessAnswer, launch, needs_launch, write_answer
 from finetune_trainer.memory import plan_memory
+from finetune_trainer.prepared import PREPARED_FILE, PreparedFile
 from finetune_trainer.progress import Progress
-from finetune_trainer.spec import ExitCode, LocalRunSpec, RunSpec, Stage, StageResult
-from finetune_trainer.storage import JobStorage, Manifest, copy_published, inputs_digest
+from finetune_trainer.stages import STAGES, Workspace, inputs_digest
+from finetune_trainer.storage import JobStorage, copy_published
 
 log = logging.getLogger("finetune_trainer")
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """What a stage is given beside its run: the job's storage, its own empty folder, and where to report progress."""
-
-    storage: JobStorage
-    folder: Path
-    progress: Progress
-
-
-StageFunction = Callable[[RunSpec, Workspace], StageResult]
-
-# Modules are named, not imported: prepare and evaluate must not pay for torch.
-STAGES: dict[Stage, str] = {
-    Stage.PREPARE: "finetune_trainer.data.prepare",
-    Stage.TRAIN: "finetune_trainer.train",
-    Stage.PACKAGE: "finetune_trainer.package.stage",
-    Stage.EVALUATE: "finetune_trainer.evaluate.stage",
-}
 
 
 def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, report_only: bool = False, rank: int = 0) -> StageResult:
@@ -56,38 +38,27 @@ def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, re
     it answers for a stage whose pod vanished before anybody read what it said.
     """
     storage = JobStorage(run.storage, writer)
-    upstream = _upstream(stage, storage)
+    upstream = storage.manifest(stage.upstream) if stage.upstream else None
     wanted = inputs_digest(run, stage, upstream)
     if storage.manifest(stage) is not None:
         done, _ = storage.finished(stage)
         if done.inputs_digest != wanted:
-            raise StageError(
-                "StorageConflict",
-                f"the storage holds stage {stage} of other content; use another prefix",
-                ExitCode.INVALID_INPUT,
-            )
+            raise StageError(Reason.STORAGE_CONFLICT, f"the storage holds stage {stage} of other content; use another prefix")
         log.info("stage %s was finished before; nothing to do", stage)
         return done.result
     if report_only:
-        raise StageError("StageMissing", f"stage {stage} left no manifest on this storage", ExitCode.STORAGE)
+        raise StageError(Reason.STAGE_MISSING, f"stage {stage} left no manifest on this storage")
     folder = storage.new_folder(stage)
     result = _take_over(stage, run, wanted, storage, folder)
     if result is None:
-        stage_function: StageFunction = import_module(STAGES[stage]).run
-        result = stage_function(run, Workspace(storage, folder, progress))
+        result = STAGES[stage].function()(run, Workspace(storage, folder, progress))
     if rank:  # rank 0 publishes for all
         shutil.rmtree(folder, ignore_errors=True)
         return result
     published = storage.publish(stage, folder, wanted, result)
-    if stage is Stage.EVALUATE and run.retention == "Delete":
-        shutil.rmtree(storage.folder / "checkpoints", ignore_errors=True)
+    if stage.is_last and run.retention == "Delete":
+        shutil.rmtree(storage.checkpoints, ignore_errors=True)
     return published.result
-
-
-def _upstream(stage: Stage, storage: JobStorage) -> Manifest | None:
-    stages = list(Stage)
-    position = stages.index(stage)
-    return storage.manifest(stages[position - 1]) if position else None
 
 
 def _take_over(stage: Stage, run: RunSpec, wanted: str, storage: JobStorage, folder: Path) -> StageResult | None:
@@ -118,7 +89,7 @@ def _planned(run: RunSpec, folder: Path, result: StageResult) -> StageResult:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m finetune_trainer", description="Runs one stage of a fine-tuning run.")
     parser.add_argument("stage", choices=[stage.value for stage in Stage])
-    parser.add_argument("--run", default=os.environ.get("FINETUNE_RUN_FILE", "run.json"), help="run file (JSON). Default: %(default)s")
+    parser.add_argument("--run", default=os.environ.get(RUN_FILE, "run.json"), help="run file (JSON). Default: %(default)s")
     parser.add_argument("--report", action="store_true", help="only repeat the answer of a stage that has finished")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -126,12 +97,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = LocalRunSpec.model_validate_json(Path(options.run).read_bytes())
     except (OSError, ValidationError) as error:
-        return _end(StageResult(stage=stage, reason="InvalidRunFile", message=str(error)[:1000]), ExitCode.INVALID_RUN_FILE)
+        return _end(*_failed(stage, StageError(Reason.INVALID_RUN_FILE, str(error)[:1000])))
     if not options.report and needs_launch(stage, run, os.environ):
         return _tell(launch(stage, options.run, run.gpus_per_node))
     progress = Progress.from_environment(os.environ)
     # A container's first process ignores SIGTERM unless it has a handler; the train stage puts its own in place of this one.
-    interruption = Interruption() if stage is Stage.TRAIN else Interruption(f"begins stage {stage} anew")
+    interruption = Interruption() if STAGES[stage].resumes else Interruption(f"begins stage {stage} anew")
     try:
         with interruption.armed():
             result = run_stage(stage, run, _writer(os.environ), progress, report_only=options.report, rank=_rank(os.environ))
@@ -149,22 +120,26 @@ def _rank(environ: Mapping[str, str]) -> int:
 
 def _writer(environ: Mapping[str, str]) -> str:
     """Names this process's folders: two processes never write to one."""
-    uid = environ.get("POD_UID") or uuid.uuid4().hex
+    uid = environ.get(POD_UID) or uuid.uuid4().hex
     return f"{uid}-rank{_rank(environ)}" if _rank(environ) else uid
 
 
 def _failed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
     """What a stage answers that an error ended."""
-    if isinstance(error, StageError):
-        answer = error.result or StageResult(stage=stage)
-        return answer.model_copy(update={"reason": error.reason, "message": error.message}), error.exit_code
-    if stage is Stage.TRAIN:  # it reads token ids only
-        log.error("stage %s crashed", stage, exc_info=error)
-    else:
+    refusal = error if isinstance(error, StageError) else _explained(stage, error)
+    answer = refusal.result or StageResult(stage=stage)
+    return answer.model_copy(update={"reason": refusal.reason, "message": refusal.message}), refusal.exit_code
+
+
+def _explained(stage: Stage, error: Exception) -> StageError:
+    """An error that no stage foresaw, in words that do not quote the data."""
+    if STAGES[stage].reads_text:
         log.error("stage %s crashed:\n%s", stage, _frames(error))
+    else:
+        log.error("stage %s crashed", stage, exc_info=error)
     if isinstance(error, OSError) and error.errno is not None:
-        return StageResult(stage=stage, reason="StorageError", message=_storage_message(error)), ExitCode.STORAGE
-    return _crashed(stage, error)
+        return StageError(Reason.STORAGE_ERROR, _storage_message(error))
+    return _crashed(error)
 
 
 def _frames(error: BaseException) -> str:
@@ -186,13 +161,13 @@ def _storage_message(error: OSError) -> str:
     return f"{error.strerror}{where}; {cure}. The pod's log has the traceback"
 
 
-def _crashed(stage: Stage, error: Exception) -> tuple[StageResult, ExitCode]:
+def _crashed(error: Exception) -> StageError:
     """Names the kind of error only: its text may quote the data."""
     kind = type(error).__name__
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError":  # the second is torch's, which is not imported here
         message = "memory ran out; lower training.perDeviceBatchSize or training.maxLength, or raise the memory"
-        return StageResult(stage=stage, reason="OutOfMemory", message=message), ExitCode.OUT_OF_MEMORY
-    return StageResult(stage=stage, reason="Crashed", message=f"{kind}; the pod's log has the traceback"), ExitCode.CRASH
+        return StageError(Reason.OUT_OF_MEMORY, message)
+    return StageError(Reason.CRASHED, f"{kind}; the pod's log has the traceback")
 
 
 def _end(result: StageResult, code: ExitCode) -> int:
@@ -205,7 +180,7 @@ def _tell(answer: ProcessAnswer) -> int:
         write_answer(Path(os.environ[ANSWERS_VARIABLE]), _rank(os.environ), answer)
         return answer.code
     print(answer.message, flush=True)
-    log_path = os.environ.get("FINETUNE_TERMINATION_LOG", "/dev/termination-log")
+    log_path = os.environ.get(TERMINATION_LOG, TERMINATION_LOG_FILE)
     if os.path.isfile(log_path):
         Path(log_path).write_text(answer.message)
     return answer.code

@@ -2,25 +2,26 @@
 
 import signal
 
-from finetune_trainer.spec import ExitCode, StageResult
+from finetune_api.answer import StageResult
+from finetune_api.outcome import Reason
 
 
 class StageError(Exception):
-    """A stage ends with a reason (PascalCase), a sentence for the user (what was expected, what to do) and an exit code.
+    """A stage ends with a reason, whose row has the exit code, and a sentence for the user (what was expected, what to do).
 
     The sentence never quotes the data's text: rows, lines, columns, positions and counts only. `result` carries evidence that
     was gathered before the end (a failed gate's evaluation, the last good checkpoint).
     """
 
-    def __init__(self, reason: str, message: str, exit_code: ExitCode = ExitCode.INVALID_INPUT, result: StageResult | None = None) -> None:
+    def __init__(self, reason: Reason, message: str, result: StageResult | None = None) -> None:
         super().__init__(f"{reason}: {message}")
         self.reason = reason
         self.message = message
-        self.exit_code = exit_code
+        self.exit_code = reason.exit_code
         self.result = result
 
 
 def refuse_killed(tool: str, status: int) -> None:
     """Errors: StageError(OutOfMemory) where a program that a stage started ended by SIGKILL; only the kernel sends it one."""
     if status == -signal.SIGKILL:
-        raise StageError("OutOfMemory", f"{tool} was killed because memory ran out; raise this stage's memory", ExitCode.OUT_OF_MEMORY)
+        raise StageError(Reason.OUT_OF_MEMORY, f"{tool} was killed because memory ran out; raise this stage's memory")

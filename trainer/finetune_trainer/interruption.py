@@ -7,13 +7,15 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from finetune_api.answer import StageResult
+from finetune_api.outcome import Reason
+
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode, StageResult
 
 
 def terminated(saved: str, result: StageResult | None = None) -> StageError:
     """How a stage ends that was stopped from outside; `saved` says in words what the next start goes on from."""
-    return StageError("Terminated", f"stopped by SIGTERM; {saved}", ExitCode.TERMINATED, result)
+    return StageError(Reason.TERMINATED, f"stopped by SIGTERM; {saved}", result)
 
 
 class Interruption:
@@ -51,7 +53,7 @@ class Interruption:
 
     def cause(self, error: Exception) -> Exception:
         """What really ended the stage: SIGTERM where it came, whatever a library made of its exception, else `error`."""
-        if not self.requested or (isinstance(error, StageError) and error.exit_code is ExitCode.TERMINATED):
+        if not self.requested or (isinstance(error, StageError) and error.reason is Reason.TERMINATED):
             return error
         return terminated(f"the next start {self._next_start}")
 

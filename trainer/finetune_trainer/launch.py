@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from finetune_trainer.spec import ExitCode, RunSpec, Stage, StageResult
+from finetune_api.answer import StageResult
+from finetune_api.environment import RUN_FILE
+from finetune_api.outcome import ExitCode, Reason
+from finetune_api.run import RunSpec, Stage
 
 ANSWERS_VARIABLE = "FINETUNE_ANSWERS"
 _SHUTDOWN_TIMEOUT_S = 24 * 3600
@@ -33,7 +36,7 @@ class ProcessAnswer:
 
 def needs_launch(stage: Stage, run: RunSpec, environ: Mapping[str, str]) -> bool:
     """Whether this process is to start one for each GPU instead of working itself."""
-    return stage is Stage.TRAIN and run.gpus_per_node > 1 and "WORLD_SIZE" not in environ
+    return stage.access.gpus and run.gpus_per_node > 1 and "WORLD_SIZE" not in environ
 
 
 def launch(stage: Stage, run_file: str, processes: int) -> ProcessAnswer:
@@ -44,7 +47,7 @@ def launch(stage: Stage, run_file: str, processes: int) -> ProcessAnswer:
         *("-m", "finetune_trainer", stage.value),  # no --run: torchrun would take it for its own --run-path
     ]
     with tempfile.TemporaryDirectory(prefix="answers-") as answers:
-        environ = {**os.environ, ANSWERS_VARIABLE: answers, "FINETUNE_RUN_FILE": run_file}
+        environ = {**os.environ, ANSWERS_VARIABLE: answers, RUN_FILE: run_file}
         terminated: list[int] = []
         children: list[subprocess.Popen[bytes]] = []
 
@@ -90,4 +93,4 @@ def choose_answer(stage: Stage, answers: Mapping[int, ProcessAnswer], processes:
     if 0 in answers and (terminated or (status == 0 and len(answers) == processes)):
         return answers[0]
     message = f"{processes - len(answers)} of {processes} processes ended without an answer; the pod's log has what they said last"
-    return ProcessAnswer(ExitCode.CRASH, StageResult(stage=stage, reason="Crashed", message=message).termination_message())
+    return ProcessAnswer(Reason.CRASHED.exit_code, StageResult(stage=stage, reason=Reason.CRASHED, message=message).termination_message())

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
+from finetune_api.outcome import Reason
+from finetune_api.run import RunSpec
+from finetune_api.sections.model import Dtype
+from finetune_api.sections.quantization import QuantizationType
+from finetune_api.sections.training import Precision
+
+from finetune_trainer.adapters import adapter_of
+from finetune_trainer.device import Device
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import AdapterType, Dtype, Precision, QuantizationType, RunSpec
-
-
-class Device(StrEnum):
-    CPU = "cpu"
-    GPU = "gpu"
-    """A GPU with bf16."""
-    GPU_WITHOUT_BF16 = "gpu-without-bf16"
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ class Dtypes:
 
 
 _NAMES = {"BFloat16": "bfloat16", "Float16": "float16", "Float32": "float32"}
-_AUTO = {Device.CPU: "float32", Device.GPU: "bfloat16", Device.GPU_WITHOUT_BF16: "float16"}
 
 
 def choose_dtypes(run: RunSpec, device: Device) -> Dtypes:
@@ -42,34 +40,53 @@ def choose_dtypes(run: RunSpec, device: Device) -> Dtypes:
     base = _base(run, autocast)
     if base != "float32" and autocast == "float32":
         raise StageError(
-            "UnsupportedPrecision",
+            Reason.UNSUPPORTED_PRECISION,
             f"model.dtype {run.model.dtype} needs training.precision of the same kind: set it to {run.model.dtype} or leave it out",
         )
-    compute = _NAMES[run.quantization.compute_dtype]
-    if compute == "bfloat16" and device is Device.GPU_WITHOUT_BF16:
+    compute = _NAMES[run.quantization.effective_nf4.compute_dtype]
+    if compute == "bfloat16" and _is_gpu_without_bfloat16(device):
         compute = "float16"
     return Dtypes(base=base, autocast=autocast, quantized_compute=compute)
+
+
+def shown_dtypes(run: RunSpec, dtypes: Dtypes) -> dict[str, str]:
+    """Types as `status.plan` shows them: of frozen weights (absent where all are trained), of trained ones, of the arithmetic."""
+    shown = {"trained": "float32", "compute": dtypes.autocast}
+    if not adapter_of(run.adapter).freezes_base:
+        return shown
+    return {"frozen": "nf4" if run.quantization.type is QuantizationType.NF4 else dtypes.base, **shown}
+
+
+def _is_gpu_without_bfloat16(device: Device) -> bool:
+    return device.kind == "cuda" and not device.has_bfloat16
 
 
 def _autocast(run: RunSpec, device: Device) -> str:
     wanted = run.training.precision
     if wanted is Precision.AUTO:
-        frozen_is_half = run.adapter.type is not AdapterType.NONE and run.model.dtype in (Dtype.BFLOAT16, Dtype.FLOAT16)
-        return _NAMES[run.model.dtype] if frozen_is_half else _AUTO[device]
-    if wanted is Precision.FLOAT16 and device is Device.CPU:
-        raise StageError("UnsupportedPrecision", "training.precision Float16 needs a GPU; on CPU use BFloat16 or Float32")
-    if wanted is Precision.BFLOAT16 and device is Device.GPU_WITHOUT_BF16:
-        raise StageError("UnsupportedPrecision", "this GPU has no bf16; set training.precision to Float16 or leave it out")
+        frozen_is_half = adapter_of(run.adapter).freezes_base and run.model.dtype in (Dtype.BFLOAT16, Dtype.FLOAT16)
+        return _NAMES[run.model.dtype] if frozen_is_half else _fastest(device)
+    if wanted is Precision.FLOAT16 and device.kind == "cpu":
+        raise StageError(Reason.UNSUPPORTED_PRECISION, "training.precision Float16 needs a GPU; on CPU use BFloat16 or Float32")
+    if wanted is Precision.BFLOAT16 and _is_gpu_without_bfloat16(device):
+        raise StageError(Reason.UNSUPPORTED_PRECISION, "this GPU has no bf16; set training.precision to Float16 or leave it out")
     return _NAMES[wanted]
 
 
+def _fastest(device: Device) -> str:
+    if device.kind == "cpu":
+        return "float32"
+    return "bfloat16" if device.has_bfloat16 else "float16"
+
+
 def _base(run: RunSpec, autocast: str) -> str:
-    if run.adapter.type is AdapterType.NONE:
+    if not adapter_of(run.adapter).freezes_base:
         if run.quantization.type is not QuantizationType.NONE:
-            raise StageError("UnsupportedQuantization", "quantized weights cannot be trained; set adapter.type to LoRA")
+            raise StageError(Reason.UNSUPPORTED_QUANTIZATION, "quantized weights cannot be trained; set adapter.type to LoRA")
         if run.model.dtype not in (Dtype.AUTO, Dtype.FLOAT32):
             raise StageError(
-                "UnsupportedPrecision", "full weights are trained as fp32 masters; remove model.dtype, training.precision sets autocast"
+                Reason.UNSUPPORTED_PRECISION,
+                "full weights are trained as fp32 masters; remove model.dtype, training.precision sets autocast",
             )
         return "float32"
     return autocast if run.model.dtype is Dtype.AUTO else _NAMES[run.model.dtype]

@@ -11,20 +11,26 @@ See docs/decisions/0003-storage-layout-and-atomic-publish.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune_api.answer import Answer, StageResult
+from finetune_api.outcome import Reason
+from finetune_api.run import RunSpec, Stage, StorageLocation
+from finetune_api.section import digest_of
+from finetune_api.uri import ClaimPath, HubRepository, LocalPath, Location, parse
 from pydantic import ValidationError
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import Answer, ExitCode, RunSpec, Stage, StageResult, StorageLocation, digest_of
 
-_CHUNK_BYTES = 1 << 20
+_RECORD_FILE = "record.json"
 
 
 class FileRecord(Answer):
@@ -62,7 +68,7 @@ def hash_folder(folder: Path) -> list[FileRecord]:
     records = []
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            raise StageError("UnsafeFile", f"{path.relative_to(folder)} is a link; published folders hold regular files only")
+            raise StageError(Reason.UNSAFE_FILE, f"{path.relative_to(folder)} is a link; published folders hold regular files only")
         if path.is_file():
             records.append(FileRecord(path=path.relative_to(folder).as_posix(), sha256=hash_file(path), bytes=path.stat().st_size))
     return records
@@ -91,7 +97,7 @@ def resolve_inside(root: Path, relative: str) -> Path:
     """`root/relative`, links resolved. Errors: StageError(UnsafePath) where that leaves `root`."""
     path = (root / relative).resolve()
     if not path.is_relative_to(root.resolve()):
-        raise StageError("UnsafePath", f"a path leads out of {root.name}; name one inside it")
+        raise StageError(Reason.UNSAFE_PATH, f"a path leads out of {root.name}; name one inside it")
     return path
 
 
@@ -108,6 +114,58 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         aside.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def filled_aside(target: Path, writer: str) -> Iterator[Path]:
+    """An empty folder that, filled, becomes `target` at once and whole. Where another writer was first, that one's counts.
+
+    Errors: StageError(StorageError) where the storage refuses to rename a folder.
+    """
+    aside = target.with_name(f".{target.name}.{writer}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        _rename_into_place(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rename_into_place(aside: Path, target: Path) -> None:
+    try:
+        os.rename(aside, target)
+    except OSError as error:
+        if not target.is_dir():
+            raise StageError(Reason.STORAGE_ERROR, "the storage refuses to rename a folder") from error
+
+
+def write_record(path: Path) -> None:
+    """Writes beside a file what it is, for `is_whole`."""
+    record = FileRecord(path=path.name, sha256=hash_file(path), bytes=path.stat().st_size)
+    write_atomically(path.with_name(_RECORD_FILE), record.model_dump_json().encode())
+
+
+def is_whole(folder: Path, recorded: bool = False) -> bool:
+    """Whether a cached folder counts: it came there by a rename, so that it is whole.
+
+    `recorded`: the file of its record must still be what it was; one that is damaged is removed with its folder, to be made again.
+    """
+    if not recorded:
+        return folder.is_dir()
+    record = folder / _RECORD_FILE
+    if not record.is_file():
+        return False
+    if verify_files(folder, [FileRecord.model_validate_json(record.read_bytes())]) is None:
+        return True
+    shutil.rmtree(folder)
+    return False
+
+
+def sync_file(path: Path) -> None:
+    """Makes a file's bytes durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
@@ -131,9 +189,22 @@ class JobStorage:
     def stage_folder(self, stage: Stage) -> Path:
         return self.folder / stage.value
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where the train stage saves its state; removed after the last stage unless the run keeps it."""
+        return self.folder / "checkpoints"
+
     def cache_folder(self, kind: str, digest: str) -> Path:
-        """A content-addressed folder shared by the jobs on this storage; whoever fills it writes aside and renames."""
+        """A content-addressed folder shared by the jobs on this storage; `is_whole` says whether it counts, `filled_aside` fills it."""
         return self.root / "cache" / kind / digest
+
+    def cached(self, kind: str, digest: str, fill: Callable[[Path], None]) -> Path:
+        """The cache's folder of what `digest` names: found, or filled by `fill`, which is given an empty folder. Errors: those of `fill`."""
+        folder = self.cache_folder(kind, digest)
+        if not is_whole(folder):
+            with filled_aside(folder, self.writer) as aside:
+                fill(aside)
+        return folder
 
     def uri(self, path: Path) -> str:
         """The URI by which others find a path on this storage: `<storage uri>/<path below root>`."""
@@ -159,11 +230,7 @@ class JobStorage:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise StageError(
-                "CorruptManifest",
-                f"{self.uri(path)} is not a manifest; delete it to run the stage again",
-                ExitCode.STORAGE,
-            ) from error
+            raise StageError(Reason.CORRUPT_MANIFEST, f"{self.uri(path)} is not a manifest; delete it to run the stage again") from error
 
     def content(self, manifest: Manifest) -> Path:
         """The folder that a manifest names."""
@@ -176,14 +243,12 @@ class JobStorage:
         """
         manifest = self.manifest(stage)
         if manifest is None:
-            raise StageError("StageMissing", f"stage {stage} has not finished on this storage; run it first", ExitCode.STORAGE)
+            raise StageError(Reason.STAGE_MISSING, f"stage {stage} has not finished on this storage; run it first")
         content = self.content(manifest)
         problem = verify_files(content, manifest.files)
         if problem:
             raise StageError(
-                "CorruptArtifact",
-                f"stage {stage}: {problem}; delete {self.uri(content)} and its manifest to run it again",
-                ExitCode.STORAGE,
+                Reason.CORRUPT_ARTIFACT, f"stage {stage}: {problem}; delete {self.uri(content)} and its manifest to run it again"
             )
         return manifest, content
 
@@ -194,8 +259,7 @@ class JobStorage:
         """
         records = hash_folder(content)
         for record in records:
-            with (content / record.path).open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(content / record.path)
         manifest = Manifest(
             stage=stage,
             inputs_digest=inputs_digest,
@@ -233,45 +297,22 @@ def local_path(uri: str, run: RunSpec) -> Path:
 
     Errors: StageError(ClaimNotMounted) for a claim this pod does not hold; StageError(SourceNotFound) where nothing is there.
     """
-    if uri.startswith("pvc://"):
-        claim, _, relative = uri.removeprefix("pvc://").partition("/")
-        if claim not in run.claims:
-            raise StageError("ClaimNotMounted", f"claim {claim} is not mounted in this pod", ExitCode.INVALID_RUN_FILE)
-        path = resolve_inside(Path(run.claims[claim]), relative)
-    else:
-        path = Path(uri.removeprefix("file://"))
-    if not path.exists():
-        raise StageError("SourceNotFound", f"nothing is at {uri}; check the path")
+    path = _path_of(parse(uri), run)
+    if path is None or not path.exists():
+        raise StageError(Reason.SOURCE_NOT_FOUND, f"nothing is at {uri}; check the path")
     return path
 
 
-def inputs_digest(run: RunSpec, stage: Stage, upstream: Manifest | None) -> str:
-    """Names what a stage's result follows from: its own settings and the contents of the stage before it."""
-    secrets = {"token_secret_ref"}
-    sections: dict[Stage, dict[str, Any]] = {
-        Stage.PREPARE: {
-            "model": run.model.model_dump(mode="json", exclude=secrets | {"dtype", "attention_implementation"}),
-            "datasets": [dataset.model_dump(mode="json", exclude=secrets) for dataset in run.datasets],
-            "preparation": run.preparation.wire(),
-            "method": run.method.wire(),
-            "maxLength": run.training.max_length,
-            "gguf": bool(run.export.gguf),
-            "chatTemplate": run.chat_template_text,
-        },
-        Stage.TRAIN: {
-            "model": run.model.model_dump(mode="json", include={"dtype", "attention_implementation"}),
-            "method": run.method.wire(),
-            "adapter": run.adapter.wire(),
-            "quantization": run.quantization.wire(),
-            "training": run.training.wire(),
-        },
-        Stage.PACKAGE: {"export": run.export.wire()},
-        Stage.EVALUATE: {
-            "evaluation": run.evaluation.wire(),
-            "production": run.production.wire() if run.production else None,
-        },
-    }
-    return digest_of({"stage": stage.value, "settings": sections[stage], "upstream": upstream.digest if upstream else None})
+def _path_of(location: Location, run: RunSpec) -> Path | None:
+    match location:
+        case ClaimPath(claim, relative):
+            if claim not in run.claims:
+                raise StageError(Reason.CLAIM_NOT_MOUNTED, f"claim {claim} is not mounted in this pod")
+            return resolve_inside(Path(run.claims[claim]), relative)
+        case LocalPath(path):
+            return Path(path)
+        case HubRepository():
+            return None
 
 
 def copy_published(source: JobStorage, manifest: Manifest, target: Path) -> None:
@@ -283,7 +324,7 @@ def copy_published(source: JobStorage, manifest: Manifest, target: Path) -> None
         shutil.copyfile(content / record.path, destination)
     problem = verify_files(target, manifest.files)
     if problem:
-        raise StageError("CorruptArtifact", f"older job's stage {manifest.stage}: {problem}; remove resumeFrom", ExitCode.STORAGE)
+        raise StageError(Reason.CORRUPT_ARTIFACT, f"older job's stage {manifest.stage}: {problem}; remove resumeFrom")
 
 
 def read_json(path: Path) -> Any:

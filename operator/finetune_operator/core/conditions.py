@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
+
+from finetune_api.status import ConditionStatus
 
 Status = Literal["True", "False", "Unknown"]
-
-MESSAGE_CHARS = 1024
-"""Longest condition message; the schema refuses a status with a longer one for ever."""
-
-REASON_CHARS = 256
 
 
 @dataclass(frozen=True)
@@ -23,43 +20,33 @@ class Condition:
     message: str = ""
 
 
-def timestamp(moment: datetime) -> str:
-    """RFC 3339 in UTC, whole seconds: what the API server writes itself."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def parse_timestamp(text: str) -> datetime:
+    """A moment as API objects have it (RFC 3339)."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
-def cut(message: str, limit: int = MESSAGE_CHARS) -> str:
-    return message if len(message) <= limit else message[: limit - 1] + "…"
+def moment(text: str | None) -> datetime | None:
+    return parse_timestamp(text) if text else None
 
 
-def merge(previous: Iterable[Mapping[str, Any]], wanted: Iterable[Condition], generation: int, now: datetime) -> list[dict[str, Any]]:
+def merge(previous: Sequence[ConditionStatus], wanted: Iterable[Condition], generation: int, now: datetime) -> list[ConditionStatus]:
     """The `status.conditions` to write: `wanted` in its order. lastTransitionTime moves only with `status`."""
-    before = {condition["type"]: condition for condition in previous}
     merged = []
     for condition in wanted:
-        old = before.get(condition.type)
-        same = old is not None and old["status"] == condition.status
+        old = find(previous, condition.type)
+        since = old.last_transition_time if old and old.status == condition.status else None
         merged.append(
-            {
-                "type": condition.type,
-                "status": condition.status,
-                "reason": condition.reason,
-                "message": cut(condition.message),
-                "observedGeneration": generation,
-                "lastTransitionTime": old["lastTransitionTime"] if same and old else timestamp(now),
-            }
+            ConditionStatus(
+                type=str(condition.type),
+                status=condition.status,
+                reason=str(condition.reason),
+                message=condition.message,
+                observed_generation=generation,
+                last_transition_time=since or now,
+            )
         )
     return merged
 
 
-def find(conditions: Iterable[Mapping[str, Any]], type: str) -> Mapping[str, Any] | None:
-    return next((condition for condition in conditions if condition["type"] == type), None)
-
-
-def is_true(conditions: Iterable[Mapping[str, Any]], type: str) -> bool:
-    condition = find(conditions, type)
-    return condition is not None and condition["status"] == "True"
+def find(conditions: Iterable[ConditionStatus], type: str) -> ConditionStatus | None:
+    return next((condition for condition in conditions if condition.type == type), None)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
+from finetune_operator.core.conditions import moment
 from finetune_operator.core.names import Object
 
 SCHEDULING_GRACE = timedelta(seconds=30)
@@ -23,3 +26,30 @@ class ClaimFact:
     phase: str = "Pending"
     access_modes: tuple[str, ...] = ()
     deleting: bool = False
+
+
+def conditions_of(status: Mapping[str, Any]) -> dict[str, Object]:
+    """The conditions of any object by type."""
+    return {condition["type"]: condition for condition in status.get("conditions") or []}
+
+
+def unschedulable(conditions: Mapping[str, Object]) -> tuple[str, datetime | None]:
+    """The scheduler's words on why a pod has no node, and since when; empty where it has one, or was not looked at."""
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("reason") != "Unschedulable":
+        return "", None
+    return scheduled.get("message", ""), moment(scheduled.get("lastTransitionTime"))
+
+
+def claim_fact(claim: Object) -> ClaimFact:
+    metadata = claim["metadata"]
+    return ClaimFact(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata.get("resourceVersion", ""),
+        owners=tuple(metadata.get("ownerReferences", [])),
+        labels=metadata.get("labels", {}),
+        phase=claim.get("status", {}).get("phase", "Pending"),
+        access_modes=tuple(claim.get("spec", {}).get("accessModes", [])),
+        deleting="deletionTimestamp" in metadata,
+    )

@@ -35,6 +35,11 @@ def labels(**extra: str) -> dict[str, str]:
     return {MANAGED_BY: MANAGED_BY_VALUE, **extra}
 
 
+def job_labels(job: Mapping[str, Any], **extra: str) -> dict[str, str]:
+    """`labels` of what belongs to a FineTuneJob: its name for the key that it concerns, its uid as a later job may have the name."""
+    return labels(**{JOB_LABEL: job["metadata"]["name"], JOB_UID_LABEL: job["metadata"]["uid"], **extra})
+
+
 def stage_job_name(job: str, stage: str, attempt: int) -> str:
     """Deterministic, so that a second create of the same attempt is a 409: `<job>-train-2`."""
     return f"{job}-{stage}-{attempt}"

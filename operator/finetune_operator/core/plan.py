@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
+
+from finetune_api.outcome import Reason
 
 from finetune_operator.core.names import Object
 
@@ -70,11 +72,11 @@ class ActionProblem:
 
     kind: str
     name: str
-    reason: Literal["NotOwned", "WaitingForPreviousOwner", "Forbidden", "Invalid", "QuotaExceeded", "ApiError"]
+    reason: Reason
     message: str
 
 
-PASSING_PROBLEMS = frozenset({"ApiError", "WaitingForPreviousOwner"})
+PASSING_PROBLEMS = frozenset({Reason.API_ERROR, Reason.WAITING_FOR_PREVIOUS_OWNER})
 """Reasons of problems that pass by themselves: no person is needed for them."""
 
 
@@ -92,5 +94,3 @@ class Plan:
     events: tuple[Event, ...] = ()
     recheck_at: datetime | None = None
     status_first: bool = False
-    confirm_absent: tuple[tuple[str, str], ...] = field(default=())
-    """(kind, name) pairs whose absence must be confirmed by a GET before the actions are done; found after all → the pass is run again."""

@@ -6,21 +6,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.arguments import argument_findings
+from finetune_api.arguments import argument_findings
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.outcome import Reason
+from finetune_api.uri import ClaimPath
 from pydantic import ValidationError
 
 from finetune_operator.core.names import Object, version_name
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.resources.run_spec import source_claims
-from finetune_operator.finetunejob.types import FineTuneJobSpec
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A check that failed. `reason` is a constant of `reasons.py`; `passing` findings may heal without an edit."""
+    """A check that failed. `passing` findings may heal without an edit."""
 
-    reason: str
+    reason: Reason
     message: str
     passing: bool = False
 
@@ -39,12 +41,12 @@ def parse(spec: Any) -> FineTuneJobSpec | Finding:
         return FineTuneJobSpec.model_validate(spec)
     except ValidationError as error:
         lines = [f"spec.{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:5]]
-        return Finding("InvalidSpec", "; ".join(lines))
+        return Finding(Reason.INVALID_SPEC, "; ".join(lines))
 
 
 def training_arguments_are_known(subject: Subject) -> Iterator[Finding]:
     for key, problem in argument_findings(dict(subject.spec.training.args)):
-        yield Finding("InvalidArgument", f"spec.training.args.{key}: {problem}")
+        yield Finding(Reason.INVALID_ARGUMENT, f"spec.training.args.{key}: {problem}")
 
 
 def images_are_allowed(subject: Subject) -> Iterator[Finding]:
@@ -57,7 +59,7 @@ def images_are_allowed(subject: Subject) -> Iterator[Finding]:
     for field, image in wanted.items():
         if image and image not in own and not image.startswith(allowed):
             yield Finding(
-                "ForbiddenByPolicy",
+                Reason.FORBIDDEN_BY_POLICY,
                 f"{field}: {image} is not allowed in namespace {namespace}; the chart's policies.{namespace}.images lists what is",
             )
 
@@ -65,17 +67,17 @@ def images_are_allowed(subject: Subject) -> Iterator[Finding]:
 def claims_exist(subject: Subject) -> Iterator[Finding]:
     claim = subject.spec.storage.persistent_volume_claim
     named = {"spec.storage.persistentVolumeClaim.claimName": claim.claim_name} if claim and claim.claim_name else {}
-    fields = named | {f"source pvc://{name}/…": name for name in source_claims(subject.spec)}
+    fields = named | {f"source {ClaimPath(name, '…')}": name for name in source_claims(subject.spec)}
     for field, name in fields.items():
         fact = subject.observed.claims.get(name)
         if fact is None:
             yield Finding(
-                "ClaimNotFound",
+                Reason.CLAIM_NOT_FOUND,
                 f"{field}: there is no PersistentVolumeClaim {name} in this namespace; create it, the job goes on by itself",
                 passing=True,
             )
         elif fact.deleting:
-            yield Finding("ClaimNotFound", f"{field}: PersistentVolumeClaim {name} is being deleted", passing=True)
+            yield Finding(Reason.CLAIM_NOT_FOUND, f"{field}: PersistentVolumeClaim {name} is being deleted", passing=True)
 
 
 def chat_template_exists(subject: Subject) -> Iterator[Finding]:
@@ -86,11 +88,13 @@ def chat_template_exists(subject: Subject) -> Iterator[Finding]:
     field = "spec.model.chatTemplate.configMap"
     if data is None:
         yield Finding(
-            "ConfigMapNotFound", f"{field}: there is no ConfigMap {reference.name}; create it, the job goes on by itself", passing=True
+            Reason.CONFIG_MAP_NOT_FOUND,
+            f"{field}: there is no ConfigMap {reference.name}; create it, the job goes on by itself",
+            passing=True,
         )
     elif reference.key not in data:
         yield Finding(
-            "ConfigMapNotFound",
+            Reason.CONFIG_MAP_NOT_FOUND,
             f"{field}: ConfigMap {reference.name} has no key {reference.key}; add it, the job goes on by itself",
             passing=True,
         )
@@ -100,7 +104,9 @@ def older_job_exists(subject: Subject) -> Iterator[Finding]:
     resume = subject.spec.resume_from
     if resume and subject.observed.older_job is None:
         yield Finding(
-            "OlderJobNotFound", f"spec.resumeFrom.jobName: there is no FineTuneJob {resume.job_name} in this namespace", passing=True
+            Reason.OLDER_JOB_NOT_FOUND,
+            f"spec.resumeFrom.jobName: there is no FineTuneJob {resume.job_name} in this namespace",
+            passing=True,
         )
 
 
@@ -111,7 +117,7 @@ def version_is_free(subject: Subject) -> Iterator[Finding]:
     if any(version.version == publish.version for version in subject.observed.versions):
         taken = version_name(publish.model, publish.version)
         yield Finding(
-            "VersionTaken", f"spec.publish.version: {taken} exists and was made by another run; name another version or leave it out"
+            Reason.VERSION_TAKEN, f"spec.publish.version: {taken} exists and was made by another run; name another version or leave it out"
         )
 
 

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from datetime import datetime
+
+from finetune_api.finetunejob import ConditionType, FineTuneJobStatus
+from finetune_api.outcome import Reason
+from finetune_api.status import ConditionStatus
 
 from finetune_operator.core import conditions
 from finetune_operator.core.conditions import Condition, Status
 from finetune_operator.core.names import Object
-from finetune_operator.core.plan import Action, Event, Plan
+from finetune_operator.core.plan import Action, Delete, Event, Plan
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import JobFact, Observed
 from finetune_operator.finetunejob.policies import progress
-from finetune_operator.finetunejob.types import ConditionType, Phase
-
-_WAITING = "Waiting"
+from finetune_operator.finetunejob.policies.phase import phase_of
 
 
 @dataclass
 class Draft:
-    """One pass over one job. Steps change it; `plan()` reads it off once at the end."""
+    """One pass over one job. Steps change `status` (`before` is what was read); `plan()` reads it off once at the end."""
 
     job: Object
+    before: FineTuneJobStatus
     observed: Observed
     settings: Settings
     now: datetime
-    status: Object = field(init=False)
+    status: FineTuneJobStatus = field(init=False)
     actions: list[Action] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     status_first: bool = False
-    phase: Phase = Phase.PENDING
     reconciling: str = ""
     stalled: tuple[str, str] | None = None
     """(reason, message) of what needs a person."""
@@ -38,14 +39,16 @@ class Draft:
     _rechecks: list[datetime] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.status = copy.deepcopy(self.job.get("status") or {})
-        before = {condition["type"]: condition for condition in self.status.get("conditions", [])}
-        self._conditions = {}
-        for type in ConditionType:
-            old = before.get(type)
-            self._conditions[type] = (
-                Condition(type, old["status"], old["reason"], old.get("message", "")) if old else Condition(type, "Unknown", _WAITING)
-            )
+        self.status = self.before.model_copy()
+        self._conditions = {type: _carried(type, self.was(type)) for type in ConditionType}
+
+    def was(self, type: ConditionType) -> ConditionStatus | None:
+        """The condition as it was read."""
+        return conditions.find(self.before.conditions, type)
+
+    def reason_was(self, type: ConditionType) -> str:
+        old = self.was(type)
+        return old.reason if old else ""
 
     def set(self, type: ConditionType, status: Status, reason: str, message: str = "") -> None:
         self._conditions[type] = Condition(type, status, reason, message)
@@ -62,20 +65,25 @@ class Draft:
     def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         self.events.append(Event("Warning" if warning else "Normal", reason, message))
 
+    def stop(self, fact: JobFact) -> None:
+        """Its pod gets its grace; the Job is there until the pod is gone."""
+        if not fact.deleting:
+            self.actions.append(Delete("batch/v1", "Job", self.job["metadata"]["namespace"], fact.name, fact.uid, "Foreground"))
+
     @property
     def live_jobs(self) -> list[JobFact]:
         return [job for job in self.observed.jobs if job.state == "Active"]
 
     def plan(self) -> Plan:
         self._set_reconciling()
-        self.status["phase"] = self.phase.value
-        generation = self.job["metadata"].get("generation", 0)
-        self.status["observedGeneration"] = generation
+        status, generation = self.status, self.job["metadata"].get("generation", 0)
         shown = [self._conditions[type] for type in ConditionType if type is not ConditionType.PUBLISHED or self._publishes()]
-        self.status["conditions"] = conditions.merge(self.status.get("conditions", []), shown, generation, self.now)
-        self.status["display"] = progress.display(self.status.get("progress"))
+        status.observed_generation = generation
+        status.conditions = conditions.merge(self.before.conditions, shown, generation, self.now)
+        status.display = progress.display(status.progress)
+        status.phase = phase_of(status)
         return Plan(
-            status=self.status,
+            status=status.wire(),
             actions=() if self.status_first else tuple(self.actions),
             events=tuple(self.events),
             recheck_at=min(self._rechecks, default=None),
@@ -90,8 +98,12 @@ class Draft:
         if self.stalled:
             self.set(ConditionType.STALLED, "True", *self.stalled)
         else:
-            self.set(ConditionType.STALLED, "False", "NotStalled")
+            self.set(ConditionType.STALLED, "False", Reason.NOT_STALLED)
         if self.reconciling and not self.stalled:
             self.set(ConditionType.RECONCILING, "True", self.reconciling)
         else:
-            self.set(ConditionType.RECONCILING, "False", self.stalled[0] if self.stalled else "Settled")
+            self.set(ConditionType.RECONCILING, "False", self.stalled[0] if self.stalled else Reason.SETTLED)
+
+
+def _carried(type: ConditionType, old: ConditionStatus | None) -> Condition:
+    return Condition(type, old.status, old.reason, old.message) if old else Condition(type, "Unknown", Reason.WAITING)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any, Literal, cast
 
-from finetune_trainer.spec import TrainerStatus
+from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, FineTuneJobStatus
+from finetune_api.progress import TrainerStatus
 
 from finetune_operator.core import names
-from finetune_operator.core.conditions import parse_timestamp
-from finetune_operator.core.facts import ClaimFact
+from finetune_operator.core.conditions import find, moment, parse_timestamp
+from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, unschedulable
 from finetune_operator.core.names import Object
+from finetune_operator.core.unreadable import Unreadable
+from finetune_operator.engine.store import MODEL, Key
+from finetune_operator.engine.world import World
 from finetune_operator.finetunejob import checks
 from finetune_operator.finetunejob.observed import JobFact, Observed, OlderJob, PodFact, VersionFact
 from finetune_operator.finetunejob.resources.run_spec import source_claims, storage_claim
 from finetune_operator.finetunejob.resources.stage_job import CONTAINER
-from finetune_operator.finetunejob.types import FineTuneJobSpec
+from finetune_operator.finetunejob.status import read_status
 from finetune_operator.kube.resources import CLAIM, CONFIGMAP, JOB, MODELVERSION, POD, REFUSAL
-from finetune_operator.modelversion.observed import claim_fact
-from finetune_operator.store import MODEL, Key
-from finetune_operator.world import World
 
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
@@ -30,12 +30,13 @@ async def observe(job: Object, world: World) -> Observed:
     metadata = job["metadata"]
     key = Key(names.FINETUNEJOB, metadata["namespace"], metadata["name"])
     jobs = _job_facts(world, key, metadata["uid"])
-    spec = checks.parse(job.get("spec") or {})
-    if isinstance(spec, checks.Finding) or _has_ended(job):
+    spec, status = checks.parse(job.get("spec") or {}), read_status(job)
+    if isinstance(spec, checks.Finding) or isinstance(status, Unreadable) or _has_ended(status):
         return Observed(jobs=jobs, problems=world.problems.get(key, ()))
     return Observed(
         jobs=jobs,
-        claims=_own_claims(world, key, metadata["uid"]) | await _named_claims(spec, job, world),
+        claims=_own_claims(world, key, metadata["uid"])
+        | (await _named_claims(spec, metadata["namespace"], world) if status.start_time is None else {}),
         config_maps=await _config_maps(spec, metadata["namespace"], world),
         versions=_versions(spec, metadata["namespace"], world),
         older_job=_older_job(spec, metadata["namespace"], world),
@@ -46,9 +47,9 @@ async def observe(job: Object, world: World) -> Observed:
     )
 
 
-def _has_ended(job: Object) -> bool:
-    conditions = (job.get("status") or {}).get("conditions", [])
-    return any(condition["type"] == "Succeeded" and condition["status"] != "Unknown" for condition in conditions)
+def _has_ended(status: FineTuneJobStatus) -> bool:
+    succeeded = find(status.conditions, ConditionType.SUCCEEDED)
+    return succeeded is not None and succeeded.status != "Unknown"
 
 
 # ------------------------------------------------------------------------------------------------------------ jobs and pods
@@ -69,7 +70,7 @@ def _controller(live: Object) -> str | None:
 def job_fact(live: Object, pods: Iterable[Object], refusals: Iterable[Object]) -> JobFact:
     metadata, status = live["metadata"], live.get("status") or {}
     labels = metadata.get("labels") or {}
-    ended = _true_conditions(status)
+    ended = {type: condition for type, condition in conditions_of(status).items() if condition["status"] == "True"}
     # with a rank on a lost node Failed never comes: FailureTarget ends the attempt
     failed = ended.get("Failed") or ended.get("FailureTarget")
     end = ended.get("Complete") or failed or {}
@@ -80,7 +81,7 @@ def job_fact(live: Object, pods: Iterable[Object], refusals: Iterable[Object]) -
         attempt=int(labels.get(names.ATTEMPT_LABEL, "0")),
         state="Complete" if "Complete" in ended else "Failed" if failed else "Active",
         created_at=parse_timestamp(metadata["creationTimestamp"]),
-        finished_at=_moment(status.get("completionTime") or end.get("lastTransitionTime")),
+        finished_at=moment(status.get("completionTime") or end.get("lastTransitionTime")),
         reason=end.get("reason", ""),
         message=end.get("message", ""),
         deleting="deletionTimestamp" in metadata,
@@ -94,8 +95,8 @@ def pod_fact(pod: Object) -> PodFact:
     containers = status.get("containerStatuses") or []
     own: Mapping[str, Any] = next((container for container in containers if container["name"] == CONTAINER), {})
     ended = (own.get("state") or {}).get("terminated") or {}
-    conditions = {condition["type"]: condition for condition in status.get("conditions") or []}
-    scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
+    conditions = conditions_of(status)
+    disrupted, (words, since) = conditions.get("DisruptionTarget", {}), unschedulable(conditions)
     return PodFact(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -103,20 +104,15 @@ def pod_fact(pod: Object) -> PodFact:
         node=(pod.get("spec") or {}).get("nodeName"),
         index=int((metadata.get("labels") or {}).get(_INDEX_LABEL, "0")),
         waiting=_waiting([*(status.get("initContainerStatuses") or []), *containers]),
-        unschedulable=scheduled.get("message") if scheduled.get("reason") == "Unschedulable" else None,
-        unschedulable_since=_moment(scheduled.get("lastTransitionTime")) if scheduled.get("reason") == "Unschedulable" else None,
+        unschedulable=words or None,
+        unschedulable_since=since,
         exit_code=ended.get("exitCode"),
         terminated_reason=ended.get("reason") or status.get("reason"),
         message=ended.get("message"),
         disruption=disrupted.get("reason") if disrupted.get("status") == "True" else None,
         deleting="deletionTimestamp" in metadata,
-        gone_by=_moment(metadata.get("deletionTimestamp")),
-        started_at=_moment(status.get("startTime")),
+        gone_by=moment(metadata.get("deletionTimestamp")),
     )
-
-
-def _true_conditions(status: Object) -> dict[str, Object]:
-    return {condition["type"]: condition for condition in status.get("conditions") or [] if condition["status"] == "True"}
 
 
 def _waiting(containers: Iterable[Object]) -> tuple[str, str] | None:
@@ -134,10 +130,6 @@ def _refusal(uid: str, refusals: Iterable[Object]) -> str | None:
     return str(last.get("message", "")) if last else None
 
 
-def _moment(text: str | None) -> datetime | None:
-    return parse_timestamp(text) if text else None
-
-
 # ------------------------------------------------------------------------------------------------------- what the spec names
 
 
@@ -147,11 +139,8 @@ def _own_claims(world: World, key: Key, uid: str) -> dict[str, ClaimFact | None]
     return {claim["metadata"]["name"]: claim_fact(claim) for claim in own}
 
 
-async def _named_claims(spec: FineTuneJobSpec, job: Object, world: World) -> dict[str, ClaimFact | None]:
+async def _named_claims(spec: FineTuneJobSpec, namespace: str, world: World) -> dict[str, ClaimFact | None]:
     """Claims of users, which no watch tells of. They matter before the start only."""
-    if (job.get("status") or {}).get("startTime"):
-        return {}
-    namespace = job["metadata"]["namespace"]
     template = spec.storage.persistent_volume_claim
     wanted = [*source_claims(spec), *([template.claim_name] if template and template.claim_name else [])]
     found = {name: await world.lookups.find(CLAIM, namespace, name) for name in wanted}
@@ -195,8 +184,8 @@ def _older_job(spec: FineTuneJobSpec, namespace: str, world: World) -> OlderJob 
     older = world.store.get(names.FINETUNEJOB, namespace, spec.resume_from.job_name)
     if older is None:
         return None
-    older_spec = checks.parse(older.get("spec") or {})
-    has_started = bool((older.get("status") or {}).get("startTime"))
+    older_spec, status = checks.parse(older.get("spec") or {}), read_status(older)
+    has_started = isinstance(status, Unreadable) or status.start_time is not None
     claim = storage_claim(older_spec, older) if has_started and isinstance(older_spec, FineTuneJobSpec) else None
     return OlderJob(older["metadata"]["name"], older["metadata"]["uid"], claim)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from finetune_trainer.spec import TrainerStatus
+from finetune_api.progress import TrainerStatus
 
 from finetune_operator.core.facts import ClaimFact
 from finetune_operator.core.plan import ActionProblem
@@ -34,7 +34,6 @@ class PodFact:
     deleting: bool = False
     gone_by: datetime | None = None
     """The end of its grace, where it is being deleted."""
-    started_at: datetime | None = None
 
 
 @dataclass(frozen=True)

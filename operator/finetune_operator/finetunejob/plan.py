@@ -8,28 +8,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from finetune_trainer.spec import Stage
+from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, ProgressStatus, VersionRef
+from finetune_api.outcome import Reason
+from finetune_api.run import Stage
 
 from finetune_operator.core import names
-from finetune_operator.core.conditions import find, parse_timestamp, timestamp
 from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import PASSING_PROBLEMS, Create, Delete, Plan
 from finetune_operator.core.settings import Settings
-from finetune_operator.finetunejob import checks, publish, stages
+from finetune_operator.core.unreadable import Unreadable, complaint
+from finetune_operator.finetunejob import attempt, checks, publish
 from finetune_operator.finetunejob.draft import Draft
 from finetune_operator.finetunejob.observed import Observed
 from finetune_operator.finetunejob.policies.deadline import active_seconds, deadline_at
 from finetune_operator.finetunejob.policies.digest import run_digest
 from finetune_operator.finetunejob.resources.claim import make_claim
-from finetune_operator.finetunejob.types import ConditionType, FineTuneJobSpec, Phase
+from finetune_operator.finetunejob.resources.run_spec import images_of
+from finetune_operator.finetunejob.status import CONDITION, read_status
 
 
 def plan(job: Object, observed: Observed, settings: Settings, now: datetime) -> Plan:
     """The whole status to write and the actions to take for `job` as it stands in `observed` at `now` (aware, UTC)."""
-    draft = Draft(job, observed, settings, now)
     if job["metadata"].get("deletionTimestamp"):
-        return Plan(status=draft.status)
+        return Plan(status=job.get("status") or {})
+    status = read_status(job)
+    if isinstance(status, Unreadable):
+        told, events = complaint(status, "nothing is done until it is mended or the job is deleted", now)
+        return Plan(status=told, events=events)
+    draft = Draft(job, status, observed, settings, now)
     if draft.status_of(ConditionType.SUCCEEDED) != "Unknown":
         _after_the_end(draft)
         return draft.plan()
@@ -48,7 +55,7 @@ def plan(job: Object, observed: Observed, settings: Settings, now: datetime) -> 
 
 def _validate(draft: Draft, spec: FineTuneJobSpec) -> bool:
     """Before the start; afterwards only that it is still the run that was started."""
-    if draft.status.get("startTime"):
+    if draft.status.start_time:
         return _has_changed(draft, spec)
     if _is_published_already(draft, spec):
         return True
@@ -56,21 +63,20 @@ def _validate(draft: Draft, spec: FineTuneJobSpec) -> bool:
     if found:
         _refuse(draft, found)
         return True
-    draft.set(ConditionType.VALIDATED, "True", "Valid", "")
+    draft.set(ConditionType.VALIDATED, "True", Reason.VALID, "")
     return False
 
 
 def _has_changed(draft: Draft, spec: FineTuneJobSpec) -> bool:
     """CEL refuses most edits of a started run, but cannot see free-form members (training.args, tolerations, affinity)."""
-    if run_digest(spec, draft.observed.config_maps) == draft.status.get("runDigest"):
-        draft.set(ConditionType.VALIDATED, "True", "Valid")
+    if run_digest(spec, draft.observed.config_maps) == draft.status.run_digest:
+        draft.set(ConditionType.VALIDATED, "True", Reason.VALID)
         return False
     message = "the spec (or a ConfigMap it names) differs from what was started; put it back, or create another job for another run"
-    if not _already_refused(draft, "SpecChanged"):
-        draft.event("SpecChanged", message, warning=True)
-    _keep_phase(draft)
-    draft.set(ConditionType.VALIDATED, "False", "SpecChanged", message)
-    draft.stalled = ("SpecChanged", message)
+    if not _already_refused(draft, Reason.SPEC_CHANGED):
+        draft.event(Reason.SPEC_CHANGED, message, warning=True)
+    draft.set(ConditionType.VALIDATED, "False", Reason.SPEC_CHANGED, message)
+    draft.stalled = (Reason.SPEC_CHANGED, message)
     draft.recheck(draft.now + timedelta(seconds=draft.settings.missing_recheck_s))
     return True
 
@@ -87,11 +93,11 @@ def _is_published_already(draft: Draft, spec: FineTuneJobSpec) -> bool:
         f"{version.name} was made by a run of the same content; nothing was run. Data behind a URI is not compared: "
         "set spec.runId on a new object to run again"
     )
-    draft.status["runDigest"] = digest
-    draft.status["modelVersionRef"] = {"name": version.name, "version": version.version}
-    draft.set(ConditionType.VALIDATED, "True", "Valid")
-    draft.set(ConditionType.PUBLISHED, "True", "AlreadyPublished", message)
-    _succeed(draft, "AlreadyPublished", message)
+    draft.status.run_digest = digest
+    draft.status.model_version_ref = VersionRef(name=version.name, version=version.version)
+    draft.set(ConditionType.VALIDATED, "True", Reason.VALID)
+    draft.set(ConditionType.PUBLISHED, "True", Reason.ALREADY_PUBLISHED, message)
+    _succeed(draft, Reason.ALREADY_PUBLISHED, message)
     return True
 
 
@@ -100,60 +106,47 @@ def _refuse(draft: Draft, found: list[checks.Finding]) -> None:
     message = "; ".join(finding.message for finding in found)
     if not _already_refused(draft, first.reason):
         draft.event(first.reason, message, warning=True)
-    _keep_phase(draft)
     draft.set(ConditionType.VALIDATED, "False", first.reason, message)
     draft.stalled = (first.reason, message)
     if any(finding.passing for finding in found):
         draft.recheck(draft.now + timedelta(seconds=draft.settings.missing_recheck_s))
 
 
-def _keep_phase(draft: Draft) -> None:
-    """A run that was started and is refused now stands still where it is; its pod may go on."""
-    if draft.status.get("startTime"):
-        draft.phase = Phase(draft.status["phase"])
-
-
 def _already_refused(draft: Draft, reason: str) -> bool:
-    old = next((c for c in draft.status.get("conditions", []) if c["type"] == ConditionType.VALIDATED), None)
-    return old is not None and old["status"] == "False" and old["reason"] == reason
+    old = draft.was(ConditionType.VALIDATED)
+    return old is not None and (old.status, old.reason) == ("False", reason)
 
 
 def _start(draft: Draft, spec: FineTuneJobSpec) -> bool:
     """The start is durable before any child exists; from then on the spec is immutable."""
-    if draft.status.get("startTime"):
+    if draft.status.start_time:
         return False
     if spec.suspend:
-        draft.phase = Phase.SUSPENDED
-        draft.set(ConditionType.SUSPENDED, "True", "Suspended", "spec.suspend is true; nothing was started")
+        draft.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, "spec.suspend is true; nothing was started")
         return True
-    draft.status |= {
-        "startTime": timestamp(draft.now),
-        "activeSince": timestamp(draft.now),
-        "activeSeconds": 0,
-        "runDigest": run_digest(spec, draft.observed.config_maps),
-        "images": {
-            "trainer": spec.image or draft.settings.trainer_image,
-            "server": (spec.publish and spec.publish.serving.image) or draft.settings.server_image,
-        },
-    }
-    draft.set(ConditionType.SUSPENDED, "False", "NotSuspended")
-    draft.set(ConditionType.RESOURCES_APPLIED, "True", "Applied")
-    stages.begin(draft, Stage.PREPARE)
-    draft.event("Started", "the run has started with stage prepare")
+    status = draft.status
+    status.start_time = status.active_since = draft.now
+    status.active_seconds = 0
+    status.run_digest = run_digest(spec, draft.observed.config_maps)
+    status.images = images_of(spec, draft.settings)
+    draft.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED)
+    draft.set(ConditionType.RESOURCES_APPLIED, "True", Reason.APPLIED)
+    attempt.begin(draft, Stage.PREPARE)
+    draft.event(Reason.STARTED, "the run has started with stage prepare")
     return True
 
 
 def _report_problems(draft: Draft, spec: FineTuneJobSpec) -> bool:
     """What the API refused to do for us, in its words. Goes on: the cause may be gone."""
     if not draft.observed.problems:
-        draft.set(ConditionType.RESOURCES_APPLIED, "True", "Applied")
+        draft.set(ConditionType.RESOURCES_APPLIED, "True", Reason.APPLIED)
         return False
     first = draft.observed.problems[0]
     message = f"{first.kind} {first.name}: {first.message}"
     if draft.status_of(ConditionType.RESOURCES_APPLIED) != "False":
         draft.event(first.reason, message, warning=True)
     draft.set(ConditionType.RESOURCES_APPLIED, "False", first.reason, message)
-    lasts_at = _quota_lasts_at(draft) if first.reason == "QuotaExceeded" else draft.now
+    lasts_at = _quota_lasts_at(draft) if first.reason == Reason.QUOTA_EXCEEDED else draft.now
     if lasts_at > draft.now:
         draft.recheck(lasts_at)
     elif first.reason not in PASSING_PROBLEMS:
@@ -164,9 +157,9 @@ def _report_problems(draft: Draft, spec: FineTuneJobSpec) -> bool:
 
 def _quota_lasts_at(draft: Draft) -> datetime:
     """A quota is given back some moments after a pod ended: until then nobody needs to be told."""
-    old = find(draft.status.get("conditions", []), ConditionType.RESOURCES_APPLIED)
-    since = parse_timestamp(old["lastTransitionTime"]) if old and old["status"] == "False" else draft.now
-    return since + SCHEDULING_GRACE
+    old = draft.was(ConditionType.RESOURCES_APPLIED)
+    since = old.last_transition_time if old and old.status == "False" else None
+    return (since or draft.now) + SCHEDULING_GRACE
 
 
 def _deadline(draft: Draft, spec: FineTuneJobSpec) -> bool:
@@ -176,7 +169,7 @@ def _deadline(draft: Draft, spec: FineTuneJobSpec) -> bool:
     if due > draft.now:
         draft.recheck(due)
         return False
-    fail(draft, "DeadlineExceeded", f"the run was active for {spec.active_deadline_seconds} s; checkpoints are kept on its storage")
+    fail(draft, Reason.DEADLINE_EXCEEDED, f"the run was active for {spec.active_deadline_seconds} s; checkpoints are kept on its storage")
     return True
 
 
@@ -191,8 +184,8 @@ def _ensure_claim(draft: Draft, spec: FineTuneJobSpec) -> bool:
 
 
 def _run_stages(draft: Draft, spec: FineTuneJobSpec) -> bool:
-    ended = stages.run(draft, spec)
-    if isinstance(ended, stages.Failure):
+    ended = attempt.run(draft, spec)
+    if isinstance(ended, attempt.Failure):
         fail(draft, ended.reason, ended.message, ended.stage)
         return True
     return ended
@@ -210,8 +203,8 @@ def _publish(draft: Draft, spec: FineTuneJobSpec) -> bool:
 
 
 def _end(draft: Draft, spec: FineTuneJobSpec) -> bool:
-    reference = draft.status.get("modelVersionRef")
-    _succeed(draft, "Completed", f"published as {reference['name']}" if reference else "all stages are done; artifacts are in status")
+    reference = draft.status.model_version_ref
+    _succeed(draft, Reason.COMPLETED, f"published as {reference.name}" if reference else "all stages are done; artifacts are in status")
     return True
 
 
@@ -222,58 +215,53 @@ STEPS: tuple[Step, ...] = (_validate, _start, _report_problems, _deadline, _ensu
 # --------------------------------------------------------------------------------------------------------------------- ends
 
 
-def _succeed(draft: Draft, reason: str, message: str) -> None:
-    draft.phase = Phase.SUCCEEDED
+def _succeed(draft: Draft, reason: Reason, message: str) -> None:
     draft.set(ConditionType.SUCCEEDED, "True", reason, message)
     draft.reconciling, draft.stalled = "", None
-    if draft.status.get("startTime"):
-        draft.status["progress"] = {**(draft.status.get("progress") or {}), "percent": 100}
+    if draft.status.start_time:
+        draft.status.progress = (draft.status.progress or ProgressStatus()).model_copy(update={"percent": 100})
     _close(draft)
-    draft.event("Succeeded", message)
+    draft.event(Reason.SUCCEEDED, message)
 
 
 def fail(draft: Draft, reason: str, message: str, stage: Stage | None = None) -> None:
     """The end for good: live pods are stopped with their grace, checkpoints stay where they are."""
-    draft.phase = Phase.FAILED
-    kept = draft.status.get("checkpoint")
-    where = f"; the last checkpoint (step {kept['step']}) is at {kept['uri']}" if kept else ""
+    kept = draft.status.checkpoint
+    where = f"; the last checkpoint (step {kept.step}) is at {kept.uri}" if kept else ""
     if stage is not None:
-        draft.set(stages.CONDITION[stage], "False", reason, message)
+        draft.set(CONDITION[stage], "False", reason, message)
     draft.set(ConditionType.SUCCEEDED, "False", reason, message + where)
     draft.stalled = (reason, message)
     draft.reconciling = ""
     _close(draft)
-    draft.event("Failed", f"{reason}: {message}", warning=True)
+    draft.event(Reason.FAILED, f"{reason}: {message}", warning=True)
     _stop_live_jobs(draft)
 
 
 def _close(draft: Draft) -> None:
-    draft.status["activeSeconds"] = active_seconds(draft.status, draft.now)
-    draft.status.pop("activeSince", None)
-    draft.status["completionTime"] = timestamp(draft.now)
-    if "progress" in draft.status:
-        draft.status["progress"].pop("etaSeconds", None)
+    status = draft.status
+    status.active_seconds = active_seconds(status, draft.now)
+    status.active_since = None
+    status.completion_time = draft.now
+    if status.progress:
+        status.progress = status.progress.model_copy(update={"eta_seconds": None})
 
 
 def _stop_live_jobs(draft: Draft) -> None:
-    namespace = draft.job["metadata"]["namespace"]
     for live in draft.live_jobs:
-        if not live.deleting:
-            draft.actions.append(Delete("batch/v1", "Job", namespace, live.name, live.uid, "Foreground"))
+        draft.stop(live)
 
 
 def _after_the_end(draft: Draft) -> None:
     """Terminal never leaves: only leftovers are cleaned, and the TTL counts from the recorded end."""
-    succeeded = draft.is_true(ConditionType.SUCCEEDED)
-    draft.phase = Phase.SUCCEEDED if succeeded else Phase.FAILED
-    if not succeeded:
-        old = next(c for c in draft.status["conditions"] if c["type"] == ConditionType.SUCCEEDED)
-        draft.stalled = (old["reason"], old.get("message", ""))
+    old = draft.was(ConditionType.SUCCEEDED)
+    if old and old.status == "False":
+        draft.stalled = (old.reason, old.message)
     _stop_live_jobs(draft)
     ttl = (draft.job.get("spec") or {}).get("ttlSecondsAfterFinished")
-    if ttl is None or "completionTime" not in draft.status:
+    if ttl is None or draft.status.completion_time is None:
         return
-    due = parse_timestamp(draft.status["completionTime"]) + timedelta(seconds=ttl)
+    due = draft.status.completion_time + timedelta(seconds=ttl)
     if due > draft.now:
         draft.recheck(due)
         return

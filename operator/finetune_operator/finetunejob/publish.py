@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, VersionRef
+from finetune_api.outcome import Reason
+from finetune_api.sections.publish import Publish
+from finetune_api.uri import ClaimPath
+
 from finetune_operator.core import names
 from finetune_operator.core.facts import ClaimFact
 from finetune_operator.core.names import Object
@@ -16,28 +21,26 @@ from finetune_operator.finetunejob.draft import Draft
 from finetune_operator.finetunejob.observed import VersionFact
 from finetune_operator.finetunejob.resources.model_version import make_model_version
 from finetune_operator.finetunejob.resources.run_spec import storage_claim
-from finetune_operator.finetunejob.types import ConditionType, FineTuneJobSpec, Phase, Publish
 
 
 @dataclass(frozen=True)
 class Refused:
     """The run cannot be registered as asked."""
 
-    reason: str
+    reason: Reason
     message: str
 
 
 def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Refused:
     """True: the pass ends here; False: registered; Refused: nothing is known to register, or the wanted number is another run's."""
     assert spec.publish is not None
-    draft.phase = Phase.PUBLISHING
-    draft.reconciling = "PublishedPending"
-    if not draft.status.get("artifacts"):
-        where = f"pvc://{storage_claim(spec, draft.job)}/{names.storage_prefix(_uid(draft))}"
+    draft.reconciling = Reason.PUBLISHED_PENDING
+    if not draft.status.artifacts:
+        where = ClaimPath(storage_claim(spec, draft.job), names.storage_prefix(_uid(draft)))
         return Refused(
-            "ArtifactsUnknown", f"stage package told of no artifacts, so there is nothing to register; its files are under {where}"
+            Reason.ARTIFACTS_UNKNOWN, f"stage package told of no artifacts, so there is nothing to register; its files are under {where}"
         )
-    reference = draft.status.get("modelVersionRef")
+    reference = draft.status.model_version_ref
     holder = _holder(draft, reference)
     if reference is None or (holder and holder.job_uid != draft.job["metadata"]["uid"]):
         return _reserve(draft, spec.publish)
@@ -46,14 +49,14 @@ def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Refused:
         if claim and _owned_by_job(draft, claim):
             draft.actions.append(_set_owners(draft, claim, [owner for owner in claim.owners if owner.get("uid") != _uid(draft)]))
             return True
-        draft.actions.append(Create(make_model_version(spec, draft.job)))
+        draft.actions.append(Create(make_model_version(spec, draft.job, draft.before)))
         return True
     if claim and spec.retention.artifacts == "Delete" and holder.uid not in {owner.get("uid") for owner in claim.owners}:
         owner = {"apiVersion": names.API_VERSION, "kind": names.MODELVERSION, "name": holder.name, "uid": holder.uid}
         draft.actions.append(_set_owners(draft, claim, [*claim.owners, owner]))
         return True
-    draft.set(ConditionType.PUBLISHED, "True", "Registered", f"registered as {holder.name}")
-    draft.event("Published", f"registered as {holder.name}")
+    draft.set(ConditionType.PUBLISHED, "True", Reason.REGISTERED, f"registered as {holder.name}")
+    draft.event(Reason.PUBLISHED, f"registered as {holder.name}")
     return False
 
 
@@ -61,17 +64,17 @@ def _reserve(draft: Draft, publish: Publish) -> bool | Refused:
     taken = {version.version for version in draft.observed.versions}
     if publish.version is not None and publish.version in taken:
         message = f"spec.publish.version: {names.version_name(publish.model, publish.version)} was made by another run meanwhile"
-        return Refused("VersionTaken", message)
+        return Refused(Reason.VERSION_TAKEN, message)
     version = publish.version or max(taken, default=0) + 1
-    draft.status["modelVersionRef"] = {"name": names.version_name(publish.model, version), "version": version}
-    draft.set(ConditionType.PUBLISHED, "False", "Registering", f"number {version} is reserved")
+    draft.status.model_version_ref = VersionRef(name=names.version_name(publish.model, version), version=version)
+    draft.set(ConditionType.PUBLISHED, "False", Reason.REGISTERING, f"number {version} is reserved")
     draft.status_first = True
     draft.recheck(draft.now)
     return True
 
 
-def _holder(draft: Draft, reference: Object | None) -> VersionFact | None:
-    return next((version for version in draft.observed.versions if reference and version.name == reference["name"]), None)
+def _holder(draft: Draft, reference: VersionRef | None) -> VersionFact | None:
+    return next((version for version in draft.observed.versions if reference and version.name == reference.name), None)
 
 
 def _uid(draft: Draft) -> str:

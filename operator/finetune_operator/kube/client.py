@@ -9,7 +9,7 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 from finetune_operator.core.names import FIELD_MANAGER, Object
-from finetune_operator.kube.errors import Conflict, NotFound, Unreachable, error_of
+from finetune_operator.kube.errors import NotFound, Unreachable, error_of
 from finetune_operator.kube.resources import TOKENREVIEW, Resource, resource_of
 
 MERGE_PATCH = "application/merge-patch+json"
@@ -181,8 +181,3 @@ def _decoded(body: bytes) -> Any:
         return json.loads(body)
     except ValueError:
         return body.decode(errors="replace")[:500]
-
-
-def is_field_conflict(error: Conflict) -> bool:
-    """Whether a server-side apply was refused because other managers own fields of the object."""
-    return "conflict with" in error.message or "conflicts with" in error.message

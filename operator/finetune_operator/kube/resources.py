@@ -74,7 +74,3 @@ _KNOWN = {
 def resource_of(api_version: str, kind: str) -> Resource:
     """The resource of an object's `apiVersion` and `kind`. KeyError: a kind that nothing here speaks of."""
     return _KNOWN[api_version, kind]
-
-
-def watched_kind(kind: str) -> Resource:
-    return next(resource for resource in WATCHED if resource.kind == kind)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from finetune_api.outcome import Reason
+
 from finetune_operator.core.names import version_name
 from finetune_operator.core.settings import Settings
 from finetune_operator.modelversion.observed import Observed
-from finetune_operator.modelversion.types import Reason
-from finetune_operator.modelversion.versions import Version, claim_and_path
+from finetune_operator.modelversion.versions import Version
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def artifact_is_published(subject: Subject) -> Iterator[Finding]:
 
 def artifact_path_stays_in_its_claim(subject: Subject) -> Iterator[Finding]:
     artifact = subject.version.artifact
-    if artifact and not {"", ".", ".."}.isdisjoint(claim_and_path(artifact.uri)[1].split("/")):
+    if artifact and not artifact.location.stays_inside:
         yield Finding(Reason.UNSAFE_PATH, f"spec.artifacts[{artifact.name}].uri must be a plain path below its claim, without '.' or '..'")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from finetune_api.modelversion import ConditionType, Stage
+from finetune_api.outcome import Reason
+from finetune_api.sections.rollout import GatewayAPI
 
 from finetune_operator.core.conditions import Condition, Status, find
 from finetune_operator.core.facts import SCHEDULING_GRACE, ClaimFact
@@ -14,8 +18,7 @@ from finetune_operator.modelversion.observed import Observed, PodFact, RouteFact
 from finetune_operator.modelversion.policies.steps import Gate, Obstacle, describe
 from finetune_operator.modelversion.policies.succession import refusal_of
 from finetune_operator.modelversion.policies.traffic import answers, differs, followed_version
-from finetune_operator.modelversion.types import ConditionType, GatewayAPI, Reason, Stage
-from finetune_operator.modelversion.versions import Version, claim_and_path
+from finetune_operator.modelversion.versions import Version
 
 ROUTE_GRACE = timedelta(seconds=10)
 """How long after a step the Gateway's silence or refusal is no news: it needs well under a second, may not have seen a new Service
@@ -81,15 +84,15 @@ def _verified(version: Version, observed: Observed) -> Condition:
     artifact = version.artifact
     if artifact and any(pod.version == version.name and pod.ready for pod in observed.pods):
         return Condition(ConditionType.VERIFIED, "True", Reason.DIGEST_MATCHES, f"{artifact.name} was read with SHA-256 {artifact.sha256}")
-    before = find(_conditions(version), ConditionType.VERIFIED)
+    before = find(version.status.conditions, ConditionType.VERIFIED)
     if before:
-        return Condition(ConditionType.VERIFIED, before["status"], before["reason"], before.get("message", ""))
+        return Condition(ConditionType.VERIFIED, before.status, before.reason, before.message)
     return Condition(ConditionType.VERIFIED, "Unknown", Reason.NOT_READ_YET, "no server has read the artifact yet")
 
 
 def _artifacts_reachable(version: Version, outlook: Outlook) -> Condition:
     artifact = version.artifact or version.spec.artifacts[0]
-    name, _ = claim_and_path(artifact.uri)
+    name = artifact.location.claim
     claim = outlook.observed.claims.get(name)
 
     def no(reason: Reason, message: str) -> Condition:
@@ -197,12 +200,12 @@ def _resources_applied(version: Version, observed: Observed) -> Condition:
     problem = _problem_of(version, observed)
     if problem is None:
         return Condition(ConditionType.RESOURCES_APPLIED, "True", Reason.APPLIED)
-    return Condition(ConditionType.RESOURCES_APPLIED, "False", Reason(problem.reason), f"{problem.kind} {problem.name}: {problem.message}")
+    return Condition(ConditionType.RESOURCES_APPLIED, "False", problem.reason, f"{problem.kind} {problem.name}: {problem.message}")
 
 
 def _problem_of(version: Version, observed: Observed) -> ActionProblem | None:
     """Children carry the version's name; the route carries the model's and is the concern of every version in service."""
-    mine = {version.name} | {claim_and_path(artifact.uri)[0] for artifact in version.spec.artifacts}
+    mine = {version.name} | {artifact.location.claim for artifact in version.spec.artifacts}
     return next(
         (p for p in observed.problems if p.name in mine or (p.name == version.spec.model and p.kind == "HTTPRoute" and version.in_service)),
         None,
@@ -281,10 +284,6 @@ def newly_stalled(version: Version, conditions: Sequence[Condition]) -> Conditio
     return stalled if stalled.status == "True" and not _was(version, ConditionType.STALLED, stalled.reason) else None
 
 
-def _conditions(version: Version) -> Sequence[Mapping[str, str]]:
-    return version.object.get("status", {}).get("conditions", [])  # type: ignore[no-any-return]
-
-
 def _was(version: Version, type: ConditionType, reason: Reason | str) -> bool:
-    condition = find(_conditions(version), type)
-    return condition is not None and condition["reason"] == reason
+    condition = find(version.status.conditions, type)
+    return condition is not None and condition.reason == reason

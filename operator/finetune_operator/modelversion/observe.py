@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from finetune_api.uri import claim_of
+
 from finetune_operator.core.names import Object
+from finetune_operator.engine.store import Key
+from finetune_operator.engine.world import World
 from finetune_operator.kube.resources import CLAIM, DEPLOYMENT, HTTPROUTE, POD, SERVICE
 from finetune_operator.modelversion.observed import Observed, observed_of
-from finetune_operator.modelversion.versions import claim_and_path
-from finetune_operator.store import Key
-from finetune_operator.world import World
 
 
 async def observe(key: Key, versions: Iterable[Object], world: World) -> Observed:
@@ -27,7 +28,7 @@ async def observe(key: Key, versions: Iterable[Object], world: World) -> Observe
 
 def _claim_names(versions: Iterable[Object]) -> list[str]:
     uris = [artifact["uri"] for version in versions for artifact in version["spec"].get("artifacts") or []]
-    return list(dict.fromkeys(claim_and_path(uri)[0] for uri in uris))
+    return list(dict.fromkeys(claim for claim in map(claim_of, uris) if claim))
 
 
 async def _claim(namespace: str, name: str, world: World) -> Object | None:

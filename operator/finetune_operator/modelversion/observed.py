@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.core.conditions import parse_timestamp
-from finetune_operator.core.facts import ClaimFact
+from finetune_operator.core.conditions import moment
+from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, unschedulable
 from finetune_operator.core.names import MANAGED_BY, MANAGED_BY_VALUE, MODEL_LABEL, VERSION_LABEL, Object
 from finetune_operator.core.plan import ActionProblem
 
@@ -129,10 +129,10 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
     available = status.get("availableReplicas", 0)
     seen = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
     complete = status.get("updatedReplicas", 0) == status.get("replicas", 0) == available == replicas
-    conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
+    conditions = conditions_of(status)
     progressing = conditions.get("Progressing", {})
     failure = conditions.get("ReplicaFailure", {})
-    refused, since = failure.get("status") == "True", failure.get("lastTransitionTime")
+    refused = failure.get("status") == "True"
     return DeploymentFact(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -142,19 +142,18 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
         ready=seen and complete and available > 0,
         deadline_exceeded=progressing.get("message", "") if progressing.get("reason") == PROGRESS_DEADLINE_EXCEEDED else "",
         refused=failure.get("message", "") if refused else "",
-        refused_since=parse_timestamp(since) if refused and since else None,
+        refused_since=moment(failure.get("lastTransitionTime")) if refused else None,
     )
 
 
 def pod_fact(pod: Mapping[str, Any]) -> PodFact:
     labels, status = pod["metadata"].get("labels", {}), pod.get("status", {})
-    conditions = {condition["type"]: condition for condition in status.get("conditions", [])}
+    conditions = conditions_of(status)
     container = _first(status.get("containerStatuses", []))
     state, last = container.get("state", {}), container.get("lastState", {})
     ended = state.get("terminated") or last.get("terminated") or {}
     waiting = state.get("waiting", {})
-    scheduled = conditions.get("PodScheduled", {})
-    unschedulable, since = scheduled.get("reason") == "Unschedulable", scheduled.get("lastTransitionTime")
+    words, since = unschedulable(conditions)
     return PodFact(
         name=pod["metadata"]["name"],
         version=f"{labels.get(MODEL_LABEL, '')}-v{labels.get(VERSION_LABEL, '')}",
@@ -163,8 +162,8 @@ def pod_fact(pod: Mapping[str, Any]) -> PodFact:
         last_exit_code=ended.get("exitCode"),
         last_message=ended.get("message", ""),
         waiting=": ".join(filter(None, (waiting.get("reason", ""), waiting.get("message", "")))),
-        unschedulable=scheduled.get("message", "") if unschedulable else "",
-        unschedulable_since=parse_timestamp(since) if unschedulable and since else None,
+        unschedulable=words,
+        unschedulable_since=since,
     )
 
 
@@ -196,22 +195,8 @@ def parse_steps(text: str) -> dict[str, int]:
     return {name: int(index) for name, _, index in pairs if name and index.isascii() and index.isdigit()}
 
 
-def claim_fact(claim: Mapping[str, Any]) -> ClaimFact:
-    metadata = claim["metadata"]
-    return ClaimFact(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        resource_version=metadata.get("resourceVersion", ""),
-        owners=tuple(metadata.get("ownerReferences", [])),
-        labels=metadata.get("labels", {}),
-        phase=claim.get("status", {}).get("phase", "Pending"),
-        access_modes=tuple(claim.get("spec", {}).get("accessModes", [])),
-        deleting="deletionTimestamp" in metadata,
-    )
-
-
 def _parent_fact(parent: Mapping[str, Any], route_namespace: str) -> ParentFact:
-    conditions = {condition["type"]: condition for condition in parent.get("conditions", [])}
+    conditions = conditions_of(parent)
     both = [conditions.get(type, {}) for type in ("Accepted", "ResolvedRefs")]
     refused = _first([condition for condition in both if condition and condition["status"] != "True"])
     return ParentFact(

@@ -8,39 +8,34 @@ pass can be interrupted anywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
 
+from finetune_api.modelversion import HISTORY_ENTRIES, Display, HistoryEntry, ModelVersionStatus, Stage
+from finetune_api.status import timestamp
+
 from finetune_operator.core import names
-from finetune_operator.core.conditions import Condition, cut, merge, timestamp
+from finetune_operator.core.conditions import Condition, merge
 from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, Apply, Delete, Event, SetOwners
 from finetune_operator.core.settings import Settings
-from finetune_operator.modelversion.checks import Finding, first_finding
+from finetune_operator.core.unreadable import complaint
 from finetune_operator.modelversion.conditions import Outlook, conditions_of, grace_ends, is_one_node, newly_stalled
 from finetune_operator.modelversion.observed import Observed
 from finetune_operator.modelversion.policies import keep
 from finetune_operator.modelversion.policies.restore import restored_moves
-from finetune_operator.modelversion.policies.steps import Gate, Obstacle, next_step, obstacle
+from finetune_operator.modelversion.policies.steps import next_step
 from finetune_operator.modelversion.policies.succession import departure, displacements, homecoming
-from finetune_operator.modelversion.policies.traffic import followed_traffic, shares, wanted_backends
+from finetune_operator.modelversion.policies.traffic import followed_traffic
 from finetune_operator.modelversion.resources.deployment import make_deployment
 from finetune_operator.modelversion.resources.http_route import API_VERSION as ROUTE_API_VERSION
 from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KIND
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import endpoint, make_service
-from finetune_operator.modelversion.types import (
-    HISTORY_ENTRIES,
-    ConditionType,
-    Display,
-    HistoryEntry,
-    ModelVersionStatus,
-    Reason,
-    Stage,
-)
-from finetune_operator.modelversion.versions import Move, Unreadable, Version, claim_and_path, find_version, moved, read_versions
+from finetune_operator.modelversion.situation import Situation
+from finetune_operator.modelversion.versions import Move, Version, find_version, is_live, moved, read_versions
 
 
 @dataclass(frozen=True)
@@ -58,12 +53,17 @@ class ModelPlan:
     recheck_at: datetime | None = None
 
 
+_UNREADABLE = "no version of the model is moved until this one is repaired or deleted"
+
+
 def plan_model(versions: Sequence[Object], observed: Observed, settings: Settings, now: datetime) -> ModelPlan:
     """The plan for all ModelVersion objects of one model in one namespace; those under deletion get no status and no children."""
     readable, unreadable = read_versions(versions)
-    complaints = {item.object["metadata"]["name"]: _unreadable_status(item, now) for item in unreadable}
-    if any(item.live for item in unreadable):
-        return ModelPlan(complaints)
+    told = {item.object["metadata"]["name"]: complaint(item, _UNREADABLE, now) for item in unreadable}
+    complaints = {name: status for name, (status, _) in told.items()}
+    said = tuple((name, event) for name, (_, events) in told.items() for event in events)
+    if any(map(is_live, unreadable)):
+        return ModelPlan(complaints, events=said)
     situation = Situation(readable, observed, settings, now)
     moves = decide_moves(situation)
     after = replace(situation, versions=moved(readable, moves))
@@ -71,57 +71,9 @@ def plan_model(versions: Sequence[Object], observed: Observed, settings: Setting
     return ModelPlan(
         statuses=complaints | statuses,
         actions=() if moves else tuple(_actions(after)),
-        events=tuple(events),
+        events=(*said, *events),
         recheck_at=_recheck_at(after),
     )
-
-
-@dataclass(frozen=True)
-class Situation:
-    """The versions at their places, and everything that follows from them."""
-
-    versions: Sequence[Version]
-    observed: Observed
-    settings: Settings
-    now: datetime
-    weights: Mapping[str, int] = field(init=False)
-    findings: Mapping[str, Finding | None] = field(init=False)
-    gate: Gate = field(init=False)
-
-    def __post_init__(self) -> None:
-        weights = shares(self.versions, self.observed)
-        findings = {version.name: first_finding(version, self.observed, self.settings) for version in self.versions}
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "findings", findings)
-        object.__setattr__(self, "gate", Gate(self.observed, self._route_settled(), self.now))
-
-    def _route_settled(self) -> bool:
-        if followed_traffic(self.versions).type == "None":
-            return True
-        route = self.observed.route
-        return route is not None and self.route_accepted and dict(route.weights) == self.backends
-
-    @property
-    def backends(self) -> dict[str, int]:
-        return wanted_backends(self.versions, self.weights, self.observed)
-
-    @property
-    def route_accepted(self) -> bool:
-        """Whether the route as it is, whatever its weights, is what the Gateway does; true where there is none."""
-        route, settings = self.observed.route, followed_traffic(self.versions).gateway_api
-        if route is None:
-            return True
-        parents = [route.parent(settings.gateway.name, settings.gateway.namespace)] if settings else list(route.parents)
-        return all(parent is not None and parent.accepted and parent.generation == route.generation for parent in parents)
-
-    def obstacle_of(self, version: Version) -> Obstacle | None:
-        return obstacle(version, self.versions, self.findings[version.name], self.gate)
-
-    def pods_wanted(self, version: Version) -> bool:
-        return keep.pods_are_wanted(version, self.versions, self.weights, self.now)
-
-    def idle_since(self, version: Version) -> datetime | None:
-        return None if self.pods_wanted(version) else keep.idle_since(version, self.observed, self.route_accepted, self.now)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- moves
@@ -183,7 +135,7 @@ def _claim_owners(situation: Situation) -> list[Action]:
 
 
 def _lies_on(version: Version, claim: str) -> bool:
-    return any(claim_and_path(artifact.uri)[0] == claim for artifact in version.spec.artifacts)
+    return any(artifact.location.claim == claim for artifact in version.spec.artifacts)
 
 
 def _children(version: Version, situation: Situation) -> list[Action]:
@@ -193,7 +145,7 @@ def _children(version: Version, situation: Situation) -> list[Action]:
         return []
     running = situation.observed.deployments.get(version.name)
     image = version.spec.serving.image or (running.image if running else situation.settings.server_image)
-    one_node = is_one_node(situation.observed.claims.get(claim_and_path(artifact.uri)[0]))
+    one_node = is_one_node(situation.observed.claims.get(artifact.location.claim))
     deployment = make_deployment(version, artifact, image, one_node=one_node, settings=situation.settings)
     return [Apply(deployment), Apply(make_service(version))]
 
@@ -256,16 +208,16 @@ def _status(version: Version, situation: Situation, conditions: Sequence[Conditi
         stage=place.stage,
         weight=weight,
         step_index=version.step_index,
-        step_started_time=timestamp(place.since) if place.since else None,
-        idle_since=timestamp(place.idle_since) if place.idle_since else None,
+        step_started_time=place.since,
+        idle_since=place.idle_since,
         replaced_by=place.replaced_by,
         endpoint=endpoint(version) if situation.pods_wanted(version) else None,
+        conditions=merge(version.status.conditions, conditions, version.generation, situation.now),
         display=Display(score="" if score is None else f"{score:.3g}", weight=f"{weight}%"),
         history=history[-HISTORY_ENTRIES:],
         observed_generation=version.generation,
-    ).wire()
-    before = version.object.get("status", {}).get("conditions", [])
-    return status | {"conditions": merge(before, conditions, version.generation, situation.now)}
+    )
+    return (version.status.model_extra or {}) | status.wire()
 
 
 def _entry(version: Version, move: Move, now: datetime) -> HistoryEntry:
@@ -275,8 +227,8 @@ def _entry(version: Version, move: Move, now: datetime) -> HistoryEntry:
             "from": version.status.stage.value if version.has_status else "",
             "to": move.to.stage.value,
             "by": move.by,
-            "why": cut(move.why),
-            "evidence": cut(move.evidence),
+            "why": move.why,
+            "evidence": move.evidence,
         }
     )
 
@@ -289,19 +241,6 @@ def _events(version: Version, move: Move | None, stalled: Condition | None) -> l
     if stalled:
         events.append(Event("Warning", stalled.reason, stalled.message))
     return events
-
-
-def _unreadable_status(item: Unreadable, now: datetime) -> Object:
-    """The status as it was, with the one complaint."""
-    status, generation = dict(item.object.get("status", {})), item.object["metadata"].get("generation", 0)
-    message = f"{item.problem}: no version of the model is moved until this one is repaired or deleted"
-    own = [
-        Condition(ConditionType.RECONCILING, "False", Reason.INVALID_SPEC),
-        Condition(ConditionType.STALLED, "True", Reason.INVALID_SPEC, message),
-    ]
-    before = status.get("conditions", [])
-    kept = [condition for condition in before if condition["type"] not in {condition.type for condition in own}]
-    return status | {"conditions": [*kept, *merge(before, own, generation, now)], "observedGeneration": generation}
 
 
 # ------------------------------------------------------------------------------------------------------------------------- time
@@ -330,5 +269,5 @@ def _recheck_at(situation: Situation) -> datetime | None:
 
 
 def _awaits_claim(version: Version, situation: Situation) -> bool:
-    claims = [situation.observed.claims.get(claim_and_path(artifact.uri)[0]) for artifact in version.spec.artifacts]
+    claims = [situation.observed.claims.get(artifact.location.claim) for artifact in version.spec.artifacts]
     return version.in_service and not all(claim and claim.phase == "Bound" and not claim.deleting for claim in claims)

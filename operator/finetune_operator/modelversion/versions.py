@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from finetune_api.modelversion import LIVE, ModelVersionSpec, ModelVersionStatus, PublishedArtifact, Stage
+from finetune_api.outcome import Reason
+from finetune_api.sections.rollout import StageName, Step
 from pydantic import ValidationError
 
-from finetune_operator.core.conditions import parse_timestamp
 from finetune_operator.core.names import Object
-from finetune_operator.modelversion.types import LIVE, ModelVersionSpec, ModelVersionStatus, PublishedArtifact, Stage, StageName, Step
+from finetune_operator.core.unreadable import Unreadable, problem_of, read_status
 
 IN_SERVICE = LIVE | {Stage.REGISTERED}
 """Stages of a version whose pods are wanted; the others are ends."""
@@ -125,18 +127,6 @@ class Version:
         return replace(self, place=place)
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A version whose spec or status does not parse: made by another release, as the API server checks what we generate."""
-
-    object: Object
-    problem: str
-
-    @property
-    def live(self) -> bool:
-        return self.object.get("status", {}).get("stage") in LIVE
-
-
 def read_versions(objects: Iterable[Object]) -> tuple[list[Version], list[Unreadable]]:
     """The versions by number, oldest first; those under deletion are left out."""
     read: list[Version] = []
@@ -144,33 +134,34 @@ def read_versions(objects: Iterable[Object]) -> tuple[list[Version], list[Unread
     for item in objects:
         if "deletionTimestamp" in item["metadata"]:
             continue
-        try:
-            read.append(_read(item))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            unreadable.append(Unreadable(item, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"))
+        version = _read(item)
+        if isinstance(version, Unreadable):
+            unreadable.append(version)
+        else:
+            read.append(version)
     return sorted(read, key=lambda version: (version.spec.version, version.name)), unreadable
 
 
-def _read(item: Object) -> Version:
-    status = ModelVersionStatus.model_validate(item.get("status", {}))
-    place = Place(status.stage, status.step_index, _time(status.step_started_time), status.replaced_by, _time(status.idle_since))
-    return Version(item, ModelVersionSpec.model_validate(item["spec"]), status, place)
+def is_live(item: Unreadable) -> bool:
+    """Whether traffic may go to a version that cannot be read."""
+    return (item.object.get("status") or {}).get("stage") in LIVE
 
 
-def _time(text: str | None) -> datetime | None:
-    return parse_timestamp(text) if text else None
+def _read(item: Object) -> Version | Unreadable:
+    try:
+        spec = ModelVersionSpec.model_validate(item["spec"])
+    except ValidationError as error:
+        return Unreadable(item, Reason.INVALID_SPEC, problem_of("spec", error))
+    status = read_status(item, ModelVersionStatus, views=("display",))
+    if isinstance(status, Unreadable):
+        return status
+    place = Place(status.stage, status.step_index, status.step_started_time, status.replaced_by, status.idle_since)
+    return Version(item, spec, status, place)
 
 
 def duration_of(text: str) -> timedelta:
     """The length of a Gateway API duration such as 1h30m or 500ms."""
     return timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in re.findall(r"([0-9]+)(ms|h|m|s)", text)))
-
-
-def claim_and_path(uri: str) -> tuple[str, str]:
-    """Claim name and path within it of a pvc:// URI."""
-    claim, _, path = uri.removeprefix("pvc://").partition("/")
-    return claim, path
 
 
 def moved(versions: Sequence[Version], moves: Sequence[Move]) -> list[Version]:

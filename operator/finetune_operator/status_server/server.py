@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from finetune_trainer.spec import ProgressReport
+from finetune_api.progress import ProgressReport
 from pydantic import ValidationError
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.reports import Report, Reports
+from finetune_operator.engine.store import Key, Store
 from finetune_operator.kube.errors import ApiError
-from finetune_operator.metrics import Metrics
-from finetune_operator.status_server.reports import Report, Reports
 from finetune_operator.status_server.tokens import Identity, Rate, Tokens
-from finetune_operator.store import Key, Store
 
 log = logging.getLogger(__name__)
 

@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from finetune_operator.core.settings import Settings
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.reports import Reports
+from finetune_operator.engine.store import Store
 from finetune_operator.kube.client import Client
 from finetune_operator.kube.errors import ApiError
-from finetune_operator.metrics import Metrics
 from finetune_operator.status_server.certificates import Keys, load_into, server_context
 from finetune_operator.status_server.endpoint import make_endpoint_slice
 from finetune_operator.status_server.keystore import KeyStore
-from finetune_operator.status_server.reports import Reports
 from finetune_operator.status_server.server import StatusServer
 from finetune_operator.status_server.tokens import Tokens
-from finetune_operator.store import Store
 
 log = logging.getLogger(__name__)
 

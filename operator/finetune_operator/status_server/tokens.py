@@ -14,7 +14,6 @@ from finetune_operator.kube.client import Client
 _GOOD_S = 60.0
 _BAD_S = 10.0
 _REMEMBERED = 4096
-_POD_NAME = "authentication.kubernetes.io/pod-name"
 _POD_UID = "authentication.kubernetes.io/pod-uid"
 
 
@@ -23,7 +22,6 @@ class Identity:
     """The pod that a service account token is bound to."""
 
     namespace: str
-    pod_name: str
     pod_uid: str
 
 
@@ -57,11 +55,10 @@ def _identity(review: Object, audience: str) -> Identity | None:
         return None
     user = review.get("user") or {}
     parts = str(user.get("username", "")).split(":")
-    extra = user.get("extra") or {}
-    names, uids = extra.get(_POD_NAME) or [], extra.get(_POD_UID) or []
-    if len(parts) != 4 or parts[:2] != ["system", "serviceaccount"] or len(names) != 1 or len(uids) != 1:
+    uids = (user.get("extra") or {}).get(_POD_UID) or []
+    if len(parts) != 4 or parts[:2] != ["system", "serviceaccount"] or len(uids) != 1:
         return None
-    return Identity(parts[2], names[0], uids[0])
+    return Identity(parts[2], uids[0])
 
 
 @dataclass

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from finetune_trainer.evaluate.bootstrap import Samples, Statistic, difference, estimate, mean, perplexity
-from finetune_trainer.spec import METRICS, Estimate, Gate, GateReport, MetricReport
+from finetune_api.answer import Estimate, GateReport, MetricReport
+from finetune_api.sections.evaluation import METRICS, Gate
+
+from finetune_trainer.bootstrap import Samples, Statistic, difference, estimate, mean, perplexity
 
 MIN_GROUPS = 5
 """Fewer groups than this have no bounds worth the name, however many rows they hold."""

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from finetune_api.sections.evaluation import Evaluation
 
-from finetune_trainer.data.prepared import HeldOutRow
-from finetune_trainer.evaluate.bootstrap import SEED, Samples, samples
+from finetune_trainer.bootstrap import SEED, Samples, samples
 from finetune_trainer.llama.model import Choice, Generation
-from finetune_trainer.spec import Evaluation
+from finetune_trainer.prepared import HeldOutRow
 
 CHOICES = 8
 """Answers among which the true one must be preferred; chance is 1 / 8."""

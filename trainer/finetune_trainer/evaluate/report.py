@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from finetune_trainer.spec import METRICS, Estimate, EvaluationReport, MetricReport
+from finetune_api.answer import Estimate, EvaluationReport, MetricReport
+from finetune_api.sections.evaluation import METRICS
 
 _COLOURS = {"tuned": "#1f77b4", "base": "#9aa0a6", "production": "#2ca02c"}
 _WIDTH, _LEFT, _RIGHT, _BAR, _GAP = 720, 210, 110, 16, 14

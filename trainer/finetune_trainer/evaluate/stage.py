@@ -15,22 +15,25 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from finetune_trainer.data.prepared import HeldOutRow, Prepared, load_prepared
+from finetune_api.answer import Answer, EvaluationReport, GateReport, StageResult
+from finetune_api.outcome import Reason
+from finetune_api.run import RunSpec, Stage
+from finetune_api.sections.export import GGUFType
+
+from finetune_trainer.bootstrap import Samples
 from finetune_trainer.errors import StageError
-from finetune_trainer.evaluate.bootstrap import Samples
 from finetune_trainer.evaluate.gates import Evidence, judge_gate, metric_reports
 from finetune_trainer.evaluate.measure import context_tokens, draw, measure
 from finetune_trainer.evaluate.report import write_reports
+from finetune_trainer.llama.base_gguf import base_ggufs
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
-from finetune_trainer.package.base_gguf import base_ggufs
-from finetune_trainer.spec import Answer, EvaluationReport, ExitCode, GateReport, GGUFType, RunSpec, Stage, StageResult
-from finetune_trainer.storage import Manifest, hash_file, inputs_digest, local_path, write_atomically
-
-if TYPE_CHECKING:
-    from finetune_trainer.__main__ import Workspace
+from finetune_trainer.prepared import HeldOutRow, Prepared, load_prepared
+from finetune_trainer.quiet import quiet_libraries
+from finetune_trainer.stages import Workspace, inputs_digest
+from finetune_trainer.storage import Manifest, hash_file, local_path, write_atomically
 
 log = logging.getLogger("finetune_trainer.evaluate")
 
@@ -43,7 +46,7 @@ class Verdict(Answer):
     """A gate's no, kept where a manifest would stand after a yes. `inputs_digest` names what it was said of."""
 
     inputs_digest: str
-    reason: str
+    reason: Reason
     message: str
     result: StageResult
 
@@ -70,6 +73,8 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     tests = plan_tests(run, prepared)
     artifact, evidence = _gather(run, workspace, prepared, tests)
     report = judge(run, artifact, evidence)
+    for gate in report.gates:
+        log.info("gate %s %s: %s", gate.name, gate.result.lower(), gate.evidence)
     write_reports(report, workspace.folder)
     workspace.progress.report(fraction=1.0)
     result = StageResult(stage=Stage.EVALUATE, evaluation=report)
@@ -106,8 +111,10 @@ def _gather(run: RunSpec, workspace: Workspace, prepared: Prepared, tests: list[
     manifest, package = workspace.storage.finished(Stage.PACKAGE)
     form = served_format(run)
     context = max(2048, context_tokens([row for test in tests for row in test.rows], run.evaluation))
+    log.info("next: the tuned model, on %d rows of %d held-out sets", sum(len(test.rows) for test in tests), len(tests))
     if form is None:
         tuned = _measure_all(_transformers(_merged(package), prepared), tests, run, _report(workspace, 0.0, 0.5))
+        log.info("the tuned model is measured; next: the base")
         base = _measure_all(_transformers(prepared.model_folder, prepared), tests, run, _report(workspace, 0.5, 1.0))
         return "merged", Evidence(tuned, base, production_absence=_without_gguf(run))
     artifact = judged_file(manifest, package, form)
@@ -116,7 +123,10 @@ def _gather(run: RunSpec, workspace: Workspace, prepared: Prepared, tests: list[
     shutil.rmtree(work)
     production, absence = _production(run, artifact)
     tuned = _measure_all(GGUFModel(artifact, context), tests, run, _report(workspace, 0.0, 0.4))
+    log.info("the tuned model is measured, as %s; next: the base in the same format", form)
     base = _measure_all(GGUFModel(baseline, context), tests, run, _report(workspace, 0.4, 0.7))
+    if production and run.production:
+        log.info("the base is measured; next: %s, in production", run.production.name)
     served = _measure_all(GGUFModel(production, context), tests, run, _report(workspace, 0.7, 1.0)) if production else None
     return form.value, Evidence(tuned, base, served, absence)
 
@@ -134,7 +144,7 @@ def judged_file(manifest: Manifest, package: Path, form: GGUFType) -> Path:
     for artifact in manifest.result.artifacts:
         if artifact.format == "GGUF" and artifact.name == form.value:
             return package / "gguf" / PurePosixPath(artifact.uri).name
-    raise StageError("NothingToEvaluate", f"package made no {form.value}; list it in export.gguf")
+    raise StageError(Reason.NOTHING_TO_EVALUATE, f"package made no {form.value}; list it in export.gguf")
 
 
 def _report(workspace: Workspace, start: float, end: float) -> Callable[[float], None]:
@@ -157,6 +167,7 @@ def _measure_all(
 
 
 def _transformers(folder: Path, prepared: Prepared) -> AbstractContextManager[Any]:
+    quiet_libraries()
     from finetune_trainer.evaluate.transformers_model import TransformersModel
 
     return TransformersModel(folder, prepared.tokenizer_file, prepared.tokens.eos_ids)
@@ -165,7 +176,7 @@ def _transformers(folder: Path, prepared: Prepared) -> AbstractContextManager[An
 def _merged(package: Path) -> Path:
     if not (package / "merged").is_dir():
         raise StageError(
-            "NothingToEvaluate", "the job exports neither GGUF nor merged weights; list a type in export.gguf or publish the merge"
+            Reason.NOTHING_TO_EVALUATE, "the job exports neither GGUF nor merged weights; list a type in export.gguf or publish the merge"
         )
     return package / "merged"
 
@@ -180,9 +191,8 @@ def _production(run: RunSpec, artifact: Path) -> tuple[Path | None, str | None]:
     path = local_path(run.production.uri, run)
     if hash_file(path) != run.production.sha256:
         raise StageError(
-            "ProductionChanged",
+            Reason.PRODUCTION_CHANGED,
             f"the artifact of {run.production.name} is not what was published (SHA-256 differs); restore it or take it out of production",
-            ExitCode.STORAGE,
         )
     with GGUFModel(artifact, 256) as tuned, GGUFModel(path, 256) as production:
         if tuned.token_texts() != production.token_texts():
@@ -202,17 +212,17 @@ def _refuse(gates: Iterable[GateReport], result: StageResult) -> None:
     by_result: Mapping[str, list[GateReport]] = {
         name: [gate for gate in gates if gate.result == name] for name in ("Failed", "Inconclusive")
     }
-    for name, reason in (("Failed", "GateFailed"), ("Inconclusive", "GateInconclusive")):
+    for name, reason in (("Failed", Reason.GATE_FAILED), ("Inconclusive", Reason.GATE_INCONCLUSIVE)):
         if by_result[name]:
             said = "; ".join(f"{gate.name}: {gate.evidence}" for gate in by_result[name])
-            raise StageError(reason, f"{said}. The artifacts are kept, nothing is registered", ExitCode.GATE_FAILED, result)
+            raise StageError(reason, f"{said}. The artifacts are kept, nothing is registered", result)
 
 
 def _keep_verdict(verdicts: Path, folder: Path, digest: str, result: StageResult) -> None:
     """Puts the evaluation beside the writers' folders, where it outlasts this pod even though no manifest names it."""
     try:
         _refuse(result.evaluation.gates if result.evaluation else [], result)
-        reason, message = result.reason, ""
+        reason, message = Reason.COMPLETED, ""
     except StageError as error:
         reason, message = error.reason, error.message
     for suffix, name in ((".md", "report.md"), (".svg", "metrics.svg")):
@@ -227,6 +237,6 @@ def _repeat_verdict(verdicts: Path, digest: str) -> None:
     if not path.is_file():
         return
     verdict = Verdict.model_validate_json(path.read_bytes())
-    if verdict.inputs_digest == digest and verdict.reason != "Completed":
+    if verdict.inputs_digest == digest and verdict.reason is not Reason.COMPLETED:
         log.info("these inputs were judged before; nothing to do")
-        raise StageError(verdict.reason, verdict.message, ExitCode.GATE_FAILED, verdict.result)
+        raise StageError(verdict.reason, verdict.message, verdict.result)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.environment import HUB_OFFLINE, LLAMA_HOME, LLAMA_HOME_FOLDER
+from finetune_api.outcome import Reason
+
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode
+
+LIBRARIES_VARIABLE = "LLAMA_CPP_LIB_PATH"
+"""Where llama-cpp-python looks for libllama. Source: its llama_cpp/llama_cpp.py."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,24 @@ class LlamaHome:
         """Folder that holds the package gguf the converters were written for."""
         return self.root / "gguf-py"
 
+    def environment(self) -> dict[str, str]:
+        """For Python programs: the converter's own gguf package, and the Python layer over this tree's libllama."""
+        paths = [str(self.gguf_python), str(self.python), os.environ.get("PYTHONPATH", "")]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            LIBRARIES_VARIABLE: str(self.libraries),
+            HUB_OFFLINE: "1",
+        }
 
-def llama_home() -> LlamaHome:
+
+def llama_home(environ: Mapping[str, str] = os.environ) -> LlamaHome:
     """The tree named by FINETUNE_LLAMA_HOME, /opt/llama where that is not set. Errors: StageError(LlamaCppMissing)."""
-    home = LlamaHome(Path(os.environ.get("FINETUNE_LLAMA_HOME", "/opt/llama")))
-    if not home.libraries.is_dir():
+    home = LlamaHome(Path(environ.get(LLAMA_HOME, LLAMA_HOME_FOLDER)))
+    if not home.converter.is_file() or not home.libraries.is_dir():
         raise StageError(
-            "LlamaCppMissing",
-            f"no llama.cpp at {home.root}; use the trainer image, or set FINETUNE_LLAMA_HOME to a tree built by images/build.py llama",
-            ExitCode.INVALID_RUN_FILE,
+            Reason.LLAMA_CPP_MISSING,
+            f"no llama.cpp at {home.root}; use the trainer image, or set {LLAMA_HOME} to a tree built by images/build.py llama",
         )
     return home
 

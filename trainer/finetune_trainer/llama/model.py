@@ -19,10 +19,10 @@ from types import ModuleType, TracebackType
 
 import numpy as np
 import numpy.typing as npt
+from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.llama.home import llama_home, threads_for
-from finetune_trainer.spec import ExitCode
+from finetune_trainer.llama.home import LIBRARIES_VARIABLE, llama_home, threads_for
 
 Logits = npt.NDArray[np.float32]
 _OUTPUT_FLOATS = 1 << 25
@@ -91,20 +91,22 @@ class _Batch:
 class GGUFModel:
     """A loaded GGUF with a context of `context_tokens` cells that all sequences share.
 
-    Errors: StageError(GGUFInvalid) where llama.cpp cannot load the file.
+    `exact`: keys and values are kept in float32 and attended to without the fused kernel: a file of float32 weights then computes
+    as the model's definition does, to float32's own rounding. Otherwise as served, in float16.
+
+    Errors: StageError(GGUFInvalid) where llama.cpp cannot load the file, StageError(OutOfMemory) where it cannot make the context.
     """
 
-    def __init__(self, path: Path, context_tokens: int = 4096) -> None:
+    def __init__(self, path: Path, context_tokens: int = 4096, *, exact: bool = False) -> None:
         self._llama = _library()
         self.path = path
         settings = self._llama.llama_model_default_params()
         self._model = self._llama.llama_model_load_from_file(os.fsencode(path), settings)
         if not self._model:
-            raise StageError(
-                "GGUFInvalid", f"llama.cpp cannot load {path.name}; the file is damaged or of an unknown kind", ExitCode.PARITY_FAILED
-            )
+            raise StageError(Reason.GGUF_INVALID, f"llama.cpp cannot load {path.name}; the file is damaged or of an unknown kind")
         self._vocabulary = self._llama.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = self._llama.llama_vocab_n_tokens(self._vocabulary)
+        self._exact = exact
         self.cells = -(-context_tokens // 256) * 256
         self._context = self._new_context()
 
@@ -116,10 +118,14 @@ class GGUFModel:
         settings.n_outputs_max = settings.n_outputs_max_per_seq = 0
         settings.kv_unified = True  # sequences may share a prompt's cells
         settings.n_threads = settings.n_threads_batch = threads_for(self.path)
+        if self._exact:
+            settings.type_k = settings.type_v = 0  # GGML_TYPE_F32
+            settings.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
         context = self._llama.llama_init_from_model(self._model, settings)
         if not context:
             raise StageError(
-                "GGUFInvalid", f"llama.cpp cannot make a context of {self.cells} tokens for {self.path.name}", ExitCode.OUT_OF_MEMORY
+                Reason.OUT_OF_MEMORY,
+                f"llama.cpp cannot make a context of {self.cells} tokens for {self.path.name}; raise this stage's memory",
             )
         return context
 
@@ -233,7 +239,7 @@ class GGUFModel:
         used = (0, 0, 0)
         for index, size in enumerate(sizes):
             if size[0] > self.cells or size[1] > _MAX_SEQUENCES:
-                raise StageError("RowTooLong", f"row {index} needs a context of {size[0]} tokens; it has {self.cells}")
+                raise StageError(Reason.ROW_TOO_LONG, f"row {index} needs a context of {size[0]} tokens; it has {self.cells}")
             total = tuple(a + b for a, b in zip(used, size, strict=True))
             if group and any(a > limit for a, limit in zip(total, limits, strict=True)):
                 yield group
@@ -267,7 +273,7 @@ class GGUFModel:
         )
         status = self._llama.llama_decode(self._context, native)
         if status != 0:
-            raise StageError("GGUFInvalid", f"llama.cpp ended decoding of {self.path.name} with status {status}", ExitCode.CRASH)
+            raise StageError(Reason.DECODING_FAILED, f"llama.cpp ended decoding of {self.path.name} with status {status}")
         pointer = self._llama.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (int(outputs.sum()), self.vocabulary_size)).copy()
 
@@ -332,7 +338,7 @@ def _losses_at(logits: Logits, rows: npt.NDArray[np.int64], targets: Sequence[in
 @cache
 def _library() -> ModuleType:
     home = llama_home()
-    os.environ.setdefault("LLAMA_CPP_LIB_PATH", str(home.libraries))
+    os.environ.setdefault(LIBRARIES_VARIABLE, str(home.libraries))
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 1)  # it prints every line of loading otherwise
     if str(home.python) not in sys.path:
         sys.path.append(str(home.python))

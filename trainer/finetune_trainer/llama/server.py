@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from finetune_api.outcome import Reason
+
 from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.llama.home import LlamaHome, threads_for
-from finetune_trainer.spec import ExitCode
 
 _START_TIMEOUT_S = 300.0
 _REQUEST_TIMEOUT_S = 120.0
@@ -93,7 +94,7 @@ class LlamaServer:
         self._process = None
 
     def _failed(self, what: str) -> StageError:
-        return StageError("ServerFailed", f"llama-server: {what}; the end of its log: {tail(self._log)}", ExitCode.CRASH)
+        return StageError(Reason.SERVER_FAILED, f"llama-server: {what}; the end of its log: {tail(self._log)}")
 
 
 def _open(request: urllib.request.Request, timeout_s: float) -> Any:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.outcome import Reason
+
 from finetune_trainer.errors import StageError
 from finetune_trainer.package.tensors import Float32, TensorInfo, TensorReader
+from finetune_trainer.trained import ADAPTER_CONFIG
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 _PREFIX = "base_model.model."
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -78,9 +79,9 @@ class AdapterConfig:
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """The adapter's settings. Errors: StageError(UnsupportedAdapterVariant), by the variant's name; StageError(CorruptArtifact)."""
+    """The adapter's settings. Errors: StageError(UnsupportedAdapterVariant), by the variant's name; StageError(AdapterInvalid)."""
     try:
-        config = json.loads((folder / CONFIG_FILE).read_bytes())
+        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
         refuse_variants(config)
         return AdapterConfig(
             rank=int(config["r"]),
@@ -89,7 +90,7 @@ def read_config(folder: Path) -> AdapterConfig:
             ties_embeddings=bool(config.get("ensure_weight_tying")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StageError("CorruptArtifact", f"{CONFIG_FILE} is missing or not an adapter's configuration; train again") from error
+        raise StageError(Reason.ADAPTER_INVALID, f"{ADAPTER_CONFIG} is missing or not an adapter's configuration; train again") from error
 
 
 def refuse_variants(config: Mapping[str, Any]) -> None:
@@ -100,7 +101,7 @@ def refuse_variants(config: Mapping[str, Any]) -> None:
         variant = _VARIANTS.get(name, f"{name}={value}" if isinstance(value, str | bool | int | float) else name)
         if name == "init_lora_weights" and str(value).lower().startswith("pissa"):
             variant = "PiSSA"
-        raise StageError("UnsupportedAdapterVariant", f"package merges plain LoRA only, not {variant}; train without it")
+        raise StageError(Reason.UNSUPPORTED_ADAPTER_VARIANT, f"package merges plain LoRA only, not {variant}; train without it")
 
 
 def read_updates(adapter: TensorReader, config: AdapterConfig, base: Collection[str]) -> dict[str, Update]:
@@ -116,10 +117,10 @@ def read_updates(adapter: TensorReader, config: AdapterConfig, base: Collection[
             continue  # read with its lora_A; an untouched copy of the base's own weight
         target = f"{module}.weight" if kind.startswith("lora_") else f"{module}.{kind}"
         if target not in base:
-            raise StageError("AdapterMismatch", f"the adapter updates {target}, which the base model does not have")
+            raise StageError(Reason.ADAPTER_MISMATCH, f"the adapter updates {target}, which the base model does not have")
         updates[target] = _low_rank(adapter, name, kind, config) if kind.startswith("lora_") else Saved(adapter, info)
     if not updates:
-        raise StageError("AdapterMismatch", "the adapter holds no update")
+        raise StageError(Reason.ADAPTER_MISMATCH, "the adapter holds no update")
     return updates
 
 
@@ -129,19 +130,21 @@ def _split_name(name: str) -> tuple[str, str, str]:
         if module.endswith("." + kind):
             return module.removesuffix("." + kind), ".", kind
     if ".lora_" in module:
-        raise StageError("UnsupportedAdapterVariant", f"package merges plain LoRA only; the adapter holds {module}")
+        raise StageError(Reason.UNSUPPORTED_ADAPTER_VARIANT, f"package merges plain LoRA only; the adapter holds {module}")
     return module.replace(".modules_to_save.default", "").rpartition(".")
 
 
 def _low_rank(adapter: TensorReader, name: str, kind: str, config: AdapterConfig) -> LowRank:
     other = adapter.tensors.get(name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B"))
     if other is None:
-        raise StageError("AdapterMismatch", f"the adapter holds {name} without its other half")
+        raise StageError(Reason.ADAPTER_MISMATCH, f"the adapter holds {name} without its other half")
     a, b = adapter.whole(adapter.tensors[name]), adapter.whole(other)
     if a.ndim != 2 or b.ndim != 2:
-        raise StageError("UnsupportedAdapterVariant", "package merges LoRA of linear layers and embeddings only, not of convolutions")
+        raise StageError(
+            Reason.UNSUPPORTED_ADAPTER_VARIANT, "package merges LoRA of linear layers and embeddings only, not of convolutions"
+        )
     if a.shape[0] != config.rank or b.shape[1] != config.rank:
-        raise StageError("AdapterMismatch", f"{name} has rank {a.shape[0]} where {CONFIG_FILE} says {config.rank}")
+        raise StageError(Reason.ADAPTER_MISMATCH, f"{name} has rank {a.shape[0]} where {ADAPTER_CONFIG} says {config.rank}")
     # Embeddings and GPT-2's Conv1D keep their weights the other way round: (BA)ᵀ = AᵀBᵀ.
     # GPT-2's output head is the one ordinary linear layer among them.
     if kind == "lora_embedding_A" or (config.fan_in_fan_out and not name.endswith("lm_head.lora_A.weight")):

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finetune_api.outcome import Reason
+
 from finetune_trainer.errors import StageError
 from finetune_trainer.package.tensors import RAW_TYPES, TensorInfo, TensorReader
 
@@ -18,7 +20,7 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "e
 class ModelTensors:
     """Open readers of a model's shards, in order, and where each tensor lies.
 
-    Errors: StageError(BaseModelInvalid) where weights are missing or of a type that cannot be merged into.
+    Errors: StageError(InvalidModel) where weights are missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,9 +49,9 @@ class ModelTensors:
         return HEAD not in self or bool(self.config.get("tie_word_embeddings"))
 
     def refuse_quantized(self) -> None:
-        """A merge belongs into unquantized weights. Errors: StageError(BaseModelInvalid)."""
+        """A merge belongs into unquantized weights. Errors: StageError(QuantizedBase)."""
         if "quantization_config" in self.config:
-            raise StageError("BaseModelInvalid", "the base model's weights are quantized; name the unquantized model")
+            raise StageError(Reason.QUANTIZED_BASE, "the base model's weights are quantized; name the unquantized model")
 
     def close(self) -> None:
         for reader in self.shards.values():
@@ -71,8 +73,8 @@ def _shard_names(folder: Path) -> list[str]:
     if index.exists():
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         if any("/" in name or not (folder / name).is_file() for name in names):
-            raise StageError("BaseModelInvalid", f"{INDEX_FILE} names files that are not beside it")
+            raise StageError(Reason.INVALID_MODEL, f"{INDEX_FILE} names files that are not beside it")
         return names
     if (folder / SINGLE_FILE).is_file():
         return [SINGLE_FILE]
-    raise StageError("BaseModelInvalid", f"no {SINGLE_FILE} or {INDEX_FILE} in the model; only safetensors weights are read")
+    raise StageError(Reason.INVALID_MODEL, f"no {SINGLE_FILE} or {INDEX_FILE} in the model; only safetensors weights are read")

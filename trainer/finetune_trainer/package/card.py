@@ -7,8 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.data.prepared import Prepared
-from finetune_trainer.spec import AdapterType, RunSpec, StageResult, digest_of
+from finetune_api.answer import StageResult
+from finetune_api.run import RunSpec
+from finetune_api.section import digest_of
+from finetune_api.uri import ClaimPath, HubRepository, LocalPath, parse
+
+from finetune_trainer.adapters import adapter_of
+from finetune_trainer.prepared import Prepared
 from finetune_trainer.storage import FileRecord, hash_folder
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "safetensors", "gguf")
@@ -18,11 +23,11 @@ CHECKSUMS = "SHA256SUMS"
 def write_card(run: RunSpec, prepared: Prepared, result: StageResult, target: Path) -> None:
     """README.md as model hubs read it: YAML front matter, then figures. No text of the data."""
     base = hub_name(prepared.model.source)
-    kind = "finetune" if run.adapter.type is AdapterType.NONE else "adapter"
+    trained = adapter_of(run.adapter)
     front = [
         "---",
         f"base_model: {json.dumps(base)}",
-        f"base_model_relation: {kind}",
+        f"base_model_relation: {trained.relation}",
         "library_name: transformers",
         "tags: [finetune-operator, sft]",
         "---",
@@ -33,19 +38,22 @@ def write_card(run: RunSpec, prepared: Prepared, result: StageResult, target: Pa
         f"# {run.job.name}",
         "",
         f"{run.method.type} of `{base}` (revision `{prepared.model.revision}`) on {prepared.file.dataset.rows_out.get('train', 0)} rows, "
-        f"{_training(run)}. The data set's digest is `{prepared.file.dataset.digest}`.",
+        f"{trained.describe()}. The data set's digest is `{prepared.file.dataset.digest}`.",
         "",
         "## Distance from what was trained",
         "",
-        "The reference is the adapter on the unquantized base, at answer positions of held-out rows.",
+        "The reference is the adapter on the unquantized base, at answer positions of held-out rows. Every format was rounded once from",
+        "float32 sums; what correct rounding to it loses was measured on this model.",
         "",
-        "| format | mean KL (nats) | top-1 agreement | kept of the tune (nats) | fallback tensors | verdict |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| format | mean KL (nats) | of it correct rounding | top-1 agreement | kept of the tune (nats) | fallback tensors | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(
-            f"| {report.format} | {report.mean_kl:.2e} | {report.top1:.2%} | {report.kept_of_tune or 0:.2e} "
+            f"| {report.format} | {report.mean_kl:.2e} | {report.rounding_kl or 0:.2e} | {report.top1:.2%} | {report.kept_of_tune or 0:.2e} "
             f"| {report.fallback_tensors} | {report.verdict} |"
             for report in result.parity
         ),
+        "",
+        f"{result.message[:1].upper()}{result.message[1:]}.",
     ]
     if result.quantization_gap is not None:
         lines += ["", f"Training saw a 4-bit base; the reference is {result.quantization_gap:.2e} nats (mean KL) away from that."]
@@ -53,18 +61,15 @@ def write_card(run: RunSpec, prepared: Prepared, result: StageResult, target: Pa
     (target / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _training(run: RunSpec) -> str:
-    if run.adapter.type is AdapterType.NONE:
-        return "all weights trained"
-    lora = run.adapter.effective_lora
-    return f"LoRA of rank {lora.rank} and alpha {lora.alpha:g}"
-
-
 def hub_name(source: str) -> str:
     """`org/name` of an hf:// source; another source as it is, a local path by its last part (paths of machines are nobody's business)."""
-    if source.startswith("hf://"):
-        return source.removeprefix("hf://")
-    return source if source.startswith("pvc://") else Path(source).name
+    match parse(source):
+        case HubRepository(name):
+            return name
+        case ClaimPath():
+            return source
+        case LocalPath(path):
+            return Path(path).name
 
 
 def write_provenance(run: RunSpec, prepared: Prepared, upstream: dict[str, str], llama: str, target: Path) -> None:
@@ -75,7 +80,10 @@ def write_provenance(run: RunSpec, prepared: Prepared, upstream: dict[str, str],
         "baseModel": {"source": hub_name(prepared.model.source), "revision": prepared.model.revision, "digest": prepared.model.digest},
         "datasetDigest": prepared.file.dataset.digest,
         "settingsDigest": digest_of(
-            [run.method.wire(), run.adapter.wire(), run.quantization.wire(), run.training.wire(), run.export.wire()]
+            [
+                *(union.spelled_out().wire() for union in (run.method, run.adapter, run.quantization)),
+                *(section.wire() for section in (run.training, run.export)),
+            ]
         ),
         "stages": upstream,
         "libraries": {name: _version(name) for name in _LIBRARIES},

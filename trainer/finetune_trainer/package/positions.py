@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_trainer.data.prepared import IGNORED_LABEL, Prepared
+from finetune_trainer.prepared import IGNORED_LABEL, Prepared
 
 WANTED_POSITIONS = 500
 _MOST_PER_ROW = 256  # one long row must not be the whole evidence

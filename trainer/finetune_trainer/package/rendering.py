@@ -8,13 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.data.prepared import HeldOutRow, Prepared
+from finetune_api.outcome import Reason
+
 from finetune_trainer.errors import StageError
+from finetune_trainer.llama.gguf import GGUFFacts
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.llama.server import LlamaServer
-from finetune_trainer.package.gguf import GGUFFacts
-from finetune_trainer.spec import ExitCode
+from finetune_trainer.prepared import HeldOutRow, Prepared
 
 COMPARED_ROWS = 200
 
@@ -99,4 +100,4 @@ def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def _failed(form: str, finding: str) -> StageError:
-    return StageError("ParityFailed", f"{form} {finding}; nothing is published", ExitCode.PARITY_FAILED)
+    return StageError(Reason.PARITY_FAILED, f"{form} {finding}; nothing is published")

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.spec import ExitCode
 
 Raw = npt.NDArray[Any]
 """Elements as they lie in the file: float32, float16, or uint16 for the bits of a bfloat16."""
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 RAW_TYPES: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """Types that weights may have; a quantized or integer base is refused."""
@@ -195,7 +194,7 @@ class TensorWriter:
 
 
 def _corrupt(path: Path, problem: str) -> StageError:
-    return StageError("CorruptArtifact", f"{path.name}: {problem}; restore the file", ExitCode.STORAGE)
+    return StageError(Reason.CORRUPT_ARTIFACT, f"{path.name}: {problem}; restore the file")
 
 
 # ------------------------------------------------------------------------------------------------------------------------ floats

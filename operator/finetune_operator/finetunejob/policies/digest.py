@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_trainer.spec import digest_of
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.section import digest_of
 from pydantic import BaseModel
-
-from finetune_operator.finetunejob.types import FineTuneJobSpec
 
 
 def run_digest(spec: FineTuneJobSpec, config_maps: Mapping[str, Mapping[str, str] | None]) -> str:

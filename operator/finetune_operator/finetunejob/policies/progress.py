@@ -5,56 +5,49 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_trainer.spec import TrainerStatus
+from finetune_api.finetunejob import Display, ProgressStatus
+from finetune_api.progress import TrainerStatus
+from finetune_api.status import LARGEST_INTEGER
 
-from finetune_operator.core.conditions import parse_timestamp, timestamp
-from finetune_operator.core.names import Object
-
-_NUMBERS = {
-    "step": ("step", int),
-    "total_steps": ("totalSteps", int),
-    "epoch": ("epoch", float),
-    "loss": ("loss", float),
-    "eval_loss": ("evalLoss", float),
-    "learning_rate": ("learningRate", float),
-    "tokens_per_second": ("tokensPerSecond", float),
-    "gpu_memory_bytes": ("gpuMemoryBytes", int),
+_NUMBERS: dict[str, type] = {
+    "step": int,
+    "total_steps": int,
+    "epoch": float,
+    "loss": float,
+    "eval_loss": float,
+    "learning_rate": float,
+    "tokens_per_second": float,
+    "gpu_memory_bytes": int,
 }
+"""Training's own numbers, as pods and status call them: they stay in status when a later stage reports."""
 
 
-_KEPT = ("step", "totalSteps", "epoch", "loss", "evalLoss", "learningRate", "tokensPerSecond", "gpuMemoryBytes")
-"""What stays in status when a later stage reports: training's own numbers."""
-
-_LARGEST_INTEGER = 2**53
-"""The API server takes a larger integer for a real number and refuses the status."""
-
-
-def kept(previous: Object | None) -> Object:
+def kept(previous: ProgressStatus | None) -> dict[str, Any]:
     """What a new stage's progress begins with."""
-    return {member: value for member, value in (previous or {}).items() if member in _KEPT}
+    return previous.model_dump(include=set(_NUMBERS), exclude_none=True) if previous else {}
 
 
-def next_write_at(previous: Object | None, every_s: float) -> datetime | None:
+def next_write_at(previous: ProgressStatus | None, every_s: float) -> datetime | None:
     """When progress may be written again; None: now."""
-    if not previous or not previous.get("lastUpdateTime"):
-        return None
-    return parse_timestamp(previous["lastUpdateTime"]) + timedelta(seconds=every_s)
+    last = previous.last_update_time if previous else None
+    return last + timedelta(seconds=every_s) if last else None
 
 
-def to_status(stage: str, report: TrainerStatus, previous: Object | None, now: datetime) -> Object:
+def to_status(stage: str, report: TrainerStatus, previous: ProgressStatus | None, now: datetime) -> ProgressStatus:
     """`status.progress` from a report; numbers that do not parse, are not finite or too large for an integer are left out."""
-    progress: Object = {**kept(previous), "stage": stage, "lastUpdateTime": timestamp(now)}
-    if report.progress_percentage is not None:
-        progress["percent"] = report.progress_percentage
-    if report.estimated_remaining_seconds is not None:
-        progress["etaSeconds"] = min(report.estimated_remaining_seconds, _LARGEST_INTEGER)
-    for metric in report.metrics:
-        if metric.name in _NUMBERS:
-            member, kind = _NUMBERS[metric.name]
-            value = _number(metric.value, kind)
-            if value is not None:
-                progress[member] = value
-    return progress
+    eta_s = report.estimated_remaining_seconds
+    told = {metric.name: _number(metric.value, _NUMBERS[metric.name]) for metric in report.metrics if metric.name in _NUMBERS}
+    return ProgressStatus(
+        stage=stage,
+        percent=report.progress_percentage,
+        eta_seconds=min(eta_s, LARGEST_INTEGER) if eta_s is not None else None,
+        last_update_time=now,
+        **kept(previous) | {name: value for name, value in told.items() if value is not None},
+    )
+
+
+def same_but_for_time(one: ProgressStatus | None, other: ProgressStatus) -> bool:
+    return one is not None and one.model_copy(update={"last_update_time": other.last_update_time}) == other
 
 
 def _number(text: str, kind: type) -> Any:
@@ -63,18 +56,18 @@ def _number(text: str, kind: type) -> Any:
     except ValueError:
         return None
     # NaN compares False as well
-    return kind(number) if abs(number) <= (_LARGEST_INTEGER if kind is int else 1e300) else None
+    return kind(number) if abs(number) <= (LARGEST_INTEGER if kind is int else 1e300) else None
 
 
-def display(progress: Object | None) -> Object:
+def display(progress: ProgressStatus | None) -> Display:
     """The strings of the columns: `42%`, `1h24m`, `1.23`."""
-    if not progress:
-        return {"progress": "", "eta": "", "loss": ""}
-    return {
-        "progress": f"{progress['percent']}%" if "percent" in progress else "",
-        "eta": short_duration(progress["etaSeconds"]) if "etaSeconds" in progress else "",
-        "loss": f"{progress['loss']:.3g}" if "loss" in progress else "",
-    }
+    if progress is None:
+        return Display()
+    return Display(
+        progress=f"{progress.percent}%" if progress.percent is not None else "",
+        eta=short_duration(progress.eta_seconds) if progress.eta_seconds is not None else "",
+        loss=f"{progress.loss:.3g}" if progress.loss is not None else "",
+    )
 
 
 def short_duration(seconds: int) -> str:

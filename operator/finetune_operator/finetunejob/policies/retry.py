@@ -6,52 +6,55 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_trainer.spec import ExitCode, StageResult
-from pydantic import ValidationError
+from finetune_api.answer import StageResult, read_answer
+from finetune_api.outcome import SIGNALLED, ExitCode, Reason, Retry, retry_of
 
-from finetune_operator.core.conditions import REASON_CHARS, cut
 from finetune_operator.finetunejob.observed import JobFact, PodFact
 
-_RETRYABLE = frozenset({ExitCode.CRASH, ExitCode.OUT_OF_MEMORY, ExitCode.GPU_NOT_VISIBLE, ExitCode.STORAGE})
 _FIRST_BACKOFF = timedelta(seconds=10)
 _LONGEST_BACKOFF = timedelta(minutes=5)
-_KILLED = 137
 _WATCH_LAG = timedelta(seconds=10)
-_LISTED = 16
-"""Most artifacts and formats that status lists. Source: types.py."""
+_UNSAID: dict[int, Reason] = {
+    ExitCode.CRASH: Reason.CRASHED,
+    ExitCode.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY,
+    ExitCode.GPU_NOT_VISIBLE: Reason.GPU_NOT_VISIBLE,
+    ExitCode.STORAGE: Reason.STORAGE_ERROR,
+}
+"""What an exit code means whose pod said nothing."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt failed. `counted`: it uses up one of recovery.maxAttempts. `final`: no further attempt can help."""
+    """How an attempt failed, and what follows; `reason` may be a word of an image of the user's own."""
 
     reason: str
     message: str
-    counted: bool = True
-    final: bool = False
+    retry: Retry
     exit_code: int | None = None
     node: str | None = None
     result: StageResult | None = None
+
+    @property
+    def counted(self) -> bool:
+        """It uses up one of recovery.maxAttempts."""
+        return self.retry is not Retry.UNCOUNTED
+
+    @property
+    def final(self) -> bool:
+        """No further attempt can help."""
+        return self.retry is Retry.NEVER
+
+
+def ended(reason: Reason, message: str, **known: Any) -> Outcome:
+    """An ending that the operator itself sees: what follows is in the reason's row."""
+    assert reason.retry is not None, f"no attempt ends with {reason}"
+    return Outcome(reason, message, reason.retry, **known)
 
 
 def answer(job: JobFact) -> StageResult | None:
     """What rank 0's pod said when it ended; None where that cannot be read any more."""
     pod = _first(job)
-    if pod is None or not pod.message:
-        return None
-    try:
-        result = StageResult.model_validate_json(pod.message)
-    except ValidationError:
-        return None
-    # an image of the user's own may say what it likes; status holds so much of it
-    fitting = {
-        "reason": cut(result.reason, REASON_CHARS),
-        "base_model": cut(result.base_model or "") or None,
-        "base_revision": cut(result.base_revision or "") or None,
-        "artifacts": result.artifacts[:_LISTED],
-        "parity": result.parity[:_LISTED],
-    }
-    return result.model_copy(update=fitting)
+    return read_answer(pod.message) if pod and pod.message else None
 
 
 def last_words_by(job: JobFact) -> datetime | None:
@@ -69,39 +72,32 @@ def outcome(job: JobFact) -> Outcome:
     pod = next((pod for pod in job.pods if pod.phase == "Failed"), None) or _first(job)
     if pod is None:
         if job.reason == "PodFailurePolicy":
-            return Outcome("StageFailed", f"stage {job.stage} ended with a final error, but its pod is gone: {job.message}", final=True)
-        return Outcome("NodeLost", f"the pod of stage {job.stage} vanished with its node", counted=False)
+            return ended(Reason.STAGE_FAILED, f"stage {job.stage} ended with a final error, but its pod is gone: {job.message}")
+        return ended(Reason.NODE_LOST, f"the pod of stage {job.stage} vanished with its node")
     result = answer(job)
     known: dict[str, Any] = {"exit_code": pod.exit_code, "node": pod.node, "result": result}
     if pod.disruption:
-        return Outcome("Preempted", f"pod {pod.name} was stopped: {pod.disruption}", counted=False, **known)
+        return ended(Reason.PREEMPTED, f"pod {pod.name} was stopped: {pod.disruption}", **known)
     if pod.terminated_reason == "OOMKilled":
-        return Outcome("OutOfMemory", f"stage {job.stage} went over its memory limit; raise {memory_field(job.stage)}", **known)
+        return ended(Reason.OUT_OF_MEMORY, f"stage {job.stage} went over its memory limit; raise {memory_field(job.stage)}", **known)
     if pod.exit_code is None:
-        return Outcome(
-            "PodFailed", f"pod {pod.name} failed without an exit code: {pod.terminated_reason or job.message or 'unknown'}", **known
+        return ended(
+            Reason.POD_FAILED, f"pod {pod.name} failed without an exit code: {pod.terminated_reason or job.message or 'unknown'}", **known
         )
     if pod.exit_code == ExitCode.TERMINATED:
         words = (result.message if result else "") or "stopped from outside"
-        return Outcome("Terminated", f"pod {pod.name}: {words}", counted=not pod.deleting, **known)
-    reason = result.reason if result and result.reason != "Completed" else _reason(pod.exit_code)
+        return Outcome(Reason.TERMINATED, f"pod {pod.name}: {words}", Retry.UNCOUNTED if pod.deleting else retry_of(pod.exit_code), **known)
+    reason = result.reason if result and result.reason != Reason.COMPLETED else _reason(pod.exit_code)
     message = (result.message if result else "") or f"stage {job.stage} ended with exit code {pod.exit_code}; see the log of pod {pod.name}"
-    final = pod.exit_code not in _RETRYABLE and pod.exit_code < 128
-    return Outcome(reason, message, final=final, **known)
+    return Outcome(reason, message, retry_of(pod.exit_code), **known)
 
 
 def memory_field(stage: str) -> str:
     return "spec.resources.memory" if stage == "train" else f"spec.stages.{stage}.memory"
 
 
-def _reason(exit_code: int) -> str:
-    if exit_code == _KILLED:
-        return "Killed"
-    names = {ExitCode.OUT_OF_MEMORY: "OutOfMemory", ExitCode.GPU_NOT_VISIBLE: "GPUNotVisible", ExitCode.STORAGE: "StorageError"}
-    try:
-        return names.get(ExitCode(exit_code), "StageFailed")
-    except ValueError:
-        return "StageFailed"
+def _reason(exit_code: int) -> Reason:
+    return _UNSAID.get(exit_code, Reason.KILLED if exit_code >= SIGNALLED else Reason.STAGE_FAILED)
 
 
 def backoff(failures: int) -> timedelta:

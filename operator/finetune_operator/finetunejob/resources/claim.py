@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from finetune_api.sections.storage import ClaimTemplate, Retention
+
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
-from finetune_operator.finetunejob.types import ClaimTemplate, Retention
-
-ARTIFACTS_LABEL = f"{names.GROUP}/artifacts"
-"""`Keep`: nobody owns the claim once the job has published; `Delete`: the versions on it do."""
 
 
 def make_claim(template: ClaimTemplate, retention: Retention, job: Object) -> Object:
@@ -18,9 +16,7 @@ def make_claim(template: ClaimTemplate, retention: Retention, job: Object) -> Ob
         "metadata": {
             "name": names.claim_name(metadata["name"], metadata["uid"]),
             "namespace": metadata["namespace"],
-            "labels": names.labels(
-                **{names.JOB_LABEL: metadata["name"], names.JOB_UID_LABEL: metadata["uid"], ARTIFACTS_LABEL: retention.artifacts}
-            ),
+            "labels": names.job_labels(job, **{names.ARTIFACTS_LABEL: retention.artifacts}),
             **({"ownerReferences": [names.owner_reference(job)]} if retention.artifacts == "Delete" else {}),
         },
         "spec": {

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from finetune_trainer.spec import Baseline, JobIdentity, RunSpec, Stage, StorageLocation
+from finetune_api.environment import RESUME_ROOT, STORAGE_ROOT, claim_folder
+from finetune_api.finetunejob import FineTuneJobSpec, Images
+from finetune_api.run import Baseline, JobIdentity, RunSpec, Stage, StorageLocation
+from finetune_api.uri import ClaimPath, claim_of
 
 from finetune_operator.core.names import Object, claim_name, storage_prefix
+from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed, VersionFact
-from finetune_operator.finetunejob.types import FineTuneJobSpec
 
-STORAGE_ROOT = "/storage"
-RESUME_ROOT = "/resume"
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage's attempt that is to be started. `report`: only re-emit the answer of a finished stage, without a GPU."""
+
+    stage: Stage
+    attempt: int
+    image: str
+    report: bool = False
+
+
+def images_of(spec: FineTuneJobSpec, settings: Settings) -> Images:
+    """The images that a run starting now keeps to its end."""
+    server = spec.publish.serving.image if spec.publish else None
+    return Images(trainer=spec.image or settings.trainer_image, server=server or settings.server_image)
 
 
 def storage_claim(spec: FineTuneJobSpec, job: Object) -> str:
@@ -19,11 +36,6 @@ def storage_claim(spec: FineTuneJobSpec, job: Object) -> str:
     claim = spec.storage.persistent_volume_claim
     assert claim is not None  # CEL and checks.py
     return claim.claim_name or claim_name(job["metadata"]["name"], job["metadata"]["uid"])
-
-
-def claim_of(uri: str) -> str | None:
-    """The claim that a `pvc://claim/path` URI names; None for another scheme."""
-    return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else None
 
 
 def source_claims(spec: FineTuneJobSpec) -> list[str]:
@@ -38,7 +50,7 @@ def _sources(spec: FineTuneJobSpec) -> Iterator[str]:
 
 
 def mount_path(claim: str, storage: str) -> str:
-    return STORAGE_ROOT if claim == storage else f"/claims/{claim}"
+    return STORAGE_ROOT if claim == storage else claim_folder(claim)
 
 
 def production_version(spec: FineTuneJobSpec, observed: Observed) -> VersionFact | None:
@@ -53,19 +65,20 @@ def stage_claims(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Obs
     storage = storage_claim(spec, job)
     claims = [storage, *source_claims(spec)]
     production = production_version(spec, observed)
-    if stage is Stage.EVALUATE and production and (claim := claim_of(production.served_uri)):
+    if stage.access.production and production and (claim := claim_of(production.served_uri)):
         claims.append(claim)
     return {claim: mount_path(claim, storage) for claim in dict.fromkeys(claims)}
 
 
-def make_run_spec(spec: FineTuneJobSpec, job: Object, stage: Stage, attempt: int, observed: Observed) -> RunSpec:
+def make_run_spec(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed) -> RunSpec:
+    stage = request.stage
     storage = storage_claim(spec, job)
     template = spec.model.chat_template.config_map
-    production = production_version(spec, observed) if stage is Stage.EVALUATE else None
+    production = production_version(spec, observed) if stage.access.production else None
     return RunSpec(
         job=JobIdentity(namespace=job["metadata"]["namespace"], name=job["metadata"]["name"], uid=job["metadata"]["uid"]),
-        attempt=attempt,
-        storage=StorageLocation(root=STORAGE_ROOT, prefix=storage_prefix(job["metadata"]["uid"]), uri=f"pvc://{storage}"),
+        attempt=request.attempt,
+        storage=StorageLocation(root=STORAGE_ROOT, prefix=storage_prefix(job["metadata"]["uid"]), uri=str(ClaimPath(storage))),
         claims=stage_claims(spec, job, stage, observed),
         model=spec.model,
         datasets=spec.datasets,
@@ -80,8 +93,8 @@ def make_run_spec(spec: FineTuneJobSpec, job: Object, stage: Stage, attempt: int
         export=spec.export,
         served_artifact=spec.publish.serving.artifact if spec.publish else None,
         chat_template_text=(observed.config_maps.get(template.name) or {}).get(template.key) if template else None,
-        gpus_per_node=spec.resources.gpus_per_node if stage is Stage.TRAIN else 0,
-        image=job["status"]["images"]["trainer"],
+        gpus_per_node=spec.resources.gpus_per_node,
+        image=request.image,
         production=Baseline(name=production.name, uri=production.served_uri, sha256=production.served_sha256) if production else None,
         resume_from=_resume_location(spec, job, observed),
     )
@@ -92,4 +105,4 @@ def _resume_location(spec: FineTuneJobSpec, job: Object, observed: Observed) -> 
     if spec.resume_from is None or older is None or older.claim is None:
         return None
     root = STORAGE_ROOT if older.claim == storage_claim(spec, job) else RESUME_ROOT
-    return StorageLocation(root=root, prefix=storage_prefix(older.uid), uri=f"pvc://{older.claim}")
+    return StorageLocation(root=root, prefix=storage_prefix(older.uid), uri=str(ClaimPath(older.claim)))

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
-from finetune_trainer.spec import ExitCode, Stage
+from finetune_api import environment
+from finetune_api.finetunejob import FineTuneJobSpec
+from finetune_api.outcome import FINAL_EXIT_CODES
+from finetune_api.run import Stage
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
+from finetune_operator.core.restricted import restricted_container, restricted_pod
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
-from finetune_operator.finetunejob.resources.run_spec import RESUME_ROOT, make_run_spec, mount_path, stage_claims, storage_claim
-from finetune_operator.finetunejob.types import FineTuneJobSpec
+from finetune_operator.finetunejob.resources.run_spec import StageRequest, make_run_spec, mount_path, stage_claims, storage_claim
 
-USER_ID = 65532
 STATUS_CA_ANNOTATION = f"{names.GROUP}/status-ca"
 CONTAINER = "trainer"
 
-_FINAL = sorted(
-    code
-    for code in ExitCode
-    if code
-    in (
-        ExitCode.INVALID_RUN_FILE,
-        ExitCode.INVALID_INPUT,
-        ExitCode.GATE_FAILED,
-        ExitCode.DIVERGED,
-        ExitCode.PARITY_FAILED,
-    )
-)
 _LOST_NODE_TOLERATION_S = 30
 _OTHER_STAGES = {"cpu": "1", "memory": "4Gi"}
-
-
-@dataclass(frozen=True)
-class StageRequest:
-    """A stage's attempt that is to be started. `report`: only re-emit the answer of a finished stage, without a GPU."""
-
-    stage: Stage
-    attempt: int
-    report: bool = False
 
 
 def make_stage_job(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> Object:
@@ -63,7 +43,10 @@ def make_stage_job(spec: FineTuneJobSpec, job: Object, request: StageRequest, ob
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
                 "rules": [
-                    {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [int(c) for c in _FINAL]}}
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [int(code) for code in FINAL_EXIT_CODES]},
+                    }
                 ]
             },
             "template": _pod_template(spec, job, request, observed, settings),
@@ -87,37 +70,21 @@ def make_dry_run_pod(stage_job: Object) -> Object:
 
 
 def _labels(job: Object, request: StageRequest) -> dict[str, str]:
-    return names.labels(
-        **{
-            names.JOB_LABEL: job["metadata"]["name"],
-            names.JOB_UID_LABEL: job["metadata"]["uid"],
-            names.STAGE_LABEL: request.stage.value,
-            names.ATTEMPT_LABEL: str(request.attempt),
-        }
-    )
+    return names.job_labels(job, **{names.STAGE_LABEL: request.stage.value, names.ATTEMPT_LABEL: str(request.attempt)})
 
 
 def _pod_template(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> Object:
-    run = make_run_spec(spec, job, request.stage, request.attempt, observed)
+    run = make_run_spec(spec, job, request, observed)
     annotations = {**spec.pod_metadata.annotations, names.RUN_ANNOTATION: json.dumps(run.wire(), separators=(",", ":"), ensure_ascii=False)}
     if observed.status_ca:
         annotations[STATUS_CA_ANNOTATION] = observed.status_ca
-    on_gpu_node = request.stage is Stage.TRAIN and not request.report
+    on_gpu_node = request.stage.access.gpus and not request.report
     return {
         "metadata": {"labels": {**spec.pod_metadata.labels, **_labels(job, request)}, "annotations": annotations},
         "spec": {
             "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
+            **restricted_pod(),
             "terminationGracePeriodSeconds": settings.termination_grace_s,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER_ID,
-                "runAsGroup": USER_ID,
-                "fsGroup": USER_ID,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
             "tolerations": _tolerations(spec, on_gpu_node),
             **_placement(spec, on_gpu_node),
             **({"imagePullSecrets": [secret.wire() for secret in spec.image_pull_secrets]} if spec.image_pull_secrets else {}),
@@ -157,9 +124,9 @@ def _volumes(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Observe
         {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}}
         for number, claim in enumerate(stage_claims(spec, job, stage, observed))
     ]
-    files = [_annotation_file("run.json", names.RUN_ANNOTATION)]
+    files = [_annotation_file(environment.RUN_FILE_NAME, names.RUN_ANNOTATION)]
     if observed.status_ca:
-        files.append(_annotation_file("ca.crt", STATUS_CA_ANNOTATION))
+        files.append(_annotation_file(environment.STATUS_CA_NAME, STATUS_CA_ANNOTATION))
     volumes: list[Object] = [
         *claims,
         {"name": "run", "downwardAPI": {"items": files}},
@@ -171,7 +138,7 @@ def _volumes(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Observe
         volumes.append({"name": "resume", "persistentVolumeClaim": {"claimName": older.claim}})
     if settings.status_url:
         audience = progress_audience(settings, job)
-        source = {"serviceAccountToken": {"audience": audience, "expirationSeconds": 3600, "path": "token"}}
+        source = {"serviceAccountToken": {"audience": audience, "expirationSeconds": 3600, "path": environment.TOKEN_NAME}}
         volumes.append({"name": "token", "projected": {"sources": [source]}})
     return volumes
 
@@ -193,27 +160,23 @@ def _container(spec: FineTuneJobSpec, job: Object, request: StageRequest, observ
         for number, (claim, path) in enumerate(claims.items())
     ]
     mounts += [
-        {"name": "run", "mountPath": "/etc/finetune", "readOnly": True},
+        {"name": "run", "mountPath": environment.RUN_FOLDER, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
     ]
     older = observed.older_job
     if spec.resume_from and older and older.claim and mount_path(older.claim, storage) != mount_path(storage, storage):
-        mounts.append({"name": "resume", "mountPath": RESUME_ROOT, "readOnly": True})
+        mounts.append({"name": "resume", "mountPath": environment.RESUME_ROOT, "readOnly": True})
     if settings.status_url:
-        mounts.append({"name": "token", "mountPath": "/var/run/finetune", "readOnly": True})
+        mounts.append({"name": "token", "mountPath": environment.TOKEN_FOLDER, "readOnly": True})
     return {
         "name": CONTAINER,
-        "image": job["status"]["images"]["trainer"],
+        "image": request.image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": _command(request),
         "env": _environment(spec, job, request, observed, settings),
         "resources": _resources(spec, request),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": restricted_container(),
         "volumeMounts": mounts,
     }
 
@@ -224,32 +187,33 @@ def _command(request: StageRequest) -> list[str]:
 
 
 def _environment(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> list[Object]:
-    environment: list[Object] = [
-        {"name": "FINETUNE_RUN_FILE", "value": "/etc/finetune/run.json"},
-        {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+    variables: list[Object] = [
+        {"name": environment.RUN_FILE, "value": f"{environment.RUN_FOLDER}/{environment.RUN_FILE_NAME}"},
+        {"name": environment.POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
     ]
     if settings.status_url:
         namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
-        environment += [
-            {"name": "KUBEFLOW_TRAINER_SERVER_URL", "value": f"{settings.status_url}/v1/namespaces/{namespace}/finetunejobs/{name}/status"},
-            {"name": "KUBEFLOW_TRAINER_SERVER_CA_CERT", "value": "/etc/finetune/ca.crt" if observed.status_ca else ""},
-            {"name": "KUBEFLOW_TRAINER_SERVER_TOKEN", "value": "/var/run/finetune/token"},
+        authorities = f"{environment.RUN_FOLDER}/{environment.STATUS_CA_NAME}" if observed.status_ca else ""
+        variables += [
+            {"name": environment.STATUS_URL, "value": f"{settings.status_url}/v1/namespaces/{namespace}/finetunejobs/{name}/status"},
+            {"name": environment.STATUS_CA, "value": authorities},
+            {"name": environment.STATUS_TOKEN, "value": f"{environment.TOKEN_FOLDER}/{environment.TOKEN_NAME}"},
         ]
-    if request.stage is not Stage.PREPARE:
-        return [*environment, {"name": "HF_HUB_OFFLINE", "value": "1"}]
-    return environment + _hub_tokens(spec)
+    if not request.stage.access.hub:
+        return [*variables, {"name": environment.HUB_OFFLINE, "value": "1"}]
+    return variables + _hub_tokens(spec)
 
 
 def _hub_tokens(spec: FineTuneJobSpec) -> list[Object]:
-    """Only prepare, on CPU, ever holds a token."""
-    references = {"FINETUNE_MODEL_TOKEN": spec.model.token_secret_ref}
+    """Where the hub may be reached, which is on CPU only, tokens are held; nowhere else."""
+    references = {environment.MODEL_TOKEN: spec.model.token_secret_ref}
     for dataset in spec.datasets:
-        references[f"FINETUNE_DATASET_TOKEN_{dataset.name.upper().replace('-', '_')}"] = dataset.token_secret_ref
+        references[environment.dataset_token(dataset.name)] = dataset.token_secret_ref
     return [{"name": name, "valueFrom": {"secretKeyRef": reference.wire()}} for name, reference in references.items() if reference]
 
 
 def _resources(spec: FineTuneJobSpec, request: StageRequest) -> Object:
-    if request.stage is Stage.TRAIN and not request.report:
+    if request.stage.access.gpus and not request.report:
         resources = spec.resources
         gpus = {resources.gpu_resource_name: str(resources.gpus_per_node)} if resources.gpus_per_node else {}
         return {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": {"memory": resources.memory, **gpus}}

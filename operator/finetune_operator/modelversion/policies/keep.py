@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+from finetune_api.modelversion import Stage
+
 from finetune_operator.modelversion.observed import Observed
-from finetune_operator.modelversion.types import Stage
 from finetune_operator.modelversion.versions import Version, duration_of, find_version
 
 DRAIN = timedelta(seconds=30)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from finetune_api.modelversion import Stage
+
 from finetune_operator.modelversion.observed import RouteFact
-from finetune_operator.modelversion.types import Stage
 from finetune_operator.modelversion.versions import Move, Place, Version
 
 

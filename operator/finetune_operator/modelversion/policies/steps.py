@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_operator.core.conditions import timestamp
+from finetune_api.modelversion import Stage
+from finetune_api.outcome import Reason
+from finetune_api.status import timestamp
+
 from finetune_operator.modelversion.checks import Finding
 from finetune_operator.modelversion.observed import Observed
 from finetune_operator.modelversion.policies.traffic import differs, followed_traffic
-from finetune_operator.modelversion.types import Reason, Stage
 from finetune_operator.modelversion.versions import Move, Place, Version, duration_of
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from finetune_api.modelversion import Stage
+
 from finetune_operator.modelversion.observed import Observed
-from finetune_operator.modelversion.types import Stage
 from finetune_operator.modelversion.versions import Move, Place, Version, find_version, production_of
 
 REFUSED_EXIT_CODE = 78

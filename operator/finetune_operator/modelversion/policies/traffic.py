@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from finetune_api.modelversion import Stage
+from finetune_api.sections.rollout import Traffic
+
 from finetune_operator.modelversion.observed import Observed
-from finetune_operator.modelversion.types import Stage, Traffic
 from finetune_operator.modelversion.versions import Version, production_of
 
 

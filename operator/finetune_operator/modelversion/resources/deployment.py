@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 
+from finetune_api.environment import MODEL_PATH, MODEL_SHA256
+from finetune_api.modelversion import PublishedArtifact
+
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
+from finetune_operator.core.restricted import restricted_container, restricted_pod
 from finetune_operator.core.settings import Settings
-from finetune_operator.modelversion.types import PublishedArtifact
-from finetune_operator.modelversion.versions import Version, claim_and_path
+from finetune_operator.modelversion.versions import Version
 
-USER_ID = 65532
 PORT = 8080
 MODELS = "/models"
 CLAIM_LABEL = f"{names.GROUP}/claim"
@@ -27,7 +29,7 @@ pod be taken out under load."""
 
 def make_deployment(version: Version, artifact: PublishedArtifact, image: str, *, one_node: bool, settings: Settings) -> Object:
     """`one_node`: the claim can be mounted on one node at a time, so all pods that use it go where the first one is."""
-    labels, own = version_labels(version), {CLAIM_LABEL: claim_label(claim_and_path(artifact.uri)[0])}
+    labels, own = version_labels(version), {CLAIM_LABEL: claim_label(artifact.location.claim)}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -66,22 +68,12 @@ def claim_label(claim: str) -> str:
 
 
 def _pod(version: Version, artifact: PublishedArtifact, container: Object) -> Object:
-    claim, _ = claim_and_path(artifact.uri)
     return {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
+        **restricted_pod(),
         "terminationGracePeriodSeconds": TERMINATION_GRACE_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "containers": [container],
         "volumes": [
-            {"name": "models", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
+            {"name": "models", "persistentVolumeClaim": {"claimName": artifact.location.claim, "readOnly": True}},
             {"name": "tmp", "emptyDir": {}},
         ],
     }
@@ -95,8 +87,8 @@ def _container(version: Version, artifact: PublishedArtifact, image: str, settin
         "imagePullPolicy": settings.image_pull_policy,
         "args": _arguments(version),
         "env": [
-            {"name": "MODEL_PATH", "value": f"{MODELS}/{claim_and_path(artifact.uri)[1]}"},
-            {"name": "MODEL_SHA256", "value": artifact.sha256},
+            {"name": MODEL_PATH, "value": f"{MODELS}/{artifact.location.path}"},
+            {"name": MODEL_SHA256, "value": artifact.sha256},
         ],
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "startupProbe": health | {"periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": START_TIMEOUT_S},
@@ -104,11 +96,7 @@ def _container(version: Version, artifact: PublishedArtifact, image: str, settin
         "livenessProbe": health | {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_S}}},
         "resources": _resources(version),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": restricted_container(),
         "volumeMounts": [
             {"name": "models", "mountPath": MODELS, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
@@ -118,20 +106,20 @@ def _container(version: Version, artifact: PublishedArtifact, image: str, settin
 
 def _arguments(version: Version) -> list[str]:
     """What follows the image's own `--model --host --port --metrics`. llama-server's --ctx-size is shared by its slots."""
-    serving = version.spec.serving
+    serving = version.spec.serving.effective_llama_cpp
     arguments = {
         "--alias": version.spec.model,
         "--ctx-size": str(serving.context_length * serving.parallel),
         "--parallel": str(serving.parallel),
         "--threads-http": str(serving.parallel + SPARE_HTTP_THREADS),
-    } | ({"--n-gpu-layers": "999"} if serving.gpus else {})
+    } | ({"--n-gpu-layers": "999"} if version.spec.serving.effective_resources.gpus else {})
     return [*(part for pair in arguments.items() for part in pair), "--jinja"]
 
 
 def _resources(version: Version) -> Object:
-    serving = version.spec.serving
-    gpus = {serving.gpu_resource_name: str(serving.gpus)} if serving.gpus else {}
-    return {"requests": {"cpu": serving.cpu, "memory": serving.memory, **gpus}, "limits": {"memory": serving.memory, **gpus}}
+    resources = version.spec.serving.effective_resources
+    gpus = {resources.gpu_resource_name: str(resources.gpus)} if resources.gpus else {}
+    return {"requests": {"cpu": resources.cpu, "memory": resources.memory, **gpus}, "limits": {"memory": resources.memory, **gpus}}
 
 
 def _same_node(own: dict[str, str]) -> Object:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from finetune_api.sections.rollout import GatewayAPI
+
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.modelversion.observed import STEPS_ANNOTATION, format_steps
 from finetune_operator.modelversion.resources.service import SERVICE_PORT
-from finetune_operator.modelversion.types import GatewayAPI
 from finetune_operator.modelversion.versions import Version
 
 API_VERSION = "gateway.networking.k8s.io/v1"

@@ -1,0 +1,268 @@
+"""`training.args`: which TRL and transformers arguments a user may set by their own names, and what each must be.
+
+`python -m finetune_api.arguments` writes `training_arguments.json` from the installed TRL; reading it needs neither TRL nor torch,
+so the operator answers before anything runs. Validation is ours, not TrlParser's: that one takes `2.7` for an integer and `null` for
+anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from difflib import get_close_matches
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SCHEMA_FILE = Path(__file__).with_name("training_arguments.json")
+
+_CHECKPOINTS = "checkpoints are the platform's own; use checkpoints"
+_LOGGING = "every step is logged; remove it"
+_HUB = "nothing is pushed while training; remove it"
+_PARALLEL = "parallelism is the platform's; use resources.gpusPerNode"
+_PREPARED = "rows are prepared before training; use {field}"
+
+OWNED: dict[str, str] = {
+    "output_dir": "the platform chooses the folder; remove it",
+    "resume_from_checkpoint": "runs resume by themselves; remove it",
+    "ignore_data_skip": "runs resume exactly; remove it",
+    "restore_callback_states_from_checkpoint": "runs resume exactly; remove it",
+    "trust_remote_code": "code of a model never runs; remove it",
+    "model_init_kwargs": "use model (dtype, attentionImplementation, revision) and quantization",
+    "learning_rate": "use training.learningRate",
+    "num_train_epochs": "use training.epochs",
+    "max_steps": "use training.maxSteps",
+    "lr_scheduler_type": "use training.scheduler",
+    "warmup_steps": "use training.warmup.steps or training.warmup.ratio",
+    "warmup_ratio": "use training.warmup.ratio",
+    "per_device_train_batch_size": "use training.perDeviceBatchSize",
+    "per_device_eval_batch_size": "use training.perDeviceBatchSize",
+    "gradient_accumulation_steps": "use training.globalBatchSize and training.perDeviceBatchSize",
+    "auto_find_batch_size": "use training.perDeviceBatchSize",
+    "optim": "use training.optimizer",
+    "weight_decay": "use training.weightDecay",
+    "max_grad_norm": "use training.maxGradNorm",
+    "neftune_noise_alpha": "use training.neftuneNoiseAlpha",
+    "bf16": "use training.precision",
+    "fp16": "use training.precision",
+    "bf16_full_eval": "use training.precision",
+    "fp16_full_eval": "use training.precision",
+    "gradient_checkpointing": "use training.gradientCheckpointing",
+    "activation_checkpointing": "use training.gradientCheckpointing",
+    "eval_strategy": "use training.evalEverySteps",
+    "eval_steps": "use training.evalEverySteps",
+    "prediction_loss_only": "evaluation while training takes the loss only; remove it",
+    "batch_eval_metrics": "evaluation while training takes the loss only; remove it",
+    "include_for_metrics": "evaluation while training takes the loss only; remove it",
+    "seed": "use training.seed",
+    "data_seed": "use training.seed",
+    "max_length": "use training.maxLength",
+    "packing": "use training.packing",
+    "packing_strategy": "use training.packing",
+    "eval_packing": "use training.packing",
+    "padding_free": "use training.packing (None is padding-free)",
+    "pad_to_multiple_of": "rows are not padded; remove it",
+    "dataset_text_field": _PREPARED.format(field="datasets.columns.text"),
+    "dataset_kwargs": _PREPARED.format(field="datasets"),
+    "dataset_num_proc": _PREPARED.format(field="stages.prepare.cpu"),
+    "truncation_mode": _PREPARED.format(field="training.maxLength"),
+    "shuffle_dataset": "rows are drawn anew each epoch by training.seed; remove it",
+    "completion_only_loss": "use method.sft.loss: Completion",
+    "assistant_only_loss": "use method.sft.loss: AssistantTurns",
+    "chat_template_path": "use model.chatTemplate",
+    "eos_token": "use model.chatTemplate: its end of turn is the end of an answer",
+    "pad_token": "rows are not padded; remove it",
+    "remove_unused_columns": "rows hold token ids and labels only; remove it",
+    "label_names": "rows hold token ids and labels only; remove it",
+    "length_column_name": "rows hold token ids and labels only; remove it",
+    "save_strategy": _CHECKPOINTS,
+    "save_steps": _CHECKPOINTS + ".everySteps",
+    "save_total_limit": _CHECKPOINTS + ".keep",
+    "save_only_model": _CHECKPOINTS,
+    "save_on_each_node": _CHECKPOINTS,
+    "save_safetensors": "weights are safetensors always; remove it",
+    "enable_jit_checkpoint": _CHECKPOINTS + ".onPreemption",
+    "load_best_model_at_end": "the last step is what is published; remove it",
+    "metric_for_best_model": "the last step is what is published; remove it",
+    "greater_is_better": "the last step is what is published; remove it",
+    "logging_strategy": _LOGGING,
+    "logging_steps": _LOGGING,
+    "logging_first_step": _LOGGING,
+    "logging_dir": _LOGGING,
+    "logging_nan_inf_filter": "a loss that is not finite ends the run; remove it",
+    "disable_tqdm": "progress is in status.progress; remove it",
+    "report_to": "progress is in status.progress; remove it",
+    "run_name": "progress is in status.progress; remove it",
+    "project": "progress is in status.progress; remove it",
+    "trackio_space_id": "progress is in status.progress; remove it",
+    "trackio_bucket_id": "progress is in status.progress; remove it",
+    "trackio_static_space_id": "progress is in status.progress; remove it",
+    "push_to_hub": _HUB,
+    "hub_token": _HUB,
+    "hub_private_repo": _HUB,
+    "hub_model_id": _HUB,
+    "hub_strategy": _HUB,
+    "hub_always_push": _HUB,
+    "hub_revision": _HUB,
+    "use_cache": "documents of one batch would see each other; remove it",
+    "use_cpu": "the device follows from resources.gpusPerNode; remove it",
+    "local_rank": _PARALLEL,
+    "ddp_backend": _PARALLEL,
+    "fsdp": _PARALLEL,
+    "fsdp_config": _PARALLEL,
+    "deepspeed": _PARALLEL,
+    "parallelism_config": _PARALLEL,
+    "accelerator_config": _PARALLEL,
+    "do_train": "stages are the platform's; remove it",
+    "do_eval": "stages are the platform's; remove it",
+    "do_predict": "stages are the platform's; remove it",
+}
+"""Arguments that the platform sets itself, with what to use instead. Some are names of older releases."""
+
+_NARROWED: dict[str, tuple[list[str], str]] = {
+    "train_sampling_strategy": (
+        ["random", "sequential"],
+        "random or sequential: padding-free batches gain nothing from rows grouped by length, and such an order does not resume exactly",
+    ),
+}
+
+
+@cache
+def schema() -> dict[str, dict[str, Any]]:
+    """Each argument's `types` (JSON: boolean, integer, number, string, array, object, null) and, where it has them, `choices`."""
+    loaded: dict[str, dict[str, Any]] = json.loads(SCHEMA_FILE.read_bytes())["arguments"]
+    return loaded
+
+
+def argument_findings(args: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with `training.args`: `(name, sentence)` each, in the order given; empty where all can be passed on.
+
+    Values are never quoted but for short numbers written as strings, which the sentence shows how to write.
+    """
+    findings = []
+    for name, value in args.items():
+        finding = _finding(name, value)
+        if finding:
+            findings.append((name, finding))
+    return findings
+
+
+def _finding(name: str, value: Any) -> str | None:
+    if name in OWNED:
+        return OWNED[name]
+    if name not in schema():
+        near = get_close_matches(name, [known for known in schema() if known not in OWNED], n=1)
+        hint = f"did you mean {near[0]}?" if near else "see the TrainingArguments of transformers and SFTConfig of TRL"
+        return f"no such argument; {hint}"
+    entry = schema()[name]
+    if not any(_is_of(value, kind) for kind in entry["types"]):
+        return _type_sentence(value, entry["types"])
+    choices, why = _NARROWED.get(name, (entry.get("choices"), ""))
+    if choices and isinstance(value, str) and value not in choices:
+        return f"must be {why}" if why else f"must be one of {', '.join(choices)}"
+    return None
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    match kind:
+        case "boolean":
+            return isinstance(value, bool)
+        case "integer":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "number":
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case "string":
+            return isinstance(value, str)
+        case "array":
+            return isinstance(value, list)
+        case "object":
+            return isinstance(value, dict)
+        case _:
+            return value is None
+
+
+def _type_sentence(value: Any, kinds: list[str]) -> str:
+    wanted = " or ".join(kinds)
+    if isinstance(value, str) and {"number", "integer"} & set(kinds):
+        number = _as_number(value)
+        if number is not None:
+            return f"must be {wanted}, is a string: write {number}, without quotes (in YAML an exponent needs a point before it)"
+    return f"must be {wanted}, is {_kind_of(value)}"
+
+
+def _as_number(text: str) -> str | None:
+    """How to write a number that YAML 1.1 takes for text (`4e-5`, `"3"`): with a point in the mantissa."""
+    if len(text) > 32:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    mantissa, letter, exponent = text.strip().lower().partition("e")
+    if not letter:
+        return mantissa
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+03d}" if number == number else None
+
+
+def _kind_of(value: Any) -> str:
+    for kind in ("boolean", "integer", "number", "string", "array", "object"):
+        if _is_of(value, kind):
+            return kind
+    return "null"
+
+
+# ------------------------------------------------------------------------------------------------------------------- the generator
+
+
+def generated_schema() -> dict[str, Any]:
+    """The schema of the installed TRL's SFTConfig. Imports TRL and torch: takes seconds."""
+    import transformers
+    import trl
+
+    hints = typing.get_type_hints(trl.SFTConfig)
+    arguments = {field.name: _entry(hints[field.name], field.metadata.get("choices")) for field in dataclasses.fields(trl.SFTConfig)}
+    return {"trl": trl.__version__, "transformers": transformers.__version__, "arguments": dict(sorted(arguments.items()))}
+
+
+def _entry(annotation: Any, choices: Any) -> dict[str, Any]:
+    kinds: set[str] = set()
+    enums: set[str] = set()
+    for option in _options(annotation):
+        if isinstance(option, type) and issubclass(option, Enum):
+            enums |= {str(member.value) for member in option}
+        kinds.add(_json_kind(option))
+    entry: dict[str, Any] = {"types": sorted(kinds)}
+    named = sorted(str(choice) for choice in choices) if choices else sorted(enums)
+    if named:
+        entry["choices"] = named
+    return entry
+
+
+def _options(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [option for part in typing.get_args(annotation) for option in _options(part)]
+    return [annotation]
+
+
+def _json_kind(option: Any) -> str:
+    origin = typing.get_origin(option) or option
+    if origin is typing.Literal:
+        return {bool: "boolean", str: "string", int: "integer"}[type(typing.get_args(option)[0])]
+    kinds: dict[Any, str] = {
+        bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object", type(None): "null",
+    }  # fmt: skip
+    if origin in kinds:
+        return kinds[origin]
+    return "string" if isinstance(origin, type) and issubclass(origin, Enum) else "object"
+
+
+def main() -> None:
+    SCHEMA_FILE.write_text(json.dumps(generated_schema(), indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

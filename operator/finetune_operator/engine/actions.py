@@ -1,0 +1,235 @@
+"""One action of a plan against the API: done, or a problem in the API's words. What the API answers goes into the store at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from finetune_api.outcome import Reason
+from finetune_api.section import digest_of
+from finetune_api.status import cut
+
+from finetune_operator.core import names
+from finetune_operator.core.containment import contains, owners_of
+from finetune_operator.core.names import Object
+from finetune_operator.core.plan import Action, ActionProblem, Apply, Create, Delete, SetOwners
+from finetune_operator.engine.store import Key, Name, Store, name_of
+from finetune_operator.kube.client import Client
+from finetune_operator.kube.errors import AlreadyExists, ApiError, Conflict, Forbidden, Invalid, NotFound, Retryable
+from finetune_operator.kube.resources import CLAIM, HTTPROUTE, MODELVERSION, Resource, resource_of
+
+log = logging.getLogger(__name__)
+
+DESIRED_ANNOTATION = f"{names.GROUP}/desired"
+"""Digest of what was last applied: a member that is no longer wanted changes it, which containment alone would not see."""
+
+
+class NotLeading(Exception):
+    """A write was about to be made by a replica that no longer leads."""
+
+
+class Stale(Exception):
+    """The object changed since it was read. It was read again: the pass must be run again."""
+
+
+Done = bool | ActionProblem
+"""True: something changed by it. False: there was nothing to do. A problem: the API refused, in its words."""
+
+
+@dataclass
+class Actor:
+    """Does actions. `may_write` is asked before every write; `mark` is told the keys that an answer of the API concerns."""
+
+    client: Client
+    store: Store
+    may_write: Callable[[], bool]
+    mark: Callable[[Key], None]
+
+    async def do(self, action: Action) -> Done:
+        """Does an action, or finds that it is done. Raises Stale, NotLeading and Retryable."""
+        try:
+            if isinstance(action, Create):
+                return await self._create(action)
+            if isinstance(action, Apply):
+                return await self._apply(action)
+            if isinstance(action, Delete):
+                return await self._delete(action)
+            return await self._set_owners(action)
+        except (Retryable, Conflict):
+            raise
+        except ApiError as error:
+            return problem_of(action, error)
+
+    async def write_status(self, live: Object, patch: Object) -> Object:
+        """One write of status at the resourceVersion it was computed from. Raises Stale where that is over."""
+        resource = resource_of(live["apiVersion"], live["kind"])
+        metadata = live["metadata"]
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]}, "status": patch}
+        self._fence()
+        try:
+            answer = await self.client.merge_patch(resource, metadata["namespace"], metadata["name"], body, "status")
+        except (Conflict, NotFound) as error:
+            await self.refresh(resource, metadata["namespace"], metadata["name"])
+            raise Stale from error
+        self._learn(answer)
+        return answer
+
+    async def refresh(self, resource: Resource, namespace: str, name: str) -> Object | None:
+        """The object as it is now, also put into the store: for where the store was seen to be stale."""
+        live = await self.client.find(resource, namespace, name)
+        if live is not None:
+            self._tell(self.store.put(live))
+        else:
+            uid = self.store.uid(resource.kind, namespace, name)
+            if uid:
+                self._tell(self.store.forget(Name(resource.kind, namespace, name), uid))
+        return live
+
+    async def _create(self, action: Create) -> Done:
+        body = action.body
+        if action.dry_run_pod is not None:
+            await self.client.create(action.dry_run_pod, dry_run=True)
+        self._fence()
+        try:
+            self._learn(await self.client.create(body))
+        except AlreadyExists:
+            return await self._settle(body)
+        return True
+
+    async def _settle(self, body: Object) -> Done:
+        """The name is taken: by our own object (a write whose answer was lost, a stale store), its dying predecessor, or a stranger."""
+        resource = resource_of(body["apiVersion"], body["kind"])
+        metadata = body["metadata"]
+        live = await self.client.find(resource, metadata["namespace"], metadata["name"])
+        if live is None:
+            raise Stale
+        if is_ours(live, body):
+            self._tell(self.store.put(live))
+            return True
+        return stranger_problem(live)
+
+    async def _apply(self, action: Apply) -> Done:
+        body = _marked(action.body)
+        resource, metadata = resource_of(body["apiVersion"], body["kind"]), body["metadata"]
+        live = self.store.get(body["kind"], metadata["namespace"], metadata["name"])
+        if live is not None:
+            if not is_ours(live, body):
+                return stranger_problem(live)
+            if contains(live, body):
+                return False
+            # the API then refuses to bring back an object that is gone
+            body = {**body, "metadata": {**metadata, "uid": live["metadata"]["uid"]}}
+        self._fence()
+        try:
+            # an object never seen is not forced: should a stranger's have this name, its fields conflict
+            self._learn(await self.client.apply(body, force=live is not None))
+        except (Conflict, NotFound) as error:
+            found = await self.refresh(resource, metadata["namespace"], metadata["name"])
+            if found is not None and not is_ours(found, body):
+                return stranger_problem(found)
+            raise Stale from error
+        return True
+
+    async def _delete(self, action: Delete) -> Done:
+        resource = resource_of(action.api_version, action.kind)
+        live = self.store.get(action.kind, action.namespace, action.name)
+        if live is not None and live["metadata"]["uid"] == action.uid and "deletionTimestamp" in live["metadata"]:
+            return False
+        self._fence()
+        name = Name(action.kind, action.namespace, action.name)
+        try:
+            answer = await self.client.delete(resource, action.namespace, action.name, uid=action.uid, propagation=action.propagation)
+        except NotFound:
+            self._tell(self.store.forget(name, action.uid))
+            return True
+        except Conflict as error:
+            await self.refresh(resource, action.namespace, action.name)
+            raise Stale from error
+        if answer.get("kind") == action.kind and "resourceVersion" in answer.get("metadata", {}):
+            self._learn(answer)
+        else:
+            self._tell(self.store.forget(name, action.uid))
+        return True
+
+    async def _set_owners(self, action: SetOwners) -> Done:
+        resource = resource_of(action.api_version, action.kind)
+        patch = {
+            "metadata": {
+                "uid": action.uid,
+                "resourceVersion": action.resource_version,
+                "ownerReferences": [dict(owner) for owner in action.owners] or None,
+            }
+        }
+        self._fence()
+        try:
+            self._learn(await self.client.merge_patch(resource, action.namespace, action.name, patch))
+        except (Conflict, NotFound) as error:
+            await self.refresh(resource, action.namespace, action.name)
+            raise Stale from error
+        return True
+
+    def _fence(self) -> None:
+        if not self.may_write():
+            raise NotLeading
+
+    def _learn(self, answer: Object) -> None:
+        self._tell(self.store.put(answer))
+
+    def _tell(self, keys: set[Key]) -> None:
+        for key in keys:
+            self.mark(key)
+
+
+def is_ours(live: Object, wanted: Object) -> bool:
+    """Whether a live object is the one that `wanted` describes, and not a stranger's of the same name.
+
+    By an owner's uid; claims and versions change owners or have none, so theirs is the job's uid that they carry; a route outlives
+    each single version, so its model is what counts.
+    """
+    labels, own = live["metadata"].get("labels") or {}, wanted["metadata"].get("labels") or {}
+    if wanted["kind"] == CLAIM.kind:
+        return _equal(labels, own, names.JOB_UID_LABEL)
+    if wanted["kind"] == MODELVERSION.kind:
+        lineage, own_lineage = live.get("spec", {}).get("lineage", {}), wanted["spec"]["lineage"]
+        return _equal(lineage, own_lineage, "jobUid") and _equal(lineage, own_lineage, "runDigest")
+    if wanted["kind"] == HTTPROUTE.kind:
+        return _equal(labels, own, names.MANAGED_BY) and _equal(labels, own, names.MODEL_LABEL)
+    return bool(owners_of(live) & owners_of(wanted))
+
+
+def _equal(live: Object, wanted: Object, key: str) -> bool:
+    return bool(wanted.get(key)) and live.get(key) == wanted[key]
+
+
+def stranger_problem(live: Object) -> ActionProblem:
+    name = name_of(live)
+    if "deletionTimestamp" in live["metadata"]:
+        message = f"{name.kind} {name.name} of a former owner is still being deleted"
+        return _problem(name.kind, name.name, Reason.WAITING_FOR_PREVIOUS_OWNER, message)
+    message = f"{name.kind} {name.name} exists and was not made by this operator for this object; delete or rename it"
+    return _problem(name.kind, name.name, Reason.NOT_OWNED, message)
+
+
+def problem_of(action: Action, error: ApiError) -> ActionProblem:
+    if isinstance(action, (Create, Apply)):
+        kind, name = action.body["kind"], action.body["metadata"]["name"]
+    else:
+        kind, name = action.kind, action.name
+    return _problem(kind, name, _reason(error), error.message)
+
+
+def _problem(kind: str, name: str, reason: Reason, message: str) -> ActionProblem:
+    return ActionProblem(kind, name, reason, cut(message))
+
+
+def _reason(error: ApiError) -> Reason:
+    if isinstance(error, Forbidden):
+        return Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.FORBIDDEN
+    return Reason.INVALID if isinstance(error, Invalid) else Reason.API_ERROR
+
+
+def _marked(body: Object) -> Object:
+    metadata = body["metadata"]
+    annotations = {**(metadata.get("annotations") or {}), DESIRED_ANNOTATION: digest_of(body)[:16]}
+    return {**body, "metadata": {**metadata, "annotations": annotations}}

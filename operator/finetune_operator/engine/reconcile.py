@@ -1,0 +1,154 @@
+"""The only file that sequences I/O: observe → plan → act → one status write → events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from finetune_operator.core.containment import merge_patch, without_nulls
+from finetune_operator.core.names import Object
+from finetune_operator.core.plan import Action, ActionProblem, Delete, Event
+from finetune_operator.engine.actions import Actor, Done, NotLeading, Stale, problem_of
+from finetune_operator.engine.metrics import Metrics
+from finetune_operator.engine.queue import Outcome
+from finetune_operator.engine.recorder import Recorder
+from finetune_operator.engine.store import Key
+from finetune_operator.engine.world import World
+from finetune_operator.kube.errors import ApiError, Retryable, Unreachable
+
+log = logging.getLogger(__name__)
+
+_FAILURES_TOLD = 4
+"""Failures in a row of the API server (5xx, 429) on a key until its status tells of them: seconds, by the queue's back-off."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done about a key: the plans of both kinds in one shape. `subjects` are the objects whose status it may write."""
+
+    subjects: Mapping[str, Object]
+    statuses: Mapping[str, Object]
+    actions: tuple[Action, ...] = ()
+    events: tuple[tuple[str, Event], ...] = ()
+    recheck_at: datetime | None = None
+    status_first: bool = False
+
+
+Planner = Callable[[Key, World, datetime], Awaitable[Work | None]]
+"""Observes and plans; None: there is nothing (any more) to plan for."""
+
+
+@dataclass
+class Reconciler:
+    """Runs passes. One instance per process; passes over different keys may interleave, those over one key never do."""
+
+    actor: Actor
+    world: World
+    recorder: Recorder
+    planners: Mapping[str, Planner]
+    metrics: Metrics = field(default_factory=Metrics)
+    now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+    _failures: dict[Key, int] = field(default_factory=dict)
+
+    async def reconcile(self, key: Key) -> Outcome:
+        """One pass. Raises NotLeading: this replica must not write any more."""
+        with self.metrics.passes.labels(key.kind).time():
+            try:
+                return await self._pass(key)
+            except Stale:
+                return Outcome(again=True)
+            except NotLeading:
+                raise
+            except Retryable as error:
+                self._failed(key, type(error).__name__, error.message)
+                return Outcome(failed=True, retry_after_s=error.retry_after_s)
+            except ApiError as error:
+                self._failed(key, type(error).__name__, error.message)
+                return Outcome(failed=True)
+            except Exception:
+                self.metrics.pass_errors.labels(key.kind, "Bug").inc()
+                log.exception("pass failed", extra={"key": "/".join(key)})
+                return Outcome(failed=True)
+
+    async def _pass(self, key: Key) -> Outcome:
+        work = await self._plan(key)
+        if work is None:
+            self.world.problems.pop(key, None)
+            return Outcome()
+        if work.status_first and self._differing(work):
+            written = await self._write_statuses(work)
+            return Outcome(again=written, recheck_at=work.recheck_at)
+        before = self.world.problems.get(key, ())
+        acted, problems = await self._act(key, work.actions)
+        self._remember(key, problems)
+        if problems != before:
+            # the status must tell what just happened; what else this plan wants is for the next pass
+            replanned = await self._plan(key)
+            work = replanned if replanned and not replanned.status_first else work
+        written = await self._write_statuses(work)
+        return Outcome(again=acted or written or problems != before, failed=bool(problems), recheck_at=work.recheck_at)
+
+    async def _plan(self, key: Key) -> Work | None:
+        return await self.planners[key.kind](key, self.world, self.now())
+
+    async def _act(self, key: Key, actions: tuple[Action, ...]) -> tuple[bool, tuple[ActionProblem, ...]]:
+        """Whether anything was written, and what was refused. Actions are done in order.
+
+        After the first problem only deletions go on: later actions may stand on the one that failed.
+        """
+        acted, problems = False, list[ActionProblem]()
+        for action in actions:
+            if problems and not isinstance(action, Delete):
+                continue
+            done = await self._do(key, action)
+            if isinstance(done, ActionProblem):
+                problems.append(done)
+            else:
+                acted = acted or done
+        self._failures.pop(key, None)
+        return acted, tuple(problems)
+
+    async def _do(self, key: Key, action: Action) -> Done:
+        """An action; a failure of the API server itself is worth a condition only when it lasts, and no answer at all never is."""
+        try:
+            return await self.actor.do(action)
+        except Unreachable:
+            raise
+        except Retryable as error:
+            self._failures[key] = self._failures.get(key, 0) + 1
+            if self._failures[key] < _FAILURES_TOLD:
+                raise
+            return problem_of(action, error)
+
+    def _remember(self, key: Key, problems: tuple[ActionProblem, ...]) -> None:
+        if problems:
+            self.world.problems[key] = problems
+        else:
+            self.world.problems.pop(key, None)
+
+    def _differing(self, work: Work) -> dict[str, Object]:
+        """Merge patches of the statuses that differ from the live ones, by name, in the plan's order."""
+        patches = {
+            name: merge_patch(work.subjects[name].get("status") or {}, without_nulls(status))
+            for name, status in work.statuses.items()
+            if name in work.subjects
+        }
+        return {name: patch for name, patch in patches.items() if patch}
+
+    async def _write_statuses(self, work: Work) -> bool:
+        """True where any was written."""
+        patches = self._differing(work)
+        for name, patch in patches.items():
+            live = await self.actor.write_status(work.subjects[name], patch)
+            if merge_patch(live.get("status") or {}, without_nulls(work.statuses[name])):
+                log.error("the API server changed a status that was written: is the CRD older than the operator?", extra={"object": name})
+        for name, event in work.events:
+            if name in patches:
+                self.recorder.record(work.subjects[name], event)
+        return bool(patches)
+
+    def _failed(self, key: Key, reason: str, message: str) -> None:
+        self.metrics.pass_errors.labels(key.kind, reason).inc()
+        log.warning("pass not finished: %s: %s", reason, message, extra={"key": "/".join(key)})

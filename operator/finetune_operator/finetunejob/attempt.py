@@ -1,0 +1,251 @@
+"""The attempts of a run's stages, one after another: begin, wait, read the answer, try again or give up. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api.finetunejob import ATTEMPTS_KEPT, AttemptRecord, ConditionType, CurrentAttempt, FineTuneJobSpec, ProgressStatus
+from finetune_api.outcome import Reason
+from finetune_api.run import Stage
+from finetune_api.status import timestamp
+
+from finetune_operator.core.names import stage_job_name
+from finetune_operator.core.plan import Create
+from finetune_operator.finetunejob.draft import Draft
+from finetune_operator.finetunejob.evidence import absorb, summary
+from finetune_operator.finetunejob.observed import JobFact, PodFact
+from finetune_operator.finetunejob.policies import progress as progress_policy
+from finetune_operator.finetunejob.policies import retry
+from finetune_operator.finetunejob.policies.deadline import active_seconds
+from finetune_operator.finetunejob.policies.trouble import Trouble, stopping, trouble_of
+from finetune_operator.finetunejob.resources.run_spec import StageRequest, images_of
+from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
+from finetune_operator.finetunejob.status import CONDITION
+
+_PENDING: dict[Stage, Reason] = {
+    Stage.PREPARE: Reason.PREPARED_PENDING,
+    Stage.TRAIN: Reason.TRAINED_PENDING,
+    Stage.PACKAGE: Reason.PACKAGED_PENDING,
+    Stage.EVALUATE: Reason.EVALUATED_PENDING,
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stage that no further attempt can save; `reason` may be a word of an image of the user's own."""
+
+    stage: Stage
+    reason: str
+    message: str
+
+
+def begin(draft: Draft, stage: Stage) -> None:
+    """Records the stage's first attempt; its Job is made in the pass after that is durable."""
+    _set_attempt(draft, CurrentAttempt(stage=stage, number=1, failures=0))
+    draft.set(CONDITION[stage], "False", Reason.RUNNING, f"stage {stage} is under way")
+    kept = progress_policy.kept(draft.status.progress)
+    draft.status.progress = ProgressStatus(stage=stage.value, **kept) if kept else None
+
+
+def _set_attempt(draft: Draft, attempt: CurrentAttempt) -> None:
+    draft.status.attempt = attempt
+    draft.status.attempt_count = attempt.number
+    draft.status_first = True
+    draft.recheck(draft.now)
+    draft.reconciling = _PENDING[attempt.stage]
+
+
+def run(draft: Draft, spec: FineTuneJobSpec) -> bool | Failure:
+    """True: the pass ends here; False: every stage is done; Failure: the run is over."""
+    for stage in Stage:
+        if draft.is_true(CONDITION[stage]):
+            continue
+        attempt = draft.status.attempt
+        if attempt is None or attempt.stage is not stage:
+            begin(draft, stage)
+            return True
+        ended = _run_stage(draft, spec, attempt)
+        if ended is not False:
+            return ended
+    return False
+
+
+def _run_stage(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> bool | Failure:
+    """False once the stage is done."""
+    draft.reconciling = _PENDING[attempt.stage]
+    name = stage_job_name(draft.job["metadata"]["name"], attempt.stage, attempt.number)
+    fact = next((job for job in draft.observed.jobs if job.name == name), None)
+    last_words_by = retry.last_words_by(fact) if fact else None
+    if last_words_by and draft.now < last_words_by:
+        draft.recheck(last_words_by)
+        return True
+    if fact and fact.state == "Complete":
+        return _complete(draft, spec, attempt, fact)
+    if spec.suspend:
+        return _suspend(draft, attempt.stage, fact)
+    _resume(draft)
+    if fact and fact.state == "Failed":
+        return _failed(draft, spec, attempt, fact)
+    if fact:
+        _wait(draft, attempt, fact)
+        return True
+    return _create(draft, spec, attempt)
+
+
+def _complete(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt, fact: JobFact) -> bool | Failure:
+    stage, result = attempt.stage, retry.answer(fact)
+    if result is None:
+        if attempt.report and fact.pods and fact.pods[0].phase == "Succeeded":
+            return Failure(stage, Reason.ANSWER_UNREADABLE, _unreadable(stage, fact.pods[0]))
+        # the pod vanished before its answer was read: the manifest has it, and reading it takes no GPU
+        _set_attempt(draft, CurrentAttempt(stage=stage, number=attempt.number + 1, failures=attempt.failures, report=True))
+        return True
+    absorb(draft, result)
+    if stage.is_last and spec.retention.checkpoints == "Delete":
+        draft.status.checkpoint = None  # the stage removed it
+    draft.set(CONDITION[stage], "True", Reason.COMPLETED, summary(result))
+    draft.event(CONDITION[stage].value, f"stage {stage} is done. {summary(result)}".strip())
+    return False
+
+
+def _unreadable(stage: Stage, pod: PodFact) -> str:
+    return (
+        f"stage {stage} ended well, but pod {pod.name} left no answer in its termination message, and neither when asked again: "
+        "is spec.image a trainer image of this release?"
+    )
+
+
+def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
+    """The attempt's Job is deleted, not suspended: a queue would un-suspend it. What was saved is found again at the next start."""
+    if fact and (fact.state == "Active" or fact.deleting):
+        if draft.reason_was(ConditionType.SUSPENDED) != Reason.SUSPENDING:
+            _record(draft, fact, retry.ended(Reason.SUSPENDED, ""))
+        draft.stop(fact)
+        draft.set(ConditionType.SUSPENDED, "False", Reason.SUSPENDING, "pods are saving their work")
+        if (result := retry.answer(fact)) is not None:
+            absorb(draft, result)
+        _mind_lost_nodes(draft, fact)
+        return True
+    if not draft.is_true(ConditionType.SUSPENDED):
+        draft.status.active_seconds = active_seconds(draft.status, draft.now)
+        draft.status.active_since = None
+        draft.event(Reason.SUSPENDED, f"stage {stage} is suspended; its work so far is on storage")
+    draft.set(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, "spec.suspend is true; set it to false to go on")
+    draft.set(CONDITION[stage], "False", Reason.SUSPENDED, f"stage {stage} goes on when spec.suspend is false")
+    draft.reconciling = ""
+    return True
+
+
+def _mind_lost_nodes(draft: Draft, fact: JobFact) -> None:
+    for trouble in (stopping(pod, draft.now) for pod in fact.pods if pod.deleting):
+        if trouble.lasts_at:
+            draft.recheck(trouble.lasts_at)
+        else:
+            draft.stalled = (trouble.reason, trouble.message)
+
+
+def _resume(draft: Draft) -> None:
+    if draft.is_true(ConditionType.SUSPENDED):
+        draft.status.active_since = draft.now
+        draft.event(Reason.RESUMED, "spec.suspend is false; the run goes on")
+    draft.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED)
+
+
+def _failed(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt, fact: JobFact) -> bool | Failure:
+    stage, outcome = attempt.stage, retry.outcome(fact)
+    if outcome.result:
+        absorb(draft, outcome.result)
+    failures = attempt.failures + (1 if outcome.counted else 0)
+    _record(draft, fact, outcome)
+    if outcome.final:
+        return Failure(stage, outcome.reason, outcome.message)
+    if failures >= spec.recovery.max_attempts:
+        return Failure(stage, outcome.reason, f"{outcome.message} (attempt {failures} of {spec.recovery.max_attempts})")
+    wait = retry.backoff(failures if outcome.counted else 0)
+    following = CurrentAttempt(
+        stage=stage,
+        number=attempt.number + 1,
+        failures=failures,
+        not_before=draft.now + wait if wait else None,
+        report=True if attempt.report and outcome.reason != Reason.STAGE_MISSING else None,
+    )
+    _set_attempt(draft, following)
+    draft.set(CONDITION[stage], "False", Reason.RETRYING, f"{outcome.reason}: {outcome.message}")
+    draft.event(Reason.RETRYING, f"stage {stage}, attempt {attempt.number} ended: {outcome.reason}: {outcome.message}", warning=True)
+    return True
+
+
+def _record(draft: Draft, fact: JobFact, outcome: retry.Outcome) -> None:
+    record = AttemptRecord(
+        stage=fact.stage,
+        number=fact.attempt,
+        reason=str(outcome.reason),
+        counted=outcome.counted,
+        start=timestamp(fact.created_at),
+        end=timestamp(fact.finished_at or draft.now),
+        node=outcome.node,
+        exit_code=outcome.exit_code,
+        resumed_from_step=outcome.result.resumed_from_step if outcome.result else None,
+        message=outcome.message,
+    )
+    draft.status.attempts = [*draft.status.attempts, record][-ATTEMPTS_KEPT:]
+
+
+def _create(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> bool:
+    if attempt.not_before and attempt.not_before > draft.now:
+        draft.recheck(attempt.not_before)
+        return True
+    others = [job for job in draft.live_jobs if job.attempt != attempt.number or job.stage != attempt.stage]
+    if others:  # at most one live attempt: an older one goes first
+        for job in others:
+            draft.stop(job)
+        return True
+    images = draft.before.images or images_of(spec, draft.settings)
+    request = StageRequest(attempt.stage, attempt.number, images.trainer, report=bool(attempt.report))
+    body = make_stage_job(spec, draft.job, request, draft.observed, draft.settings)
+    draft.actions.append(Create(body, make_dry_run_pod(body)))
+    if attempt.progress_seen:  # of a pod that was suspended
+        draft.status.attempt = attempt.model_copy(update={"progress_seen": None})
+    return True
+
+
+# --------------------------------------------------------------------------------------------------------------- while it runs
+
+
+def _wait(draft: Draft, attempt: CurrentAttempt, fact: JobFact) -> None:
+    stage = attempt.stage
+    trouble = trouble_of(fact, draft.now)
+    if trouble:
+        _tell(draft, stage, trouble)
+        return
+    if draft.status_of(CONDITION[stage]) != "False" or draft.reason_was(CONDITION[stage]) != Reason.RUNNING:
+        draft.set(CONDITION[stage], "False", Reason.RUNNING, f"stage {stage} is under way")
+    _take_progress(draft, attempt)
+
+
+def _tell(draft: Draft, stage: Stage, trouble: Trouble) -> None:
+    """The stage says at once what it waits for, in the words it was first seen with; Stalled says it when it lasts."""
+    if trouble.lasts_at and trouble.lasts_at > draft.now:
+        if draft.reason_was(CONDITION[stage]) != trouble.reason:
+            draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
+        draft.recheck(trouble.lasts_at)
+        return
+    if draft.reason_was(ConditionType.STALLED) != trouble.reason:
+        draft.event(trouble.reason, trouble.message, warning=True)
+    draft.stalled = (trouble.reason, trouble.message)
+    draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
+
+
+def _take_progress(draft: Draft, attempt: CurrentAttempt) -> None:
+    report, old = draft.observed.progress, draft.status.progress
+    if report is None:
+        return
+    if not attempt.progress_seen:
+        draft.status.attempt = attempt.model_copy(update={"progress_seen": True})
+    due = progress_policy.next_write_at(old, draft.settings.progress_write_s)
+    if due and due > draft.now:
+        draft.recheck(due)
+        return
+    fresh = progress_policy.to_status(attempt.stage.value, report, old, draft.now)
+    if not progress_policy.same_but_for_time(old, fresh):
+        draft.status.progress = fresh

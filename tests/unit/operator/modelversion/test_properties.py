@@ -1,0 +1,196 @@
+"""Whatever people, pods, the Gateway and kill -9 do: what must hold of plan_model after every single write."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from finetune_api.modelversion import LIVE
+from finetune_operator.core.names import Object
+from finetune_operator.modelversion.policies.keep import DRAIN
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.unit.operator.modelversion.world import STEPS, World, model_version
+
+TERMINAL = {"RolledBack", "Rejected"}
+MANY_STEPS = [
+    {"name": "one", "stage": "Canary", "weight": 1, "hold": "1m"},
+    {"name": "many", "stage": "Canary", "weight": 70, "hold": "0s"},
+    {"name": "all", "stage": "Production", "hold": "0s"},
+]
+numbers = st.integers(min_value=1, max_value=5)
+
+
+class Model(RuleBasedStateMachine):
+    """Up to five versions of one model, a Gateway that answers when it likes, an operator that may die after any write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(after_write=self.after_write)
+        self.stages: dict[str, str] = {}
+        self.unrouted_since: dict[str, datetime] = {}
+
+    # ------------------------------------------------------------------------------------------------------------- what happens
+
+    @rule(steps=st.sampled_from([STEPS, MANY_STEPS, []]), approval=st.sampled_from(["Automatic", "Manual"]))
+    def publish(self, steps: list[Object], approval: str) -> None:
+        taken = [version["spec"]["version"] for version in self.world.versions.values()]
+        if max(taken, default=0) < 5:
+            self.world.add(model_version(max(taken, default=0) + 1, steps=steps, approval=approval))
+
+    @rule(number=numbers, field=st.sampled_from(["abort", "paused", "retire", "approve", "unapprove", "unpause"]))
+    def edit(self, number: int, field: str) -> None:
+        version = self.world.versions.get(f"bot-v{number}")
+        if version is None:
+            return
+        changes: dict[str, dict[str, Any]] = {
+            "abort": {"abort": True},
+            "paused": {"paused": True},
+            "unpause": {"paused": False},
+            "approve": {"approvedStep": 9},
+            "unapprove": {"approvedStep": None},
+        }
+        if field == "retire":
+            version["spec"]["lifecycle"] = "Retired"
+        else:
+            self.world.edit(f"bot-v{number}", **changes[field])
+
+    @rule(number=numbers)
+    def delete(self, number: int) -> None:
+        name = f"bot-v{number}"
+        if self.world.versions.pop(name, None):
+            self.stages.pop(name, None)
+            for key in [key for key in self.world.children if key[1] == name]:
+                del self.world.children[key]
+            self.world.pods.pop(name, None)
+            self.world.pods_seen.discard(name)
+            self.unrouted_since.pop(name, None)
+
+    @rule(number=numbers, available=st.booleans())
+    def pods(self, number: int, available: bool) -> None:
+        if ("Deployment", f"bot-v{number}") in self.world.children:
+            self.world.set_available(f"bot-v{number}", int(available))
+
+    @rule()
+    def all_pods_ready(self) -> None:
+        self.world.all_ready()
+
+    @rule(status=st.sampled_from(["True", "True", "True", "False"]))
+    def gateway_answers(self, status: str) -> None:
+        self.world.accept_route(status)
+        self._note_unrouted()
+
+    @rule(seconds=st.sampled_from([1, 15, 30, 61, 600, 3600]))
+    def time_passes(self, seconds: int) -> None:
+        self.world.tick(seconds=seconds)
+
+    @rule(writes=st.sampled_from([None, None, None, 0, 1, 2, 3]))
+    def one_pass(self, writes: int | None) -> None:
+        before = self._indices()
+        self.world.run_pass(writes)
+        for name, index in self._indices().items():
+            was = before.get(name)
+            assert was is None or index is None or index <= was + 1, f"{name} went from step {was} to {index} in one pass"
+
+    @rule()
+    def thrive(self) -> None:
+        for _ in range(4):
+            self.world.run_pass()
+            self.world.all_ready()
+            self.world.accept_route()
+            self._note_unrouted()
+
+    @rule()
+    def holds_are_over(self) -> None:
+        self.world.tick(minutes=10)
+        self.thrive()
+
+    @precondition(lambda self: self.world.versions)
+    @rule()
+    def lose_every_status(self) -> None:
+        for version in self.world.versions.values():
+            version.pop("status", None)
+        self.stages = {}
+
+    # ------------------------------------------------------------------------------------------------------------- what must hold
+
+    def after_write(self, world: World) -> None:
+        """After every single write, so also where the operator is killed next."""
+        stages = world.stages()
+        assert list(stages.values()).count("Production") <= 1
+        for name, stage in stages.items():
+            was = self.stages.get(name)
+            assert was not in TERMINAL or stage == was, f"{name} came back from {was}"
+            if was == "Archived" and stage != was:
+                assert stage == "Production", f"{name} came back from the archive as {stage}"
+        self.stages = stages
+        self._nothing_in_use_was_deleted()
+
+    def _nothing_in_use_was_deleted(self) -> None:
+        """Pods end no sooner than DRAIN after the Gateway accepted a route without them (or the route itself went)."""
+        for name in self.world.versions:
+            gone = ("Deployment", name) not in self.world.children
+            if gone and name in self.world.pods_seen:
+                self.world.pods_seen.discard(name)
+                assert name not in self.world.routed()
+                since = self.unrouted_since.get(name)
+                assert since is None or self.world.now >= since + DRAIN
+            elif not gone:
+                self.world.pods_seen.add(name)
+
+    def _note_unrouted(self) -> None:
+        routed = self.world.routed()
+        for name in self.world.versions:
+            if routed.get(name, 0) > 0:
+                self.unrouted_since.pop(name, None)
+            else:
+                self.unrouted_since.setdefault(name, self.world.now)
+
+    def _indices(self) -> dict[str, int | None]:
+        return {name: version.get("status", {}).get("stepIndex") for name, version in self.world.versions.items() if version.get("status")}
+
+    @invariant()
+    def the_plan_adds_up(self) -> None:
+        statuses = self.world.plan().statuses
+        live = {name for name, status in statuses.items() if status["stage"] in LIVE}
+        assert sum(status["weight"] for status in statuses.values()) == (100 if live else 0)
+        assert [status["stage"] for status in statuses.values()].count("Production") <= 1
+        answering = {name for name in statuses if self._answers(name)}
+        for name, status in statuses.items():
+            if status["weight"] > 0 and name not in answering:
+                assert not answering & live, f"{name} gets {status['weight']} % though nobody answers there"
+            if self.world.versions[name]["spec"]["rollout"].get("abort"):
+                assert status["stage"] not in LIVE | {"Registered"}
+                assert status["weight"] == 0 or not any(other in answering for other in live), "an aborted version keeps traffic"
+
+    @invariant()
+    def the_plan_comes_to_rest(self) -> None:
+        """At one moment, with nothing else happening: passes end, and one more changes nothing."""
+        world = self._copy()
+        world.settle()
+        plan = world.plan()
+        assert list(world.effects(plan)) == []
+        assert plan.events == ()
+        assert plan.recheck_at is None or plan.recheck_at > world.now
+        assert plan.recheck_at is None or plan.recheck_at <= world.now + timedelta(hours=1)
+
+    def _answers(self, name: str) -> bool:
+        deployment = self.world.children.get(("Deployment", name))
+        return bool(deployment and deployment.get("status", {}).get("availableReplicas") and ("Service", name) in self.world.children)
+
+    def _copy(self) -> World:
+        return self.world.copy()
+
+
+# Shrinking a machine like this takes minutes: add Phase.shrink where a failure needs it.
+Model.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=30,
+    deadline=None,
+    database=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+)
+TestModel = Model.TestCase

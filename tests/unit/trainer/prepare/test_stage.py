@@ -1,0 +1,486 @@
+"""The prepare stage as its user runs it: a run file in, a prepared set or a refusal out. No torch, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finetune_api.answer import StageResult
+from finetune_api.outcome import ExitCode
+from finetune_api.run import LocalRunSpec, Stage
+from finetune_trainer.__main__ import main, run_stage
+from finetune_trainer.errors import StageError
+from finetune_trainer.model_shape import count_parameters
+from finetune_trainer.prepare import stopping
+from finetune_trainer.prepare.chat_template import probe_template
+from finetune_trainer.prepared import IGNORED_LABEL, Prepared, load_prepared
+from finetune_trainer.progress import Progress
+from finetune_trainer.storage import JobStorage
+from finetune_trainer.tokenizer_files import write_tokenizer_files
+from safetensors.numpy import save_file
+
+from tests.tiny_models import bpe_model, write_json
+
+SECRET = "canary-7f3a"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bpe_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The template's probe is a process of its own, half a second each time: it runs once, in the test of a template bomb."""
+    monkeypatch.setattr(stopping, "probe_template", lambda text, tokens: None)
+
+
+def question(i: int, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": f"how many files? {i}"}, {"role": "assistant", "content": f"all {i}"}], **more}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+class Job:
+    """A run over a folder; `prepare` runs the stage as a pod would and reads its result back."""
+
+    def __init__(self, folder: Path, base: Path, *datasets: dict[str, Any], prefix: str = "job", **sections: Any) -> None:
+        spec = {"storage": {"root": str(folder / "out"), "prefix": prefix}, "model": {"source": str(base)}, "datasets": list(datasets)}
+        self.run = LocalRunSpec.model_validate(spec | sections)
+
+    def prepare(self) -> tuple[StageResult, Prepared]:
+        progress = Progress()
+        try:
+            result = run_stage(Stage.PREPARE, self.run, "pod", progress)
+        finally:
+            progress.close()
+        return result, load_prepared(JobStorage(self.run.storage, "reader"), self.run)
+
+    def refused(self) -> StageError:
+        with pytest.raises(StageError) as refused:
+            self.prepare()
+        assert SECRET not in str(refused.value)
+        assert refused.value.exit_code is ExitCode.INVALID_INPUT
+        assert not (Path(self.run.storage.root) / self.run.storage.prefix / "prepare" / "manifest.json").exists()
+        return refused.value
+
+
+def text_of(prepared: Prepared, name: str) -> list[tuple[list[int], list[int]]]:
+    table = prepared.table(name)
+    return list(zip(table["input_ids"].to_pylist(), table["labels"].to_pylist(), strict=True))
+
+
+def test_rows_are_prepared_and_read_back(tmp_path: Path, model: Path) -> None:
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(100)])
+    result, prepared = Job(tmp_path, model, {"name": "d", "source": source}).prepare()
+    report = result.dataset
+    assert report is not None
+    assert sum(report.rows_out.values()) == report.rows_in == 100
+    assert min(report.rows_out.values()) > 0
+    assert report.leaked == 0
+    assert report.train_tokens == sum(len(ids) for ids, _ in text_of(prepared, "train"))
+    assert report.token_length["max"] == max(len(ids) for ids, _ in text_of(prepared, "train"))
+    assert result.plan is not None
+    assert result.plan.total_steps == 3 * -(-report.rows_out["train"] // 16)
+    assert result.base_revision == f"sha256:{prepared.model.digest}"
+    for ids, labels in text_of(prepared, "train"):
+        assert labels[-1] == IGNORED_LABEL, "the line feed after the end of a turn"
+        assert labels[-2] == ids[-2] == prepared.tokens.eos_id
+    held_out = list(prepared.held_out_rows("test"))
+    assert len(held_out) == report.rows_out["test"] == prepared.set("test").rows
+    for row, (ids, labels) in zip(held_out, text_of(prepared, "test"), strict=True):
+        assert row.prompt_ids + row.answer_ids == ids[:-1]
+        assert row.answer_ids == [label for label in labels if label != IGNORED_LABEL]
+        assert row.answer == f"all {row.messages[0]['content'].split()[-1]}"  # type: ignore[attr-defined]
+        assert row.dataset == "d"
+    assert prepared.chat_template == (prepared.folder / "chat_template.jinja").read_text()
+    assert prepared.model_folder == model
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, model: Path) -> None:
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(50)])
+    jobs = [Job(tmp_path, model, {"name": "d", "source": source}, prefix=prefix) for prefix in ("a", "b")]
+    (first, one), (second, other) = (job.prepare() for job in jobs)
+    assert first.manifest_digest == second.manifest_digest
+    assert first.dataset is not None
+    assert second.dataset is not None
+    assert first.dataset.digest == second.dataset.digest
+    assert (one.folder / "train.arrow").read_bytes() == (other.folder / "train.arrow").read_bytes()
+    write_rows(tmp_path / "d.jsonl", [question(i) for i in range(51)])
+    third, _ = Job(tmp_path, model, {"name": "d", "source": source}, prefix="c").prepare()
+    assert third.dataset is not None
+    assert third.dataset.digest != first.dataset.digest
+
+
+def test_weights_repeat_rows_after_duplicates_are_gone(tmp_path: Path, model: Path) -> None:
+    rows = [question(i) for i in range(10)]
+    first = write_rows(tmp_path / "first.jsonl", rows + rows)
+    second = write_rows(tmp_path / "second.jsonl", rows[:4] + [question(i) for i in range(90, 93)])
+    everything = {"preparation": {"split": {"train": 1, "validation": 0, "test": 0}}}
+    datasets = ({"name": "first", "source": first, "weight": 3}, {"name": "second", "source": second})
+    result, prepared = Job(tmp_path, model, *datasets, **everything).prepare()
+    assert result.dataset is not None
+    assert result.dataset.dropped == {"Duplicate": 14}
+    assert result.dataset.rows_out["train"] == prepared.table("train").num_rows == 3 * 10 + 3
+    kept = {"preparation": {"deduplicate": {"exact": False}, "split": {"train": 1, "validation": 0, "test": 0}}}
+    result, _ = Job(tmp_path, model, *datasets, prefix="kept", **kept).prepare()
+    assert result.dataset is not None
+    assert result.dataset.rows_out["train"] == 3 * 20 + 7
+
+
+def test_a_data_set_with_a_test_split_trains_on_all_its_rows_but_those_in_the_test(tmp_path: Path, model: Path) -> None:
+    write_rows(tmp_path / "facts/train.jsonl", [question(i) for i in range(40)])
+    write_rows(tmp_path / "facts/test.jsonl", [question(i) for i in range(38, 50)])
+    other = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(100, 160)])
+    datasets = ({"name": "d", "source": other}, {"name": "facts", "source": str(tmp_path / "facts"), "testSplit": "test"})
+    result, prepared = Job(tmp_path, model, *datasets).prepare()
+    assert result.dataset is not None
+    assert result.dataset.dropped == {"InTestSplit": 2}
+    assert result.dataset.rows_out["facts/test"] == 12
+    assert {row.dataset for row in prepared.held_out_rows("facts/test")} == {"facts"}
+    assert {row.dataset for row in prepared.held_out_rows("test")} == {"d"}
+    assert [entry.name for entry in prepared.held_out_sets()] == ["test", "facts/test"]
+    report = json.loads((prepared.folder / "report.json").read_text())
+    assert report["byDataset"]["facts"]["rowsOut"] == {"facts/test": 12, "train": 38}
+
+
+def test_groups_stay_together_and_are_named_for_the_bootstrap(tmp_path: Path, model: Path) -> None:
+    source = write_rows(tmp_path / "d.jsonl", [question(i, document=f"doc{i // 5}") for i in range(200)])
+    split = {"preparation": {"split": {"train": 0.6, "validation": 0.2, "test": 0.2, "groupBy": "document"}}}
+    result, prepared = Job(tmp_path, model, {"name": "d", "source": source}, **split).prepare()
+    assert result.dataset is not None
+    assert result.dataset.leaked == 0
+    groups = [row.group for row in prepared.held_out_rows("test")]
+    assert groups
+    assert all(groups.count(group) == 5 for group in groups)
+
+
+def test_a_group_column_that_no_row_has_is_refused_and_one_that_a_data_set_lacks_is_said(tmp_path: Path, model: Path) -> None:
+    split = {"preparation": {"split": {"train": 0.6, "validation": 0.2, "test": 0.2, "groupBy": "document"}}}
+    plain = {"name": "plain", "source": write_rows(tmp_path / "p.jsonl", [question(i, documents="a") for i in range(50)])}
+    refused = Job(tmp_path, model, plain, **split).refused()
+    assert refused.reason == "InvalidDataset"
+    assert "preparation.split.groupBy: no row has a column 'document'" in refused.message
+    grouped = {"name": "d", "source": write_rows(tmp_path / "d.jsonl", [question(i, document=f"doc{i // 5}") for i in range(100, 200)])}
+    result, _ = Job(tmp_path, model, plain, grouped, **split).prepare()
+    assert "no row of data set plain has the groupBy column 'document': its rows are held out one by one" in result.warnings
+
+
+def test_groups_that_one_data_set_trains_on_whole_are_not_held_out_of_another(tmp_path: Path, model: Path) -> None:
+    write_rows(tmp_path / "facts/train.jsonl", [question(i, document=f"doc{i}") for i in range(20)])
+    write_rows(tmp_path / "facts/test.jsonl", [question(i, document=f"doc{i}") for i in range(900, 905)])
+    other = write_rows(tmp_path / "d.jsonl", [question(i, document=f"doc{i % 40}") for i in range(100, 300)])
+    split = {"preparation": {"split": {"train": 0.2, "validation": 0.4, "test": 0.4, "groupBy": "document"}}}
+    datasets = ({"name": "d", "source": other}, {"name": "facts", "source": str(tmp_path / "facts"), "testSplit": "test"})
+    result, prepared = Job(tmp_path, model, *datasets, **split).prepare()
+    assert result.dataset is not None
+    assert result.dataset.leaked == 0
+    held_out = {row.group for row in prepared.held_out_rows("test")}
+    assert held_out
+    assert not held_out & {f"group:doc{i}" for i in range(20)}
+
+
+def test_text_and_completions_need_no_chat_template(tmp_path: Path) -> None:
+    base = bpe_model(tmp_path / "base", template=None)
+    texts = write_rows(tmp_path / "t.jsonl", [{"text": f"set --max to {i}"} for i in range(40)])
+    pairs = write_rows(tmp_path / "p.jsonl", [{"prompt": f"max {i}:", "completion": f" print {i}"} for i in range(40)])
+    _, prepared = Job(tmp_path, base, {"name": "t", "source": texts}, {"name": "p", "source": pairs}).prepare()
+    assert prepared.chat_template is None
+    kinds = {row.kind for row in prepared.held_out_rows("test")}
+    assert kinds == {"Text", "Completion"}
+    for ids, _ in text_of(prepared, "train"):
+        assert ids[-1] == prepared.tokens.eos_id
+
+
+def test_chatml_by_name_makes_its_end_token_the_eos(tmp_path: Path) -> None:
+    base = bpe_model(tmp_path / "base", template=None)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    write_json(base / "tokenizer_config.json", config | {"eos_token": "<|endoftext|>"})
+    write_json(base / "generation_config.json", {"eos_token_id": 0})
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    named = {"source": str(base), "chatTemplate": {"type": "Named", "named": "ChatML"}}
+    _, prepared = Job(tmp_path, base, {"name": "d", "source": source}, model=named).prepare()
+    assert (prepared.tokens.eos_token, prepared.tokens.eos_id, prepared.tokens.eos_ids) == ("<|im_end|>", 2, [2, 0])
+    assert prepared.tokens.eos_changed
+    write_tokenizer_files(prepared.model_folder, tmp_path / "packaged", prepared.tokens, prepared.own_template)
+    assert json.loads((tmp_path / "packaged/generation_config.json").read_text())["eos_token_id"] == [2, 0]
+    assert json.loads((tmp_path / "packaged/config.json").read_text())["eos_token_id"] == 2
+    packaged = json.loads((tmp_path / "packaged/tokenizer_config.json").read_text())
+    assert packaged == config | {"eos_token": "<|im_end|>", "chat_template": prepared.chat_template}
+    assert (tmp_path / "packaged/chat_template.jinja").read_text() == prepared.chat_template
+
+
+def test_files_of_a_model_with_its_own_template_are_packaged_byte_for_byte(tmp_path: Path, model: Path) -> None:
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    _, prepared = Job(tmp_path, model, {"name": "d", "source": source}).prepare()
+    write_tokenizer_files(prepared.model_folder, tmp_path / "packaged", prepared.tokens, prepared.own_template)
+    for path in (tmp_path / "packaged").iterdir():
+        assert path.read_bytes() == (model / path.name).read_bytes()
+    assert (tmp_path / "packaged/tokenizer.json").exists()
+
+
+def test_a_prepare_that_is_taken_over_is_planned_for_the_new_job(tmp_path: Path, model: Path) -> None:
+    source = {"name": "d", "source": write_rows(tmp_path / "d.jsonl", [question(i) for i in range(100)])}
+    older = Job(tmp_path, model, source, prefix="older")
+    older.prepare()
+    sections: dict[str, Any] = {"adapter": {"type": "None"}, "training": {"globalBatchSize": 4}}
+    taken, prepared = Job(tmp_path, model, source, prefix="newer", resumeFrom=older.run.storage.wire(), **sections).prepare()
+    fresh, _ = Job(tmp_path, model, source, prefix="fresh", **sections).prepare()
+    assert taken.plan == fresh.plan
+    assert taken.plan is not None
+    assert taken.plan.learning_rate == pytest.approx(8e-6)  # full weights: 1e-5, × 0.8 under 1,000 rows
+    assert prepared.file.statistics.rows == 80
+
+
+def test_a_second_run_of_the_stage_is_free(tmp_path: Path, model: Path) -> None:
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    job = Job(tmp_path, model, {"name": "d", "source": source})
+    first, _ = job.prepare()
+    os.remove(source)
+    assert job.prepare()[0] == first
+
+
+def test_a_base_model_that_changed_since_is_not_loaded(tmp_path: Path, model: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    job = Job(tmp_path, base, {"name": "d", "source": source})
+    _, prepared = job.prepare()
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    with pytest.raises(StageError, match="does not match its SHA-256"):
+        prepared.verify_model()
+    (base / "model.safetensors").write_bytes(weights[:-1])
+    with pytest.raises(StageError, match="BaseModelChanged"):
+        job.prepare()
+
+
+def test_the_report_shows_one_row_with_what_is_trained_marked(tmp_path: Path, model: Path) -> None:
+    source = write_rows(tmp_path / "d.jsonl", [question(1)] * 2 + [question(i) for i in range(2, 30)])
+    result, prepared = Job(tmp_path, model, {"name": "d", "source": source}).prepare()
+    report = (prepared.folder / "report.md").read_text()
+    assert "<|im_start|>assistant\n    ⟦all 1<|im_end|>⟧" in report
+    assert "Duplicate 1" in report
+    assert result.dataset is not None
+    assert result.dataset.report == f"file://{prepared.folder / 'report.md'}"
+
+
+BAD_ROWS: dict[str, tuple[list[Any] | str, dict[str, Any], str, str]] = {
+    "a broken line": ('{"text": "x"}\n{"text": "' + SECRET, {}, "InvalidDataset", "line 2"),
+    "an empty file": ("", {}, "EmptyDataset", "has no rows"),
+    "only empty answers": ([{"prompt": SECRET, "completion": ""}] * 3, {}, "InvalidDataset", "none of its 3 rows can be trained on (EmptyField: 3)"),
+    "columns of no format": ([{"x": SECRET}], {}, "InvalidDataset", "line 1: expected columns of one format"),
+    "a column that is missing later": ([{"text": "a"}, {"body": SECRET}], {}, "InvalidDataset", "line 2: expected a column 'text'"),
+    "rows that are too long": ([question(i) for i in range(5)], {"training": {"maxLength": 8}}, "InvalidDataset", "NothingLeftToTrain: 5"),
+    "nothing left for training": ([{"text": SECRET}], {"preparation": {"split": {"train": 0.001, "validation": 0.499, "test": 0.5}}}, "NoTrainingRows", "preparation.split"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_data_is_refused_in_words_that_help(tmp_path: Path, model: Path, name: str) -> None:
+    rows, sections, reason, words = BAD_ROWS[name]
+    path = tmp_path / "d.jsonl"
+    path.write_text(rows) if isinstance(rows, str) else write_rows(path, rows)
+    refused = Job(tmp_path, model, {"name": "d", "source": str(path)}, **sections).refused()
+    assert refused.reason == reason
+    assert words in refused.message
+    assert "data set d" in refused.message or reason == "NoTrainingRows"
+
+
+@pytest.mark.parametrize(
+    ("metric", "split", "words"),
+    [
+        ("other/ExactMatch", {}, "gate g: data set other is none of this job"),
+        ("plain/ExactMatch", {}, "gate g: data set plain has no testSplit"),
+        ("ExactMatch", {"train": 0.9, "validation": 0.1, "test": 0}, "gate g: preparation.split.test is 0"),
+    ],
+    ids=["an unknown data set", "a data set without test rows", "nothing is held out"],
+)
+def test_a_gate_that_no_row_could_answer_is_refused_before_training(
+    tmp_path: Path, model: Path, metric: str, split: dict[str, Any], words: str
+) -> None:
+    write_rows(tmp_path / "d/train.jsonl", [question(i) for i in range(40)])
+    write_rows(tmp_path / "d/test.jsonl", [question(i) for i in range(100, 140)])
+    plain = write_rows(tmp_path / "plain.jsonl", [question(i) for i in range(200, 240)])
+    datasets = ({"name": "d", "source": str(tmp_path / "d"), "testSplit": "test"}, {"name": "plain", "source": plain})
+    gate = {"name": "g", "metric": metric, "min": 0.5}
+    refused = Job(tmp_path, model, *datasets, evaluation={"gates": [gate]}, preparation={"split": split}).refused()
+    assert refused.reason == "InvalidGate"
+    assert words in refused.message
+    gate["metric"] = "d/ExactMatch"
+    Job(tmp_path, model, *datasets, evaluation={"gates": [gate]}, preparation={"split": split}).prepare()
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        write_json(folder / name, json.loads((folder / name).read_text()) | changes)
+
+    return change
+
+
+def only_pickles(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5])
+
+
+def lose_a_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    write_json(folder / "model.safetensors.index.json", {"weight_map": shards})
+
+
+def lose_the_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+
+
+def whole_numbers(folder: Path) -> None:
+    save_file({"model.embed_tokens.weight": np.zeros((8, 8), np.int8)}, folder / "model.safetensors")
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+BAD_MODELS: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "an encoder-decoder": (edit("config.json", is_encoder_decoder=True), "EncoderDecoderUnsupported", "LlamaForCausalLM"),
+    "code of its own": (edit("config.json", auto_map={"AutoModel": "x.Y"}), "RemoteCodeRefused", "auto_map"),
+    "quantized": (edit("config.json", quantization_config={"bits": 4}), "QuantizedBase", "unquantized"),
+    "a classifier": (edit("config.json", architectures=["BertForSequenceClassification"]), "UnsupportedArchitecture", "generates no text"),
+    "pickled weights": (only_pickles, "SafetensorsOnly", "convert them to safetensors"),
+    "weights cut short": (cut_weights, "InvalidModel", "model.safetensors is not a whole"),
+    "a shard is missing": (lose_a_shard, "InvalidModel", "the model lacks model-00002-of-00002.safetensors"),
+    "shards without index": (lose_the_index, "InvalidModel", "the model lacks model.safetensors.index.json"),
+    "weights that are no floats": (whole_numbers, "QuantizedBase", "stored as I8"),
+    "no weights": (without("model.safetensors"), "ModelNotFound", "no model*.safetensors"),
+    "no config": (without("config.json"), "ModelNotFound", "no config.json"),
+    "no tokenizer": (without("tokenizer.json"), "InvalidTokenizer", "neither tokenizer.json nor tokenizer.model"),
+    "no chat template": (edit("tokenizer_config.json", chat_template=None), "NoChatTemplate", "named ChatML"),
+    "a hostile template": (edit("tokenizer_config.json", chat_template="{{ ''.__class__ }}"), "HostileTemplate", "refused"),
+    "an end that does not stop": (
+        edit("generation_config.json", eos_token_id=0),
+        "StopTokenMismatch",
+        "ends an answer with <|im_end|> (2), but generation stops at <|endoftext|> (0)",
+    ),
+    "a template without an end": (
+        edit("tokenizer_config.json", chat_template="{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"),
+        "StopTokenMismatch",
+        "ends an answer with token ",
+    ),
+    "an eos that is no token": (edit("tokenizer_config.json", eos_token="</nothing>"), "InvalidTokenizer", "eos_token"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_a_model_that_cannot_work_is_refused_in_words_that_help(tmp_path: Path, model: Path, name: str) -> None:
+    change, reason, words = BAD_MODELS[name]
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    change(base)
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    refused = Job(tmp_path, base, {"name": "d", "source": source}).refused()
+    assert refused.reason == reason
+    assert words in refused.message
+
+
+def test_token_ids_beyond_the_embedding_are_refused_by_row(tmp_path: Path, model: Path) -> None:
+    """On a GPU they would end the process with an assertion that names nothing."""
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    edit("config.json", vocab_size=300)(base)
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    refused = Job(tmp_path, base, {"name": "d", "source": source}).refused()
+    assert refused.reason == "InvalidTokenizer"
+    assert "data set d, file d.jsonl, line " in refused.message
+    assert "the model's embedding has 300" in refused.message
+
+
+def test_weights_that_are_not_the_models_are_not_counted(tmp_path: Path, model: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    shutil.copyfile(base / "model.safetensors", base / "consolidated.safetensors")
+    assert count_parameters(base) == count_parameters(model)
+
+
+def test_a_template_bomb_goes_off_outside(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "probe_template", probe_template)
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    edit("tokenizer_config.json", chat_template="{{ 'x' | center(9999999999) }}")(base)
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    assert Job(tmp_path, base, {"name": "d", "source": source}).refused().reason == "HostileTemplate"
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "d.jsonl", [question(1)])
+    assert Job(tmp_path, tmp_path / "nowhere", {"name": "d", "source": source}).refused().reason == "ModelNotFound"
+
+
+def test_named_chatml_needs_a_tokenizer_with_its_tokens(tmp_path: Path, model: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    text = (base / "tokenizer.json").read_text().replace("<|im_end|>", "<|other|>")
+    (base / "tokenizer.json").write_text(text)
+    edit("tokenizer_config.json", eos_token="<|other|>")(base)
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    named = {"source": str(base), "chatTemplate": {"type": "Named", "named": "ChatML"}}
+    assert Job(tmp_path, base, {"name": "d", "source": source}, model=named).refused().reason == "TemplateTokensMissing"
+
+
+def test_claims_are_read_where_they_are_mounted(tmp_path: Path, model: Path) -> None:
+    shutil.copytree(model, tmp_path / "claim/models/base")
+    write_rows(tmp_path / "claim/rows/train.jsonl", [question(i) for i in range(30)])
+    job = Job(
+        tmp_path,
+        model,
+        {"name": "d", "source": "pvc://data/rows"},
+        model={"source": "pvc://data/models/base"},
+        claims={"data": str(tmp_path / "claim")},
+    )
+    result, prepared = job.prepare()
+    assert result.base_model == "pvc://data/models/base"
+    assert prepared.model_folder == tmp_path / "claim/models/base"
+
+
+def test_torch_is_not_imported_and_the_answer_is_one_line(tmp_path: Path, model: Path) -> None:
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    run = {
+        "storage": {"root": str(tmp_path / "out"), "prefix": "job"},
+        "model": {"source": str(model)},
+        "datasets": [{"name": "d", "source": source}],
+    }
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    program = (
+        "import sys\nfrom finetune_trainer.__main__ import main\ncode = main(['prepare', '--run', sys.argv[1]])\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)\nassert not heavy, heavy\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run.json")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["dataset"]["rowsIn"] == 30
+    assert "how many files" not in done.stdout + done.stderr
+
+
+def test_a_refusal_is_the_answer_and_the_exit_code(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = {
+        "storage": {"root": str(tmp_path), "prefix": "job"},
+        "model": {"source": str(model)},
+        "datasets": [{"name": "d", "source": str(tmp_path / "no.jsonl")}],
+    }
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert main(["prepare", "--run", str(tmp_path / "run.json")]) == ExitCode.INVALID_INPUT
+    assert json.loads(capsys.readouterr().out)["reason"] == "DatasetNotFound"

@@ -1,0 +1,60 @@
+"""What all adapters that PEFT makes have in common: a frozen base, and files as `PeftModel.from_pretrained` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from finetune_api.outcome import Reason
+
+from finetune_trainer.errors import StageError
+from finetune_trainer.trained import ADAPTER_FOLDER, ADAPTER_WEIGHTS
+
+if TYPE_CHECKING:
+    import torch
+
+
+class OnPeft:
+    @property
+    def freezes_base(self) -> bool:
+        return True
+
+    @property
+    def relation(self) -> Literal["adapter", "finetune"]:
+        return "adapter"
+
+    def save(self, model: Any, folder: Path) -> None:
+        """adapter_model.safetensors and adapter_config.json: what `PeftModel.from_pretrained` reads, and nothing else."""
+        import peft
+
+        from finetune_trainer.adapters.tensors import save_finite
+
+        state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        # Tied saved modules share memory, which safetensors refuses: each is written by itself.
+        save_finite({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, folder / ADAPTER_WEIGHTS)
+        config = model.peft_config[model.active_adapter]
+        former, config.inference_mode = config.inference_mode, True
+        config.save_pretrained(folder)
+        config.inference_mode = former
+
+    def load(self, model: Any, folder: Path) -> None:
+        import peft
+        from safetensors.torch import load_file
+
+        from finetune_trainer.adapters.tensors import refuse_unfit, trained_tensors
+
+        outcome = peft.set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+        refuse_unfit(set(outcome.unexpected_keys) | (trained_tensors(model).keys() & set(outcome.missing_keys)))
+
+    def leave(self, model: Any, base: Path, dtype: str, folder: Path) -> None:
+        self.save(model, folder / ADAPTER_FOLDER)
+
+
+def check_modules(model: torch.nn.Module, names: Iterable[str], field: str) -> None:
+    """Errors: StageError(UnknownModules) for a name that is no module's, with the names there are."""
+    paths = [path for path, _ in model.named_modules()]
+    for name in names:
+        if not any(path == name or path.endswith(f".{name}") for path in paths):
+            known = sorted({path.rpartition(".")[2] for path in paths if path and not path.rpartition(".")[2].isdigit()})
+            raise StageError(Reason.UNKNOWN_MODULES, f"{field}: the model has no module {name}; it has {', '.join(known[:40])}")

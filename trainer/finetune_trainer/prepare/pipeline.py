@@ -1,0 +1,358 @@
+"""Rows on their way: read → duplicates → split → rendered → tokens → written (`Pipeline._take`). In batches: memory stays bounded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from finetune_api.outcome import Reason
+from finetune_api.run import RunSpec
+from finetune_api.sections.data import Dataset
+
+from finetune_trainer.errors import StageError
+from finetune_trainer.prepare.chat_template import ChatTemplate
+from finetune_trainer.prepare.dataset_files import DatasetFiles
+from finetune_trainer.prepare.encoding import Encoder, Rendered, StopTokenAbsent, TemplateUnsplittable, TokenRow
+from finetune_trainer.prepare.hashes import HashSet
+from finetune_trainer.prepare.records import Located, Location, SplitFiles, invalid
+from finetune_trainer.prepare.rows import Example, RowDropped, RowInvalid, RowReader, content_hash
+from finetune_trainer.prepare.splitting import SPLITS, Splitter, group_key, is_grouped
+from finetune_trainer.prepare.writing import SetWriter
+from finetune_trainer.prepared import HeldOutRow, PreparedSet, SpecialTokens
+
+_BATCH_ROWS = 512
+SAMPLES_PER_DATASET = 500
+_LONGEST_SAMPLE_CHARS = 20_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A rendered text and where it is from: what the tokenizer proof compares."""
+
+    location: Location
+    text: str
+    is_chat: bool
+
+
+@dataclass
+class Samples:
+    texts: dict[str, list[Sample]] = field(default_factory=dict)
+    shown: dict[str, TokenRow] = field(default_factory=dict)
+    """The first trained row of each data set, for the report."""
+
+    def keep(self, location: Location, row: TokenRow, trained: bool) -> None:
+        kept = self.texts.setdefault(location.dataset, [])
+        if len(kept) < SAMPLES_PER_DATASET and len(row.rendered.text) <= _LONGEST_SAMPLE_CHARS:
+            kept.append(Sample(location, row.rendered.text, row.rendered.kind == "Chat"))
+        if trained:
+            self.shown.setdefault(location.dataset, row)
+
+
+@dataclass
+class DatasetCounts:
+    """What became of a data set's rows."""
+
+    rows_in: int = 0
+    grouped: int = 0
+    """Rows that hold a value in the groupBy column."""
+    rows_out: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    format: str = ""
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A split of a data set, read from its first row to its last. `is_test`: the data set brought it along for testing."""
+
+    dataset: Dataset
+    files: SplitFiles
+    reader: RowReader
+    is_test: bool
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A row that was understood. `content`: 128 bits that name what it says."""
+
+    location: Location
+    example: Example
+    content: bytes
+    group: str
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A text of a candidate with the set it goes to. `last`: the one that holds the conversation's last answer."""
+
+    candidate: _Candidate
+    set_name: str
+    rendered: Rendered
+    last: bool
+
+
+class Pipeline:
+    """Reads every data set of a run into the sets of a folder. Use as a context; counts are whole once it is left.
+
+    `embeddings`: tokens for which the model has an embedding.
+    """
+
+    def __init__(self, run: RunSpec, encoder: Encoder, tokens: SpecialTokens, embeddings: int, folder: Path) -> None:
+        self._run = run
+        self._embeddings = embeddings
+        self._encoder = encoder
+        self._eos_ids = frozenset(tokens.eos_ids)
+        self._seen = HashSet()
+        self._brought_tests = HashSet()
+        self.splitter = Splitter(run.preparation.split)
+        self.counts = {dataset.name: DatasetCounts() for dataset in run.datasets}
+        self.lengths = np.zeros(run.training.max_length + 1, dtype=np.int64)
+        self.split_tokens_at_boundary = 0
+        self.samples = Samples()
+        brought = [f"{dataset.name}/test" for dataset in run.datasets if dataset.test_split]
+        self.writers = {name: SetWriter(folder, name, held_out=name not in ("train", "validation")) for name in (*SPLITS, *brought)}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Pipeline:
+        for writer in self.writers.values():
+            self._stack.enter_context(writer)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def sets(self) -> list[PreparedSet]:
+        return [writer.described() for writer in self.writers.values()]
+
+    def read_all(self, files: list[tuple[Dataset, DatasetFiles]], tell: Callable[[float], None]) -> None:
+        """Test rows that data sets bring first, then the rows those data sets train on, then the rest, so that nothing that is
+        tested on or pinned to training is met too late.
+
+        Errors: StageError(InvalidDataset | EmptyDataset | NoTrainingRows | StopTokenMismatch | TemplateUnsplittable | NoChatTemplate).
+        """
+        readers = {dataset.name: RowReader(dataset, self._encoder.template is not None) for dataset, _ in files}
+        parts = [_Part(dataset, found.test, readers[dataset.name], True) for dataset, found in files if found.test]
+        parts += [_Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if found.test]
+        parts += [_Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if not found.test]
+        total, done = sum(part.files.size_bytes for part in parts) or 1, 0
+        for part in parts:
+            for batch in _batches(part.files.records()):
+                self._take(part, batch)
+                tell((done + batch[-1].bytes_read) / total)
+            done += part.files.size_bytes
+        for dataset, found in files:
+            self.counts[dataset.name].format = str(readers[dataset.name].format)
+            self.counts[dataset.name].revision = found.revision
+            self._refuse_if_useless(dataset)
+        self._refuse_unknown_group()
+        if not self.writers["train"].rows:
+            raise StageError(
+                Reason.NO_TRAINING_ROWS,
+                f"no row is left to train on: {self._dropped_words(self.counts.values())}; add rows, or set preparation.split",
+            )
+
+    def _take(self, part: _Part, batch: list[Located]) -> None:
+        """A batch through every step, in the order in which they follow each other."""
+        read = self._read(part, batch)
+        fresh = self._drop_repeated(part, read)
+        split = self._split(part, fresh)
+        rendered = list(self._render(part, split))
+        for item, row in self._encode(part, rendered):
+            self._write(part.dataset, item, row)
+
+    def _read(self, part: _Part, batch: list[Located]) -> list[_Candidate]:
+        """Rows that are of their format; one that is not ends the stage, one that cannot be trained on is counted."""
+        counts = self.counts[part.dataset.name]
+        counts.rows_in += len(batch)
+        understood = []
+        for located in batch:
+            try:
+                example = part.reader.read(located.record)
+                content = content_hash(example)
+                group = group_key(located.record, self._run.preparation.split.group_by, content)
+                counts.grouped += is_grouped(group)
+                understood.append(_Candidate(located.location, example, content, group))
+            except RowDropped as error:
+                counts.dropped[error.reason] += 1
+            except RowInvalid as error:
+                raise invalid(located.location, error.expected) from error
+        return understood
+
+    def _drop_repeated(self, part: _Part, candidates: list[_Candidate]) -> list[_Candidate]:
+        """Rows that nothing before them says, nor any row that data sets brought along for testing."""
+        hashes = [candidate.content for candidate in candidates]
+        if part.is_test:
+            fresh = self._brought_tests.add(hashes)
+            reasons = ["" if new else "Duplicate" for new in fresh]
+        else:
+            tested = self._brought_tests.contains(hashes) if hashes else []
+            fresh = self._seen.add(hashes) if self._run.preparation.deduplicate.exact else [True] * len(hashes)
+            reasons = ["InTestSplit" if in_test else "" if new else "Duplicate" for in_test, new in zip(tested, fresh, strict=True)]
+        self.counts[part.dataset.name].dropped.update(reason for reason in reasons if reason)
+        return [candidate for candidate, reason in zip(candidates, reasons, strict=True) if not reason]
+
+    def _split(self, part: _Part, candidates: list[_Candidate]) -> list[tuple[_Candidate, str]]:
+        """Each row with the set it goes to."""
+        groups = [candidate.group for candidate in candidates]
+        names: Iterable[str]
+        if part.is_test:
+            names = [f"{part.dataset.name}/test"] * len(candidates)
+        else:
+            names = self.splitter.pin(groups) if part.dataset.test_split else self.splitter.assign(groups)
+        return list(zip(candidates, names, strict=True))
+
+    def _render(self, part: _Part, split: list[tuple[_Candidate, str]]) -> Iterator[_Placed]:
+        """The texts of each row; a conversation may have several."""
+        for candidate, name in split:
+            try:
+                texts = self._encoder.render(candidate.example)
+            except RowDropped as error:
+                self.counts[part.dataset.name].dropped[error.reason] += 1
+                continue
+            except TemplateUnsplittable as error:
+                raise StageError(
+                    Reason.TEMPLATE_UNSPLITTABLE,
+                    f"{candidate.location}: the chat template's generation prompt is not how it begins an answered turn, so the model would be "
+                    "trained on other prompts than it is served; set model.chatTemplate to one that does",
+                ) from error
+            # Of a test row only the last answer is asked for.
+            for text in texts[-1:] if name.endswith("test") else texts:
+                yield _Placed(candidate, name, text, last=text is texts[-1])
+
+    def _encode(self, part: _Part, placed: list[_Placed]) -> Iterator[tuple[_Placed, TokenRow]]:
+        """The token ids of each text; a test row that had to be cut is dropped, as it would be judged by half an answer."""
+        dropped = self.counts[part.dataset.name].dropped
+        for item, row in zip(placed, self._token_rows(placed), strict=True):
+            if isinstance(row, str):
+                dropped[row] += 1
+            elif row.truncated and item.set_name.endswith("test"):
+                dropped["TestRowTooLong"] += 1
+            else:
+                yield item, row
+
+    def _token_rows(self, placed: list[_Placed]) -> list[TokenRow | str]:
+        try:
+            return self._encoder.encode([item.rendered for item in placed], self._eos_ids)
+        except StopTokenAbsent as error:
+            tokenizer = self._encoder.tokenizer
+            ends = "nothing" if error.token_id is None else tokenizer.name_of(error.token_id)
+            stops = ", ".join(tokenizer.name_of(token) for token in sorted(self._eos_ids))
+            raise StageError(
+                Reason.STOP_TOKEN_MISMATCH,
+                f"{placed[error.position].candidate.location}: the chat template ends an answer with {ends}, but generation stops at {stops}, "
+                "so the tuned model would never stop; add that token to eos_token_id in generation_config.json and make it eos_token in "
+                "tokenizer_config.json, or set model.chatTemplate to one that ends turns with the model's own eos",
+            ) from error
+
+    def _write(self, dataset: Dataset, item: _Placed, row: TokenRow) -> None:
+        counts, location = self.counts[dataset.name], item.candidate.location
+        self._refuse_unknown_ids(location, row)
+        repeat = dataset.weight if item.set_name == "train" else 1
+        writer = self.writers[item.set_name]
+        writer.add(row, repeat)
+        counts.rows_out[item.set_name] += repeat
+        counts.truncated += row.truncated
+        if item.set_name == "train":
+            self.lengths[len(row.ids)] += repeat
+        if writer.held_out:
+            writer.add_held_out(self._held_out(item, row))
+        self.samples.keep(location, row, item.set_name == "train")
+
+    def _refuse_unknown_ids(self, location: Location, row: TokenRow) -> None:
+        largest = max(row.ids)
+        if largest >= self._embeddings:
+            raise StageError(
+                Reason.INVALID_TOKENIZER,
+                f"{location}: {self._encoder.tokenizer.name_of(largest)} is no token of this model: the model's embedding has "
+                f"{self._embeddings} (vocab_size in config.json); use the tokenizer files of the model's own repository",
+            )
+
+    def _held_out(self, item: _Placed, row: TokenRow) -> HeldOutRow:
+        start, end = row.answers[-1]
+        prompt = row.rendered.prompt
+        prompt_ids = row.ids[:start]
+        if row.rendered.kind == "Chat":
+            # As a server tokenises it: alone. Where a token would join prompt and answer, these ids are what is asked.
+            prompt_ids = self._encoder.tokenizer.encode([prompt])[0].ids
+            self.split_tokens_at_boundary += prompt_ids != row.ids[:start]
+        return HeldOutRow(
+            dataset=item.candidate.location.dataset,
+            row=item.candidate.location.row,
+            group=item.candidate.group,
+            kind=row.rendered.kind,
+            messages=row.rendered.prompt_messages,
+            prompt=prompt,
+            prompt_ids=prompt_ids,
+            answer=row.answer_text,
+            answer_ids=row.ids[start:end],
+        )
+
+    def _refuse_if_useless(self, dataset: Dataset) -> None:
+        counts = self.counts[dataset.name]
+        if not counts.rows_in:
+            raise StageError(Reason.EMPTY_DATASET, f"data set {dataset.name} has no rows; check source and split")
+        if not counts.rows_out:
+            raise StageError(
+                Reason.INVALID_DATASET,
+                f"data set {dataset.name}: none of its {counts.rows_in} rows can be trained on ({self._dropped_words([counts])}); "
+                "check format, columns and training.maxLength",
+            )
+        own_test = f"{dataset.name}/test"
+        if own_test in self.writers and not self.writers[own_test].rows:
+            raise StageError(
+                Reason.EMPTY_DATASET, f"data set {dataset.name}: no row of its testSplit can be scored ({self._dropped_words([counts])})"
+            )
+
+    def _refuse_unknown_group(self) -> None:
+        column = self._run.preparation.split.group_by
+        if column is not None and not any(counts.grouped for counts in self.counts.values()):
+            raise StageError(
+                Reason.INVALID_DATASET,
+                f"preparation.split.groupBy: no row has a column {column!r}; name the one that tells documents apart, or remove groupBy",
+            )
+
+    @staticmethod
+    def _dropped_words(counts: Iterable[DatasetCounts]) -> str:
+        total: Counter[str] = Counter()
+        for one in counts:
+            total.update(one.dropped)
+        return ", ".join(f"{reason}: {number}" for reason, number in sorted(total.items())) or "none dropped"
+
+    def warnings(self, template: ChatTemplate | None) -> list[str]:
+        """What a user should know and may ignore."""
+        found = []
+        if template is not None and template.shows_the_date:
+            found.append("the chat template prints today's date: prepared on another day, the data gets another digest")
+        column = self._run.preparation.split.group_by
+        for name, counts in self.counts.items():
+            if column is not None and not counts.grouped:
+                found.append(f"no row of data set {name} has the groupBy column {column!r}: its rows are held out one by one")
+        scored = sum(writer.rows for writer in self.writers.values() if writer.held_out)
+        if self._run.evaluation.gates and scored < self._run.evaluation.min_samples:
+            found.append(
+                f"{scored} test rows are fewer than evaluation.minSamples ({self._run.evaluation.min_samples}): gates will be inconclusive"
+            )
+        if self._run.preparation.split.validation and not self.writers["validation"].rows:
+            found.append("no group was drawn for validation: there will be no validation loss")
+        truncated, rows = sum(counts.truncated for counts in self.counts.values()), self.writers["train"].rows
+        if truncated > 0.05 * rows:
+            found.append(
+                f"{truncated} rows are longer than training.maxLength ({self._run.training.max_length}) and were cut: their ends are not learnt"
+            )
+        if self.split_tokens_at_boundary:
+            found.append(
+                f"in {self.split_tokens_at_boundary} test rows a token would join prompt and answer; served prompts are tokenised alone"
+            )
+        return found
+
+
+def _batches(records: Iterator[Located]) -> Iterator[list[Located]]:
+    while batch := list(islice(records, _BATCH_ROWS)):
+        yield batch

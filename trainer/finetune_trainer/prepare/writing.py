@@ -1,0 +1,80 @@
+"""Prepared rows to storage: Arrow IPC files that later stages map into memory, and held-out rows as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc
+
+from finetune_trainer.prepare.encoding import TokenRow
+from finetune_trainer.prepared import HeldOutRow, PreparedSet
+
+SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+_ROWS_PER_BATCH = 1024
+
+
+class SetWriter:
+    """Writes one set as it comes. Rows are buffered by the thousand, so memory does not grow and the bytes do not depend on timing."""
+
+    def __init__(self, folder: Path, name: str, held_out: bool) -> None:
+        stem = name.replace("/", ".")
+        self.name = name
+        self.arrow = f"{stem}.arrow"
+        self.held_out = f"{stem}.jsonl" if held_out else None
+        self.rows = 0
+        self.tokens = 0
+        self._buffer: list[TokenRow] = []
+        self._writer: Any = pa.ipc.new_file(str(folder / self.arrow), SCHEMA)
+        self._lines = (folder / self.held_out).open("w", encoding="utf-8") if self.held_out else None
+
+    def __enter__(self) -> SetWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def add(self, row: TokenRow, repeat: int = 1) -> None:
+        for _ in range(repeat):
+            self._buffer.append(row)
+            if len(self._buffer) >= _ROWS_PER_BATCH:
+                self._flush()
+        self.rows += repeat
+        self.tokens += repeat * len(row.ids)
+
+    def add_held_out(self, row: HeldOutRow) -> None:
+        assert self._lines is not None
+        self._lines.write(json.dumps(row.wire(), ensure_ascii=False, separators=(",", ":"), sort_keys=True) + "\n")
+
+    def _flush(self) -> None:
+        if self._buffer:
+            columns = [_lists([row.ids for row in self._buffer]), _lists([row.labels for row in self._buffer])]
+            self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+            self._buffer = []
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+        if self._lines is not None:
+            self._lines.close()
+
+    def described(self) -> PreparedSet:
+        return PreparedSet(name=self.name, arrow=self.arrow, rows=self.rows, tokens=self.tokens, held_out=self.held_out)
+
+
+def _lists(rows: list[list[int]]) -> pa.ListArray:
+    """Rows as a list array, made of buffers: `pyarrow.array` would import pandas, which takes a second."""
+    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    values = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
+    return pa.ListArray.from_arrays(_int32(offsets), _int32(values))
+
+
+def _int32(values: npt.NDArray[np.int32]) -> pa.Array:
+    return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])

@@ -1,0 +1,82 @@
+"""The tokenizer files that the finished model carries: the base's own bytes, edited as JSON only where the run changes them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from finetune_api.outcome import Reason
+
+from finetune_trainer.errors import StageError
+from finetune_trainer.prepared import SpecialTokens
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+"""What makes a tokenizer, its chat template and its stop tokens; config.json belongs to it but is the model's."""
+
+
+def write_tokenizer_files(model_folder: Path, target: Path, tokens: SpecialTokens, own_template: str | None) -> None:
+    """Copies tokenizer files, generation_config.json and config.json to `target`, byte for byte.
+
+    `own_template`: text of a template that is not the model's (Named, ConfigMap); it and, where `tokens.eos_changed`, its end token
+    are then written in every place from which transformers, vLLM and llama.cpp's converter read them.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (*TOKENIZER_FILES, "config.json"):
+        if (model_folder / name).is_file():
+            shutil.copyfile(model_folder / name, target / name)
+    if own_template is None:
+        return
+    (target / "chat_template.json").unlink(missing_ok=True)
+    (target / "chat_template.jinja").write_bytes(own_template.encode())
+    # The converter prefers the entry in tokenizer_config.json, transformers the file: both must say the same.
+    _edit(target / "tokenizer_config.json", {"chat_template": own_template})
+    if tokens.eos_changed:
+        _edit(target / "tokenizer_config.json", {"eos_token": tokens.eos_token})
+        if (target / "special_tokens_map.json").is_file():
+            _edit(target / "special_tokens_map.json", {"eos_token": tokens.eos_token})
+        _edit(target / "generation_config.json", {"eos_token_id": tokens.eos_ids})
+        _edit(target / "config.json", {"eos_token_id": tokens.eos_id})
+
+
+def _edit(path: Path, changes: dict[str, Any]) -> None:
+    content = read_optional_json(path) | changes
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder, empty where the file is not there. Errors: StageError(InvalidModel)."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise StageError(Reason.INVALID_MODEL, f"{path.name} is not JSON; fetch the model again") from error
+    if not isinstance(value, dict):
+        raise StageError(Reason.INVALID_MODEL, f"{path.name} must hold a JSON object")
+    return value
+
+
+def model_template(folder: Path) -> str | None:
+    """The model's own template, in transformers' order: chat_template.jinja, chat_template.json, tokenizer_config.json."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_bytes().decode()
+    own = read_optional_json(folder / "chat_template.json").get("chat_template")
+    own = own if own is not None else read_optional_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(own, list):
+        named = {entry.get("name"): entry.get("template") for entry in own if isinstance(entry, dict)}
+        own = named.get("default")
+    return own if isinstance(own, str) else None
