@@ -88,6 +88,12 @@ def _llama_home() -> dict[str, str]:
     return {"FINETUNE_LLAMA_HOME": shown.stdout.strip().splitlines()[-1].partition("=")[2] or shown.stdout.strip().splitlines()[-1]}
 
 
+def bring_up() -> tuple[int, str]:
+    """Cluster and images at once, before the first suite that needs one of them."""
+    taken = install.bring_up()
+    return 0, ", ".join(f"{part} stands after {seconds:.0f} s" for part, seconds in taken.items())
+
+
 def trainer() -> tuple[int, str]:
     install.cluster("engine")
     return pytest("trainer", {**_llama_home(), "OMP_NUM_THREADS": "2"})
@@ -123,29 +129,30 @@ def main(wanted: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, _interrupted)
     suites = wanted or list(SUITES)
+    on_cluster = [suite for suite in suites if suite in _NEED_CLUSTER]
     report = Report()
     environment.sync()
     try:
-        if "e2e" in suites:
-            install.bring_up()  # cluster and images at once, though the suites before need only one of them
         for suite in suites:
-            print(f"\n######## {suite}", flush=True)
-            _run(suite, report)
+            if "e2e" in suites and suite == on_cluster[0]:
+                _run("bring up", bring_up, report)
+            _run(suite, SUITES[suite], report)
     finally:
-        if _NEED_CLUSTER & set(suites) and not os.environ.get("FINETUNE_KEEP_CLUSTER"):
+        if on_cluster and not os.environ.get("FINETUNE_KEEP_CLUSTER"):
             install.cluster("down")
     print("\n" + "\n".join(report.lines))
     print(report.total(), flush=True)
     return 1 if report.failed else 0
 
 
-def _run(suite: str, report: Report) -> None:
+def _run(name: str, suite: Callable[[], tuple[int, str]], report: Report) -> None:
+    print(f"\n######## {name}", flush=True)
     began = time.monotonic()
     try:
-        code, summary = SUITES[suite]()
+        code, summary = suite()
     except subprocess.CalledProcessError as error:
         code, summary = 1, f"could not be run: {error.cmd[:4]} ended with {error.returncode}"
-    report.add(suite, code, time.monotonic() - began, summary)
+    report.add(name, code, time.monotonic() - began, summary)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

