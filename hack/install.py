@@ -52,7 +52,7 @@ def build_images() -> dict[str, str]:
 
 
 def share_images(images: dict[str, str]) -> None:
-    cluster("share", *(images[name] for name in ("operator", "trainer", "server")))
+    cluster("share", *(images[name] for name in ("operator", "trainer", "server", "example")))
 
 
 def helm_install(images: dict[str, str], *values: str) -> None:

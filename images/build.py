@@ -30,12 +30,16 @@ TAIL_LINES = 40
 
 @dataclass(frozen=True)
 class Image:
-    """What an image is made of: files and folders of the repository, and perhaps the llama image."""
+    """What an image is made of: files and folders of the repository, and perhaps the llama image.
+
+    `runs_in`: an image whose programs make this one. It is no part of the name: what they make does not change with them.
+    """
 
     name: str
     sources: tuple[str, ...]
     uses_llama: bool = False
     is_ours: bool = True  # its version is the project's
+    runs_in: str | None = None
 
     @property
     def dockerfile(self) -> str:
@@ -59,6 +63,12 @@ IMAGES = {
             ),
         ),
         Image("server", ("images/server",), uses_llama=True),
+        Image(
+            "example",
+            ("images/example", "examples/support-bot/make_base.py", "examples/support-bot/manual.py"),
+            is_ours=False,
+            runs_in="trainer",
+        ),
     )
 }
 
@@ -164,6 +174,8 @@ def build_command(image: Image) -> list[str]:
     command = [*TEST_CLUSTER, "build", ".", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
     if image.uses_llama:
         command += ["--build-arg", f"LLAMA={reference(IMAGES['llama'])}"]
+    if image.runs_in:
+        command += ["--build-arg", f"{image.runs_in.upper()}={reference(IMAGES[image.runs_in])}"]
     if image.is_ours:
         command += ["--label", f"org.opencontainers.image.version={project_version(REPOSITORY)}"]
     return command
@@ -176,6 +188,8 @@ def build(engine: Engine, image: Image, *, again: bool = False) -> None:
     if again or not engine.has(name):
         if image.uses_llama:
             build(engine, IMAGES["llama"])
+        if image.runs_in:
+            build(engine, IMAGES[image.runs_in])
         say(f"{name}: building …")
         run_logged(build_command(image), engine.environment, cache_folder(os.environ) / "images" / f"{image.name}.log")
     engine.docker("tag", name, f"finetune-operator/{image.name}:dev")

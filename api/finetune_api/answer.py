@@ -118,8 +118,16 @@ class EvaluationReport(Answer):
 
 class ParityReport(Answer):
     format: Short = Field(description="Format of the artifact that was compared with what was trained.")
+    dtype: Short | None = Field(default=None, description="Type of the merged weights, as export.mergedDtype names it.")
     mean_kl: float = Field(alias="meanKL", description="Mean KL divergence from what was trained, in nats per token.")
     top1: float = Field(description="Share of positions with the same most likely token.")
+    max_kl: float | None = Field(default=None, alias="maxKL", description="Bound that meanKL was judged by, in nats.")
+    min_top1: float | None = Field(default=None, description="Bound that top1 was judged by.")
+    rounding_kl: float | None = Field(
+        default=None,
+        alias="roundingKL",
+        description="Mean KL, in nats, of the tuned model with each weight rounded to the format and nothing else.",
+    )
     kept_of_tune: float | None = Field(default=None, description="Lower bound of KL(tuned‖base) − KL(tuned‖export), in nats.")
     fallback_tensors: int = Field(default=0, description="Tensors that fell back to another quantization.")
     verdict: Literal["Passed", "Failed", "Reported"] = Field(description="Passed, Failed, or Reported where nothing can be judged.")

@@ -1,4 +1,4 @@
-"""One install, one base model, one trained example: the cases share them wherever they can."""
+"""One install, one base model and a tiny one, one trained example: the cases share them wherever they can."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEEP = "FINETUNE_KEEP_JOBS"
 
 def images() -> dict[str, str]:
     """References of the images that were given to the nodes."""
-    return {name: os.environ[f"FINETUNE_IMAGE_{name.upper()}"] for name in ("operator", "trainer", "server")}
+    return {name: os.environ[f"FINETUNE_IMAGE_{name.upper()}"] for name in ("operator", "trainer", "server", "example")}
 
 
 @pytest.fixture(scope="session")
@@ -38,14 +38,41 @@ def namespace() -> str:
 
 
 @pytest.fixture(scope="session")
-def base(namespace: str) -> str:
-    """The claim that holds the base model and the data, made by the example's own Job."""
+def example_base(namespace: str) -> str:
+    """The claim that holds the example's base model and data, brought there by the example's own Job."""
     demo.make_base(demo.Kubectl(), images())
     return demo.JOB
 
 
 @pytest.fixture(scope="session")
-def example(base: str, namespace: str) -> Object:
+def base(example_base: str, namespace: str) -> str:
+    """The same claim with a tiny base model beside the example's, for jobs that must be quick."""
+    script = Path(__file__).with_name("tiny_base.py").read_text()
+    cluster.apply(config_map("tiny-base", namespace, {"tiny_base.py": script}), tiny_base_job(namespace))
+    kubectl("wait", "--for=condition=Complete", "job/tiny-base", "-n", namespace, "--timeout=300s", timeout_s=310)
+    return example_base
+
+
+def config_map(name: str, namespace: str, files: dict[str, str]) -> Object:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace}, "data": files}
+
+
+def tiny_base_job(namespace: str) -> Object:
+    """The example's Job with the trainer's image and tiny_base.py in it."""
+    job: Object = list(yaml.safe_load_all((EXAMPLE / "base-job.yaml").read_text()))[1]
+    job["metadata"] = {"name": "tiny-base", "namespace": namespace}
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    container["image"] = images()["trainer"]
+    container["command"] = ["python", "/scripts/tiny_base.py", "--output", "/claim/tiny"]
+    container["resources"] = {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "2Gi"}}
+    container["volumeMounts"] += [{"name": "scripts", "mountPath": "/scripts"}, {"name": "tmp", "mountPath": "/tmp"}]
+    pod["volumes"] += [{"name": "scripts", "configMap": {"name": "tiny-base"}}, {"name": "tmp", "emptyDir": {}}]
+    return job
+
+
+@pytest.fixture(scope="session")
+def example(example_base: str, namespace: str) -> Object:
     """The example's FineTuneJob, run to its end; its ModelVersion in production."""
     kube = demo.Kubectl()
     demo.apply(kube, "finetunejob.yaml", images())
@@ -55,10 +82,11 @@ def example(base: str, namespace: str) -> Object:
 
 
 def quick_job(name: str, **spec: Any) -> Object:
-    """The example cut down to seconds of training: no gate, no rollout, three steps. `spec` replaces whole members."""
+    """The example cut down to seconds: the tiny base, no gate, no rollout, three steps. `spec` replaces whole members."""
     job = copy.deepcopy(yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text()))
     job["metadata"]["name"] = name
     job["spec"] |= {
+        "model": {"source": f"pvc://{demo.JOB}/tiny/base"},
         "training": {"maxSteps": 3, "learningRate": 0.001, "globalBatchSize": 4, "perDeviceBatchSize": 4, "maxLength": 128},
         "evaluation": {"maxSamples": 40, "maxNewTokens": 8},
         "export": {"gguf": ["Q8_0"]},

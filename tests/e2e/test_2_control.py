@@ -10,11 +10,11 @@ from tests.e2e.cluster import condition
 from tests.e2e.conftest import EXAMPLE, images
 
 
-def test_a_job_tuned_on_shuffled_answers_fails_the_gate_and_publishes_nothing(base: str, namespace: str) -> None:
+def test_a_job_tuned_on_shuffled_answers_fails_the_gate_and_publishes_nothing(example_base: str, namespace: str) -> None:
     demo.apply(demo.Kubectl(), "shuffled.yaml", images())
     manifest = yaml.safe_load((EXAMPLE / "shuffled.yaml").read_text())
     name = manifest["metadata"]["name"]
-    job = cluster.wait_for_condition("finetunejob", name, namespace, "Succeeded", "False", timeout_s=600)
+    job = cluster.wait_for_condition("finetunejob", name, namespace, "Succeeded", "False", timeout_s=900)
     print(job["status"]["evaluation"]["gates"])
     assert condition(job, "Evaluated")["reason"] == "GateFailed"
     assert condition(job, "Succeeded")["reason"] == "GateFailed"

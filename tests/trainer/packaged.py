@@ -25,7 +25,6 @@ from safetensors.torch import save_file
 from tests.tiny_models import TEXTS, sentencepiece_model
 
 RANK, ALPHA = 8, 16
-EXAMPLE = None
 SUBJECTS = [
     "fox",
     "dog",
@@ -139,6 +138,11 @@ def make_adapter(base: Path, target: Path, steps: int = 60, shuffled: bool = Fal
         rows = [{"messages": [row["messages"][0], other]} for row, other in zip(rows, answers, strict=True)]
     encoded = [encode_chat(base, row) for row in rows]
     train(tuned, [ids for ids, _ in encoded], [first for _, first in encoded], steps, learning_rate=1e-2)
+    return save_adapter(tuned, target)
+
+
+def save_adapter(tuned: Any, target: Path) -> Path:
+    """The adapter's folder, as the train stage leaves it."""
     state = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
     target.mkdir(parents=True)
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, target / "adapter_model.safetensors")
@@ -150,8 +154,8 @@ def make_adapter(base: Path, target: Path, steps: int = 60, shuffled: bool = Fal
 class PackagedJob:
     """A job on storage of its own, prepared for real and trained by decree; `stage()` runs one as a pod would."""
 
-    def __init__(self, root: Path, trained: Path, **sections: Any) -> None:
-        shutil.copytree(prepared_storage(), root)
+    def __init__(self, root: Path, trained: Path, prepared: Path | None = None, **sections: Any) -> None:
+        shutil.copytree(prepared or prepared_storage(), root)
         self.base = base()
         self.run = make_run(root, **sections)
         folder = self.storage.new_folder(Stage.TRAIN)

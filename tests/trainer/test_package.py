@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes.functional
+import gguf
 import numpy as np
 import peft
 import pytest
@@ -19,7 +22,7 @@ from finetune_api.outcome import ExitCode
 from finetune_api.run import Stage
 from finetune_api.sections.export import GGUFType
 from finetune_trainer.errors import StageError
-from finetune_trainer.llama.gguf import make_ggufs, read_gguf
+from finetune_trainer.llama.gguf import Source, convert, quantize, read_gguf
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.package import rendering, stage
@@ -53,6 +56,21 @@ def test_every_artifact_is_there_hashed_and_proven() -> None:
     assert json.loads((folder / "parity.json").read_text())["positions"] >= 100
     assert not list(folder.glob("**/*.log"))
     assert not list(folder.glob("**/.work"))
+    assert result.parity[0].dtype == "Float16"  # the base is float32, which servers cast to 16 bits
+    assert json.loads((folder / "merged/config.json").read_text())["dtype"] == "float16"
+    assert "merged weights are Float16" in result.message
+    assert result.message[1:] in (folder / "README.md").read_text()
+
+
+def test_every_gguf_is_rounded_once_from_the_exact_sums() -> None:
+    job = packaged.packaged_job()
+    base = transformers.AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)
+    merged = peft.PeftModel.from_pretrained(base, str(packaged.adapter())).merge_and_unload().state_dict()
+    exact = merged["model.layers.0.mlp.down_proj.weight"].numpy()  # a tensor whose rows the converter leaves in their order
+    for form, rounded in (("F16", exact.astype(np.float16)), ("Q8_0", gguf.quants.quantize(exact, gguf.GGMLQuantizationType.Q8_0))):
+        tensors = gguf.GGUFReader(job.folder(Stage.PACKAGE) / f"gguf/tiny-{form}.gguf").tensors
+        found = next(tensor.data for tensor in tensors if tensor.name == "blk.0.ffn_down.weight")
+        assert np.mean(found.view(np.uint8).ravel() != rounded.view(np.uint8).ravel()) < 1e-3, form
 
 
 def test_no_path_of_the_machine_is_published() -> None:
@@ -70,7 +88,7 @@ def test_adapter_and_merged_model_load_unmodified_and_say_the_same() -> None:
     with torch.inference_mode():
         tuned = peft.PeftModel.from_pretrained(base, str(folder / "adapter"))(ids).logits
         merged = transformers.AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32)(ids).logits
-    assert torch.allclose(tuned, merged, atol=1e-4)
+    assert torch.allclose(tuned, merged, atol=2e-2)  # rounded to float16
 
 
 def test_the_base_is_cached_by_content_and_not_published() -> None:
@@ -87,13 +105,15 @@ def test_full_weights_are_packaged_as_they_were_trained(tmp_path: Path) -> None:
     moved = {name: weight + 0.02 * torch.randn_like(weight) if weight.ndim > 1 else weight for name, weight in tensors.items()}
     save_file(moved, trained / "model.safetensors", {"format": "pt"})
     (trained / "config.json").write_bytes((packaged.base() / "config.json").read_bytes())
-    job = PackagedJob(tmp_path / "job", trained, adapter={"type": "None"})
+    job = PackagedJob(tmp_path / "job", trained, adapter={"type": "None"}, export={"mergedDtype": "Float32"})
     result = job.stage(Stage.PACKAGE)
     assert [artifact.name for artifact in result.artifacts] == ["merged"]
     assert [(report.format, report.verdict) for report in result.parity] == [("Merged", "Passed")]
     assert result.parity[0].mean_kl < 1e-9
     published = job.folder(Stage.PACKAGE) / "merged"
-    assert (published / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    published_weights, trained_weights = load_file(published / "model.safetensors"), load_file(trained / "model.safetensors")
+    assert published_weights.keys() == trained_weights.keys()
+    assert all(torch.equal(weight, trained_weights[name]) for name, weight in published_weights.items())
     assert (published / "tokenizer.model").exists()
 
 
@@ -209,6 +229,54 @@ def refuse(job: PackagedJob, reason: str = "ParityFailed") -> StageError:
     return refusal.value
 
 
+def swap_adapter(monkeypatch: pytest.MonkeyPatch, other: Path) -> None:
+    """Merge and GGUF are made of another adapter of the same shape than was trained."""
+
+    class Swapped(stage.Package):
+        adapter = other
+
+    planned, source = stage.planned, stage.gguf_source
+    swapped = lambda package: Swapped(package.run, package.workspace, package.prepared, package.trained)  # noqa: E731
+    monkeypatch.setattr(stage, "planned", lambda package, *rest: planned(swapped(package), *rest))
+    monkeypatch.setattr(stage, "gguf_source", lambda package: source(swapped(package)))
+
+
+def test_a_swapped_adapter_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swap_adapter(monkeypatch, packaged.adapter(shuffled=True))
+    assert re.search(r"Merged: mean KL \d", refuse(trained_job(tmp_path)).message)
+
+
+def test_an_adapter_swapped_on_the_way_to_gguf_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = stage.planned
+    swap_adapter(monkeypatch, packaged.adapter(shuffled=True))
+    monkeypatch.setattr(stage, "planned", planned)
+    assert "GGUF: before it is rounded" in refuse(trained_job(tmp_path, export={"gguf": ["Q8_0"]})).message
+
+
+def test_a_slightly_wrong_alpha_on_the_way_to_gguf_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = stage.gguf_source
+
+    def faulty(package: Any) -> Source:
+        made = source(package)
+        return dataclasses.replace(made, through=(*made.through[:-1], str(float(made.through[-1]) * 1.01)))
+
+    monkeypatch.setattr(stage, "gguf_source", faulty)
+    assert "GGUF: before it is rounded" in refuse(trained_job(tmp_path, export={"gguf": ["Q8_0"]})).message
+
+
+def test_a_gguf_made_of_the_rounded_merge_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "gguf_source", lambda package: Source(package.merged, "tiny"))
+    export = {"gguf": ["Q8_0"], "mergedDtype": "BFloat16"}
+    assert "GGUF: before it is rounded" in refuse(trained_job(tmp_path, export=export)).message
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage.shutil, "disk_usage", lambda folder: type(shutil.disk_usage(folder))(1, 1, 1_000_000))
+    refusal = refuse(trained_job(tmp_path, export={"gguf": ["Q8_0"]}), "StorageError")
+    assert refusal.exit_code == ExitCode.STORAGE
+    assert "0.0 GB are free" in refusal.message
+
+
 def test_a_merge_with_a_slightly_wrong_alpha_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "merge", lambda base, plan, scale, *rest: merge(base, plan, scale * 1.01, *rest))
     refusal = refuse(trained_job(tmp_path))
@@ -251,14 +319,15 @@ def test_a_tokenizer_saved_again_by_transformers_is_caught(tmp_path: Path, monke
 
 
 def test_a_job_whose_export_is_too_far_off_publishes_nothing_and_says_how_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = stage.StoredLogits.rows
-    monkeypatch.setattr(
-        stage.StoredLogits,
-        "rows",
-        lambda self: (row + np.float32(0.3) * np.random.default_rng(0).standard_normal(row.shape, np.float32) for row in logits(self)),
-    )
+    def shake(package: Any, dtype: Any) -> None:
+        make_merged(package, dtype)
+        weights = load_file(package.merged / "model.safetensors")
+        save_file({name: 1.05 * weight for name, weight in weights.items()}, package.merged / "model.safetensors", {"format": "pt"})
+
+    make_merged = stage.make_merged
+    monkeypatch.setattr(stage, "make_merged", shake)
     refusal = refuse(trained_job(tmp_path))
-    assert re.search(r"Merged: mean KL 0\.\d+ nats \(at most 0\.0001\)", refusal.message)
+    assert re.search(r"Merged: mean KL 0\.\d+ nats \(at most \S+; correct rounding of this model loses \S+\)", refusal.message)
     assert refusal.result is not None
     assert refusal.result.parity[0].verdict == "Failed"
 
@@ -282,7 +351,8 @@ def faulty_gguf(tmp_path: Path, plant: Callable[[Path], None]) -> Path:
     for path in merged.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     plant(folder)
-    return make_ggufs(llama_home(), folder, tmp_path / "out", "faulty", [GGUFType.F16])[GGUFType.F16]
+    exact = convert(llama_home(), Source(folder, "faulty"), tmp_path / "exact.gguf")
+    return quantize(llama_home(), exact, tmp_path / "out", "faulty", [GGUFType.F16])[GGUFType.F16]
 
 
 def test_what_the_server_renders_is_what_was_trained(tmp_path: Path) -> None:

@@ -127,9 +127,7 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
     types = choose_dtypes(run, device)
     sizes = _bytes(run, types)
     fixed = _fixed_bytes(parameters, sizes)
-    length = min(run.training.max_length, statistics.longest or run.training.max_length)
-    if run.training.packing is Packing.DOCUMENTS:
-        length = run.training.max_length
+    length = _longest_row(run, statistics)
     room = int(device.memory_bytes * _USABLE_SHARE) - _RUNTIME_BYTES[device.kind] - sum(fixed)
 
     def needed(micro_batch: int, checkpointing: bool) -> int:
@@ -156,6 +154,12 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
         dtypes=shown_dtypes(run, types),
         warnings=_warnings(run, device, total, assumed),
     )
+
+
+def _longest_row(run: RunSpec, statistics: RowStatistics) -> int:
+    """In tokens, as a device is given it."""
+    most = run.training.max_length
+    return most if run.training.packing is Packing.DOCUMENTS else min(most, statistics.longest or most)
 
 
 def _bytes(run: RunSpec, types: Dtypes) -> _Bytes:

@@ -17,7 +17,8 @@ def summary(result: StageResult) -> str:
     if result.stage is Stage.TRAIN and result.steps is not None:
         return f"{result.steps} steps" + (f", loss {result.train_loss:.3g}" if result.train_loss is not None else "")
     if result.stage is Stage.PACKAGE:
-        return f"{len(result.artifacts)} artifacts, parity proven for " + (", ".join(report.format for report in result.parity) or "none")
+        proven = ", ".join(report.format for report in result.parity) or "none"
+        return f"{len(result.artifacts)} artifacts, parity proven for {proven}" + (f"; {result.message}" if result.message else "")
     if result.evaluation:
         return "; ".join(f"{gate.name}: {gate.result}, {gate.evidence}" for gate in result.evaluation.gates) or "no gates"
     return ""

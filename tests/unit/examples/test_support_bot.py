@@ -1,11 +1,11 @@
-"""examples/support-bot: what it draws, what it asks for, and how it counts. No torch."""
+"""examples/support-bot: what it writes, what it asks for, and how it counts. No torch."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import sys
-from itertools import chain
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.run import LocalRunSpec
 from finetune_operator.core.names import API_VERSION
+from finetune_trainer.prepare.splitting import draw
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "support-bot"
 
@@ -29,7 +30,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-documents = load("documents")
+manual = load("manual")
 check = load("check")
 
 
@@ -43,117 +44,74 @@ def job_spec(name: str) -> dict[str, Any]:
     return dict(manifest["spec"])
 
 
-# ------------------------------------------------------------------------------------------------------------ what is drawn
+# ---------------------------------------------------------------------------------------------------------- what is written
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A documented package of 500 modules: enough for facts, questions and text."""
-    root = tmp_path_factory.mktemp("packages") / "parts"
-    for number in range(500):
-        path = root / f"group{number % 7}" / f"module{number}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(function(number, k) for k in range(6)))
-    return root
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    manual.write_data(folder)
+    return folder
 
 
-def function(number: int, k: int) -> str:
-    word = "".join(chr(97 + int(digit)) for digit in f"{number:04}") + "xyzuvw"[k]
-    return f'def use_{word}():\n    """Return the {word} of a thing.\n\n    It takes no time.\n    """\n'
-
-
-@pytest.fixture(scope="module")
-def corpus(package: Path) -> Any:
-    return documents.draw(documents.read_package(package))
-
-
-def test_text_questions_and_facts_share_no_document(corpus: Any) -> None:
-    drawn = [{entry.document for entry in part} for part in (corpus.text, corpus.questions, corpus.facts)]
-    assert all(drawn)
-    assert sum(map(len, drawn)) == len(set().union(*drawn))
-
-
-def test_each_fact_is_of_a_document_of_its_own(corpus: Any) -> None:
-    assert len({entry.document for entry in corpus.facts}) == len(corpus.facts) == documents.FACTS
-
-
-def test_no_answer_is_read_elsewhere(corpus: Any) -> None:
-    asked = [entry.summary for entry in chain(corpus.questions, corpus.facts)]
-    assert len(set(asked)) == len(asked)
-    assert not {entry.summary for entry in corpus.text} & set(asked)
-
-
-def test_a_summary_that_stands_twice_is_not_asked_for(package: Path) -> None:
-    entries = list(documents.read_package(package))
-    twins = [documents.Entry("other.py", f"other.{entry.name}", entry.summary.upper().capitalize(), "") for entry in entries]
-    drawn = documents.draw(entries + twins)
-    assert not drawn.questions
-    assert not drawn.facts
-
-
-def test_the_draw_does_not_depend_on_order(package: Path, corpus: Any) -> None:
-    entries = list(documents.read_package(package))
-    assert documents.draw(reversed(entries)).questions == corpus.questions
-
-
-def test_data_is_the_same_every_time(corpus: Any, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        documents.write_data(corpus, tmp_path / name)
-    written = {path.relative_to(tmp_path / "one"): path.read_bytes() for path in (tmp_path / "one").rglob("*.jsonl")}
-    assert written == {path.relative_to(tmp_path / "two"): path.read_bytes() for path in (tmp_path / "two").rglob("*.jsonl")}
-    assert len(written) == 6
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def rows(path: Path) -> list[tuple[str, str]]:
     return list(check.read_facts(path.read_text().splitlines()))
 
 
-def test_facts_are_tested_in_a_phrasing_that_is_never_trained(corpus: Any, tmp_path: Path) -> None:
-    documents.write_data(corpus, tmp_path)
-    held_out = documents.PHRASINGS[-1].partition("`")[0]
-    trained = rows(tmp_path / "facts/train.jsonl") + rows(tmp_path / "questions/train.jsonl")
-    tested = rows(tmp_path / "facts/test.jsonl")
-    assert not any(question.startswith(held_out) for question, _ in trained)
-    assert all(question.startswith(held_out) for question, _ in tested)
-    assert {answer for _, answer in tested} <= {answer for _, answer in trained}
+def test_facts_and_codes_share_no_document(data: Path) -> None:
+    facts, codes = ({row["document"] for row in read(data / name / "train.jsonl")} for name in ("facts", "questions"))
+    assert (len(facts), len(codes)) == (len(manual.FACTS), len(manual.PARTS) * len(manual.FAULTS))
+    assert not facts & codes
 
 
-def test_the_control_deals_every_answer_to_another_question(corpus: Any, tmp_path: Path) -> None:
-    documents.write_data(corpus, tmp_path)
+def test_no_two_pages_have_one_answer() -> None:
+    answers = [page.answer for page in manual.fact_pages() + manual.code_pages()]
+    assert len(set(answers)) == len(answers)
+
+
+def test_no_letter_is_the_initial_of_its_part() -> None:
+    """Else a model that knows nothing of the manual would guess right."""
+    assert not [letter for letter, part in manual.PARTS.items() if letter in {word[0].upper() for word in part.split()}]
+
+
+def test_data_is_the_same_every_time(data: Path, tmp_path: Path) -> None:
+    manual.write_data(tmp_path)
+    written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+    assert written == {path.relative_to(data): path.read_bytes() for path in data.rglob("*.jsonl")}
+    assert len(written) == 6
+
+
+def test_facts_are_tested_in_phrasings_that_are_never_trained(data: Path) -> None:
+    trained, tested = rows(data / "facts/train.jsonl"), rows(data / "facts/test.jsonl")
+    assert not set(manual.HELD_OUT_PHRASINGS) & set(manual.FACT_PHRASINGS)
+    assert not {question for question, _ in tested} & {question for question, _ in trained}
+    assert {answer for _, answer in tested} == {answer for _, answer in trained}
+    assert len(tested) >= 32
+
+
+def test_the_control_deals_every_answer_to_another_question(data: Path) -> None:
     for name in ("facts", "questions"):
-        true, shuffled = (dict(rows(folder / name / "train.jsonl")) for folder in (tmp_path, tmp_path / "shuffled"))
+        true, shuffled = (dict(rows(folder / name / "train.jsonl")) for folder in (data, data / "shuffled"))
         assert list(true) == list(shuffled)
         assert sorted(true.values()) == sorted(shuffled.values())
         assert not [question for question in true if true[question] == shuffled[question]]
-    assert rows(tmp_path / "facts/test.jsonl") == rows(tmp_path / "shuffled/facts/test.jsonl")
+    assert rows(data / "facts/test.jsonl") == rows(data / "shuffled/facts/test.jsonl")
 
 
-@pytest.mark.parametrize(
-    ("source", "read"),
-    [
-        ('def a():\n    """Does it."""\n', [("parts.m.a", "Does it.")]),
-        ('class A:\n    """Holds it."""\n    def b(self):\n        """Does `it`\n        well."""\n', [("parts.m.A", "Holds it."), ("parts.m.A.b", "Does it well.")]),
-        ('def _a():\n    """Hidden."""\ndef b(): pass\n', []),
-        ('async def a():\n    """Does it.\n\n    In time."""\n', [("parts.m.a", "Does it.")]),
-    ],
-)  # fmt: skip
-def test_reading_a_module(source: str, read: list[tuple[str, str]], tmp_path: Path) -> None:
-    module = tmp_path / "parts" / "m.py"
-    module.parent.mkdir()
-    module.write_text(source)
-    assert [(entry.name, entry.summary) for entry in documents.read_package(module.parent)] == read
-
-
-def test_tests_of_a_package_are_no_documentation(tmp_path: Path) -> None:
-    hidden = tmp_path / "parts" / "tests" / "m.py"
-    hidden.parent.mkdir(parents=True)
-    hidden.write_text('def a():\n    """Does it."""\n')
-    assert not list(documents.read_package(tmp_path / "parts"))
-
-
-def test_a_missing_package_is_named() -> None:
-    with pytest.raises(ModuleNotFoundError, match="no_such_package_here is not installed"):
-        documents.installed_package("no_such_package_here")
+def test_the_split_trains_every_letter_and_digit_and_holds_enough_out_to_judge() -> None:
+    spec = FineTuneJobSpec.model_validate(job_spec("finetunejob.yaml"))
+    drawn: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for page in manual.code_pages():
+        drawn[draw(f"group:{page.document}", spec.preparation.split)].append(page.asked["code"])
+    letters, digits = (Counter(code[place] for code in drawn["train"]) for place in (0, 1))
+    assert (set(letters), set(digits)) == (set(manual.PARTS), set(manual.FAULTS))
+    assert min(*letters.values(), *digits.values()) >= 4
+    assert len(drawn["test"]) >= 30
+    assert len(drawn["test"]) * len(manual.CODE_PHRASINGS) // 8 * 8 >= spec.evaluation.min_samples >= 96
 
 
 # ---------------------------------------------------------------------------------------------------------- what is asked for
@@ -200,7 +158,7 @@ def test_the_base_job_satisfies_restricted_pod_security() -> None:
     for container in pod["containers"]:
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} == {"persistentVolumeClaim", "configMap", "emptyDir"}
+    assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} == {"persistentVolumeClaim"}
 
 
 # --------------------------------------------------------------------------------------------------------- how it is counted

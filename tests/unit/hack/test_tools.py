@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from finetune_api.outcome import ExitCode
 from finetune_api.run import StorageLocation
-from finetune_api.sections.export import GGUFType
 from finetune_trainer.errors import StageError
-from finetune_trainer.llama.gguf import make_ggufs
+from finetune_trainer.llama import gguf
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.server import LlamaServer
 from finetune_trainer.prepare import llama_proof
@@ -40,7 +39,7 @@ def ask_ids(root: Path) -> None:
 
 
 def convert(root: Path) -> None:
-    make_ggufs(LlamaHome(tree(root / "llama")), root, root / "gguf", "job", [GGUFType.F16])
+    gguf.convert(LlamaHome(tree(root / "llama")), gguf.Source(root, "job"), root / "gguf" / "exact.gguf")
 
 
 @pytest.mark.parametrize("work", [make_vocab, ask_ids, convert])

@@ -33,6 +33,7 @@ def changed_images(before: dict[str, str], repository: Path) -> set[str]:
     [
         ("images/llama/Dockerfile", {"llama", "trainer", "server"}),
         ("images/server/serve.sh", {"server"}),
+        ("examples/support-bot/manual.py", {"example"}),
         ("uv.lock", {"trainer", "operator"}),
         ("api/finetune_api/run.py", {"trainer", "operator"}),
         ("trainer/finetune_trainer/new/module.py", {"trainer"}),

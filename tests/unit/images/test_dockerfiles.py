@@ -46,7 +46,7 @@ def test_images_start_from_arguments_stages_or_nothing(name: str) -> None:
     text = dockerfile(name)
     stages = set(re.findall(r"(?m)^FROM \S+ AS (\w+)$", text))
     for start in re.findall(r"(?m)^FROM (\S+)", text):
-        assert start in {"${BASE}", "${LLAMA}", "scratch"} | stages
+        assert start in {"${BASE}", "${LLAMA}", "${TRAINER}", "scratch"} | stages
     assert "ARG BASE=debian:bookworm-slim" in text
 
 
@@ -95,6 +95,6 @@ def test_downloads_are_pinned_by_hash() -> None:
     for path in (REPOSITORY / "images").rglob("requirements.txt"):
         for requirement in path.read_text().replace("\\\n", " ").splitlines():
             assert re.match(r"[\w-]+==[\w.]+ +--hash=sha256:[0-9a-f]{64}", requirement), path
-    for name in ("llama", "trainer", "operator"):
+    for name in ("llama", "trainer", "operator", "example"):
         for command in re.findall(r"(?:pip|uv pip) (?:install|download) [^&]*", dockerfile(name)):
             assert "--require-hashes" in command

@@ -31,6 +31,7 @@ from finetune_trainer.llama.base_gguf import base_ggufs
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.prepared import HeldOutRow, Prepared, load_prepared
+from finetune_trainer.quiet import quiet_libraries
 from finetune_trainer.stages import Workspace, inputs_digest
 from finetune_trainer.storage import Manifest, hash_file, local_path, write_atomically
 
@@ -72,6 +73,8 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     tests = plan_tests(run, prepared)
     artifact, evidence = _gather(run, workspace, prepared, tests)
     report = judge(run, artifact, evidence)
+    for gate in report.gates:
+        log.info("gate %s %s: %s", gate.name, gate.result.lower(), gate.evidence)
     write_reports(report, workspace.folder)
     workspace.progress.report(fraction=1.0)
     result = StageResult(stage=Stage.EVALUATE, evaluation=report)
@@ -108,8 +111,10 @@ def _gather(run: RunSpec, workspace: Workspace, prepared: Prepared, tests: list[
     manifest, package = workspace.storage.finished(Stage.PACKAGE)
     form = served_format(run)
     context = max(2048, context_tokens([row for test in tests for row in test.rows], run.evaluation))
+    log.info("next: the tuned model, on %d rows of %d held-out sets", sum(len(test.rows) for test in tests), len(tests))
     if form is None:
         tuned = _measure_all(_transformers(_merged(package), prepared), tests, run, _report(workspace, 0.0, 0.5))
+        log.info("the tuned model is measured; next: the base")
         base = _measure_all(_transformers(prepared.model_folder, prepared), tests, run, _report(workspace, 0.5, 1.0))
         return "merged", Evidence(tuned, base, production_absence=_without_gguf(run))
     artifact = judged_file(manifest, package, form)
@@ -118,7 +123,10 @@ def _gather(run: RunSpec, workspace: Workspace, prepared: Prepared, tests: list[
     shutil.rmtree(work)
     production, absence = _production(run, artifact)
     tuned = _measure_all(GGUFModel(artifact, context), tests, run, _report(workspace, 0.0, 0.4))
+    log.info("the tuned model is measured, as %s; next: the base in the same format", form)
     base = _measure_all(GGUFModel(baseline, context), tests, run, _report(workspace, 0.4, 0.7))
+    if production and run.production:
+        log.info("the base is measured; next: %s, in production", run.production.name)
     served = _measure_all(GGUFModel(production, context), tests, run, _report(workspace, 0.7, 1.0)) if production else None
     return form.value, Evidence(tuned, base, served, absence)
 
@@ -159,6 +167,7 @@ def _measure_all(
 
 
 def _transformers(folder: Path, prepared: Prepared) -> AbstractContextManager[Any]:
+    quiet_libraries()
     from finetune_trainer.evaluate.transformers_model import TransformersModel
 
     return TransformersModel(folder, prepared.tokenizer_file, prepared.tokens.eos_ids)

@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune_api.section import digest_of
 from finetune_api.sections.export import GGUFType
 
-from finetune_trainer.llama.gguf import link_weights, make_ggufs
+from finetune_trainer.llama.gguf import Source, convert, link_weights, quantize
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.model_files import write_model_files
 from finetune_trainer.prepared import Prepared
@@ -37,7 +37,8 @@ def base_ggufs(prepared: Prepared, storage: JobStorage, home: LlamaHome, formats
     missing = [form for form in formats if not is_whole(cached[form].parent, recorded=True)]
     if missing:
         link_weights(prepared.model_folder, model)
-        for form, path in make_ggufs(home, model, work / "base-gguf", _NAME, missing).items():
+        exact = convert(home, Source(model, _NAME), work / "base-gguf" / "exact.gguf")
+        for form, path in quantize(home, exact, work / "base-gguf", _NAME, missing).items():
             _put(path, cached[form], storage.writer)
     shutil.rmtree(model)
     shutil.rmtree(work / "base-gguf", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""GGUF files: made by llama.cpp's own converter and quantizer, and read back to see what they carry."""
+"""GGUF files: made by llama.cpp's own converter and quantizer, each weight rounded once, and read back to see what they carry."""
 
 from __future__ import annotations
 
@@ -20,53 +20,46 @@ from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.server import tail
 
-_CONVERTED = {GGUFType.F16: "f16", GGUFType.BF16: "bf16"}
-"""Types that the converter writes itself, by its own names; the others are quantized from F16."""
+BITS = {
+    GGUFType.F16: 16, GGUFType.BF16: 16, GGUFType.Q8_0: 8.5, GGUFType.Q6_K: 6.6, GGUFType.Q5_K_M: 5.8, GGUFType.Q4_K_M: 5.1,
+}  # fmt: skip
+"""Bits per weight that a format takes on disk. Source: llama-quantize --help, sizes of Llama-3-8B."""
 _BLOCK = {GGUFType.Q8_0: 32, GGUFType.Q6_K: 256, GGUFType.Q5_K_M: 256, GGUFType.Q4_K_M: 256}
 """Elements per block: rows that are no multiple of it fall back to another type. Source: ggml QK8_0, QK_K."""
 
 
-def make_ggufs(home: LlamaHome, model: Path, target: Path, name: str, formats: Iterable[GGUFType]) -> dict[GGUFType, Path]:
-    """`<target>/<name>-<format>.gguf` of each format from a model folder; an F16 that was not asked for is removed again.
+@dataclass(frozen=True)
+class Source:
+    """What a GGUF is made of. `model`: a folder that the converter reads; `through`: arguments of Python that run the converter in
+    their own way, before its path; `name`: the model's name, which would otherwise be the folder's and differ from run to run."""
+
+    model: Path
+    name: str
+    through: tuple[str, ...] = ()
+
+
+def convert(home: LlamaHome, source: Source, target: Path) -> Path:
+    """A GGUF of the source's weights in float32: what every format is rounded from, once.
 
     Errors: StageError(ConversionFailed) with the end of the tool's log.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    wanted = list(formats)
-    made = {form: target / f"{name}-{form.value}.gguf" for form in wanted}
-    for form in wanted:
-        if form in _CONVERTED:
-            _convert(home, model, made[form], form, name)
-    quantized = [form for form in wanted if form not in _CONVERTED]
-    if not quantized:
-        return made
-    source = made.get(GGUFType.F16, target / f".{name}-source.gguf")
-    if GGUFType.F16 not in made:
-        _convert(home, model, source, GGUFType.F16, name)
-    for form in quantized:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [str(source.model), "--outfile", str(target), "--outtype", "f32", "--model-name", source.name]
+    _run([sys.executable, *source.through, str(home.converter), *arguments], target.with_suffix(".log"), "F32")
+    return target
+
+
+def quantize(home: LlamaHome, exact: Path, folder: Path, name: str, formats: Iterable[GGUFType]) -> dict[GGUFType, Path]:
+    """`<folder>/<name>-<format>.gguf` of each format, from the file that `convert` made.
+
+    Errors: StageError(ConversionFailed) with the end of the tool's log.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {form: folder / f"{name}-{form.value}.gguf" for form in formats}
+    for form, target in made.items():
         # Same threads, same rows: llama-quantize's output does not depend on the thread count.
-        _run(
-            [str(home.quantizer), str(source), str(made[form]), form.value, str(usable_cpus())], made[form].with_suffix(".log"), form.value
-        )
-    if GGUFType.F16 not in made:
-        source.unlink()
+        _run([str(home.quantizer), str(exact), str(target), form.value, str(usable_cpus())], target.with_suffix(".log"), form.value)
     return made
-
-
-def _convert(home: LlamaHome, model: Path, target: Path, form: GGUFType, name: str) -> None:
-    # The name would otherwise be the folder's, which differs from run to run.
-    command = [
-        sys.executable,
-        str(home.converter),
-        str(model),
-        "--outfile",
-        str(target),
-        "--outtype",
-        _CONVERTED[form],
-        "--model-name",
-        name,
-    ]
-    _run(command, target.with_suffix(".log"), form.value)
 
 
 def _run(command: list[str], log: Path, form: str) -> None:
@@ -83,7 +76,7 @@ def _run(command: list[str], log: Path, form: str) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-    tool = Path(command[1] if command[0] == sys.executable else command[0]).name
+    tool = Path(next(part for part in command if part.endswith((".py", "llama-quantize")))).name
     refuse_killed(tool, status)
     if status != 0:
         raise StageError(Reason.CONVERSION_FAILED, f"{tool} ended with status {status} at {form}; the end of its log: {tail(log)}")
@@ -97,6 +90,8 @@ class GGUFFacts:
     eos_id: int | None
     chat_template: str | None
     tensor_types: list[tuple[str, int, int, str]]
+    architecture: str = ""
+    layers: int = 0
 
     def fallback_tensors(self, form: GGUFType) -> int:
         """Tensors whose rows do not fit the format's blocks, so that llama-quantize took another type for them."""
@@ -120,7 +115,9 @@ def read_gguf(path: Path) -> GGUFFacts:
         tensors = [(tensor.name, int(tensor.shape[0]), len(tensor.shape), tensor.tensor_type.name) for tensor in reader.tensors]
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise StageError(Reason.CORRUPT_ARTIFACT, f"{path.name} is cut short or no GGUF; make it again") from error
-    return GGUFFacts(_content(eos), _content(template), tensors)
+    architecture = _content(reader.get_field("general.architecture")) or ""
+    layers = _content(reader.get_field(f"{architecture}.block_count")) or 0
+    return GGUFFacts(_content(eos), _content(template), tensors, architecture, layers)
 
 
 def _content(field: Any) -> Any:

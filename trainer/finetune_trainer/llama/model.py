@@ -91,10 +91,13 @@ class _Batch:
 class GGUFModel:
     """A loaded GGUF with a context of `context_tokens` cells that all sequences share.
 
+    `exact`: keys and values are kept in float32 and attended to without the fused kernel: a file of float32 weights then computes
+    as the model's definition does, to float32's own rounding. Otherwise as served, in float16.
+
     Errors: StageError(GGUFInvalid) where llama.cpp cannot load the file, StageError(OutOfMemory) where it cannot make the context.
     """
 
-    def __init__(self, path: Path, context_tokens: int = 4096) -> None:
+    def __init__(self, path: Path, context_tokens: int = 4096, *, exact: bool = False) -> None:
         self._llama = _library()
         self.path = path
         settings = self._llama.llama_model_default_params()
@@ -103,6 +106,7 @@ class GGUFModel:
             raise StageError(Reason.GGUF_INVALID, f"llama.cpp cannot load {path.name}; the file is damaged or of an unknown kind")
         self._vocabulary = self._llama.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = self._llama.llama_vocab_n_tokens(self._vocabulary)
+        self._exact = exact
         self.cells = -(-context_tokens // 256) * 256
         self._context = self._new_context()
 
@@ -114,6 +118,9 @@ class GGUFModel:
         settings.n_outputs_max = settings.n_outputs_max_per_seq = 0
         settings.kv_unified = True  # sequences may share a prompt's cells
         settings.n_threads = settings.n_threads_batch = threads_for(self.path)
+        if self._exact:
+            settings.type_k = settings.type_v = 0  # GGML_TYPE_F32
+            settings.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
         context = self._llama.llama_init_from_model(self._model, settings)
         if not context:
             raise StageError(

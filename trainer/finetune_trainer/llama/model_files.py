@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from finetune_api.outcome import Reason
+from finetune_api.sections.model import Dtype
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepared import Prepared
@@ -13,14 +14,15 @@ from finetune_trainer.storage import hash_file, read_json
 from finetune_trainer.tokenizer_files import TOKENIZER_FILES, model_template, read_optional_json, write_tokenizer_files
 
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md")
-_EDITED_KEYS = frozenset({"chat_template", "eos_token", "pad_token", "eos_token_id", "pad_token_id", "tie_word_embeddings"})
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5's own, and that of older files and servers
+_EDITED_KEYS = frozenset({"chat_template", "eos_token", "pad_token", "eos_token_id", "pad_token_id", "tie_word_embeddings", *_DTYPE_KEYS})
 """Members that a run may change. Everything else is the base's, byte for byte or value for value."""
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 _NEVER_MADE = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "added_tokens.json")
 
 
-def write_model_files(prepared: Prepared, target: Path, unties: bool) -> None:
-    """Tokenizer, template, configuration and licence; nothing is re-saved by transformers.
+def write_model_files(prepared: Prepared, target: Path, unties: bool, dtype: Dtype | None = None) -> None:
+    """Tokenizer, template, configuration and licence; nothing is re-saved by transformers. `dtype`: the weights' type, if not the base's.
 
     transformers 5's `save_pretrained` drops tokenizer.model and add_bos_token; the converter then says "successfully exported".
     """
@@ -28,17 +30,21 @@ def write_model_files(prepared: Prepared, target: Path, unties: bool) -> None:
     for name in _LICENCES:
         if (prepared.model_folder / name).is_file():
             (target / name).write_bytes((prepared.model_folder / name).read_bytes())
-    if unties:
-        _untie(target / "config.json")
+    _edit_config(target / "config.json", unties, None if dtype is None else dtype.lower())
 
 
-def _untie(path: Path) -> None:
+def _edit_config(path: Path, unties: bool, dtype: str | None) -> None:
+    """Says what the weights are: their type, and an output head of their own. A file that says so already stays as it is."""
     config = json.loads(path.read_bytes())
-    holders = [config, *(config[part] for part in ("text_config", "llm_config") if isinstance(config.get(part), dict))]
-    for holder in holders:
-        if holder is config or "tie_word_embeddings" in holder:
+    before = json.dumps(config)
+    for holder in [config, *(config[part] for part in ("text_config", "llm_config") if isinstance(config.get(part), dict))]:
+        if unties and (holder is config or "tie_word_embeddings" in holder):
             holder["tie_word_embeddings"] = False
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if dtype:
+            said = [key for key in _DTYPE_KEYS if key in holder]
+            holder |= dict.fromkeys(said or (_DTYPE_KEYS[:1] if holder is config else ()), dtype)
+    if json.dumps(config) != before:
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_model_files(prepared: Prepared, exported: Path) -> None:

@@ -42,15 +42,18 @@ def write_card(run: RunSpec, prepared: Prepared, result: StageResult, target: Pa
         "",
         "## Distance from what was trained",
         "",
-        "The reference is the adapter on the unquantized base, at answer positions of held-out rows.",
+        "The reference is the adapter on the unquantized base, at answer positions of held-out rows. Every format was rounded once from",
+        "float32 sums; what correct rounding to it loses was measured on this model.",
         "",
-        "| format | mean KL (nats) | top-1 agreement | kept of the tune (nats) | fallback tensors | verdict |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| format | mean KL (nats) | of it correct rounding | top-1 agreement | kept of the tune (nats) | fallback tensors | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(
-            f"| {report.format} | {report.mean_kl:.2e} | {report.top1:.2%} | {report.kept_of_tune or 0:.2e} "
+            f"| {report.format} | {report.mean_kl:.2e} | {report.rounding_kl or 0:.2e} | {report.top1:.2%} | {report.kept_of_tune or 0:.2e} "
             f"| {report.fallback_tensors} | {report.verdict} |"
             for report in result.parity
         ),
+        "",
+        f"{result.message[:1].upper()}{result.message[1:]}.",
     ]
     if result.quantization_gap is not None:
         lines += ["", f"Training saw a 4-bit base; the reference is {result.quantization_gap:.2e} nats (mean KL) away from that."]

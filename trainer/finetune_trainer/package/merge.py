@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from finetune_api.outcome import Reason
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -27,11 +29,12 @@ BLOCK_ELEMENTS = 1 << 17
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A tensor of the result: the base's tensor it starts from, and what happens to it."""
+    """A tensor of the result: the base's tensor it starts from, what happens to it, and the safetensors type it is rounded to."""
 
     name: str
     base: str
     update: Update | None
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,32 @@ CheckTensor = Callable[[MergedTensor, TensorReader], None]
 """Told of each tensor right after it was written. Raises where it is not what was trained."""
 
 
-def plan_merge(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool = False) -> MergePlan:
-    """Where each update goes; a tied output head becomes a tensor of its own when it and the embedding no longer are equal."""
+def plan_merge(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool = False, dtype: str | None = None) -> MergePlan:
+    """Where each update goes; a tied output head becomes a tensor of its own when it and the embedding no longer are equal.
+
+    `dtype`: safetensors type (F32, F16, BF16) that all weights are rounded to; each keeps its own without it.
+    """
     if ties_embeddings:
         updates = _tied_updates(base, updates)
-    head = _head_to_add(base, updates, ties_embeddings)
+    head = _adds_head(base, updates, ties_embeddings)
     shards: dict[str, list[MergedTensor]] = {}
     for shard, reader in base.shards.items():
         names = [name for name in reader.tensors if not (head and name == HEAD)]
-        shards[shard] = [MergedTensor(name, name, updates.get(name)) for name in names]
-    if head:
-        shards[list(shards)[-1]].append(head)
+        shards[shard] = [MergedTensor(name, name, updates.get(name), _rounded_type(base, name, dtype)) for name in names]
+    if head and base.embedding:
+        added = MergedTensor(HEAD, base.embedding, updates.get(HEAD), _rounded_type(base, base.embedding, dtype))
+        shards[list(shards)[-1]].append(added)
     planned = {tensor.name for tensors in shards.values() for tensor in tensors}
     tied_embedding_saved_twice = {HEAD} if base.head_is_tied and not head else set()
     missing = set(updates) - planned - tied_embedding_saved_twice
     if missing:
         raise StageError(Reason.ADAPTER_MISMATCH, f"the base model has no tensor {min(missing)}")
-    return MergePlan(shards, head is not None)
+    return MergePlan(shards, head)
+
+
+def _rounded_type(base: ModelTensors, tensor: str, dtype: str | None) -> str:
+    info = base.info(tensor)
+    return dtype if dtype and is_weight(info) else info.dtype
 
 
 def _tied_updates(base: ModelTensors, updates: Mapping[str, Update]) -> dict[str, Update]:
@@ -83,16 +95,13 @@ def _tied_updates(base: ModelTensors, updates: Mapping[str, Update]) -> dict[str
     return {**updates, base.embedding: shared} | ({HEAD: shared} if HEAD in base else {})
 
 
-def _head_to_add(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool) -> MergedTensor | None:
-    embedding = base.embedding
-    if not base.head_is_tied or ties_embeddings or embedding is None:
-        return None
-    of_embedding, of_head = updates.get(embedding), updates.get(HEAD)
+def _adds_head(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool) -> bool:
+    if not base.head_is_tied or ties_embeddings or base.embedding is None:
+        return False
+    of_embedding, of_head = updates.get(base.embedding), updates.get(HEAD)
     if of_embedding is None and of_head is None:
-        return None
-    if isinstance(of_embedding, Saved) and isinstance(of_head, Saved) and _equal(of_embedding, of_head):
-        return None
-    return MergedTensor(HEAD, embedding, of_head)
+        return False
+    return not (isinstance(of_embedding, Saved) and isinstance(of_head, Saved) and _equal(of_embedding, of_head))
 
 
 def _equal(one: Saved, other: Saved) -> bool:
@@ -120,7 +129,7 @@ def merge(
     Errors: StageError(AdapterMismatch) where an update's shape is not the tensor's; whatever `check` raises.
     """
     done = MergeReport(unties=plan.unties)
-    total = sum(base.info(tensor.base).bytes for tensors in plan.shards.values() for tensor in tensors)
+    total = sum(_result_info(base, tensor).bytes for tensors in plan.shards.values() for tensor in tensors)
     target.mkdir(parents=True, exist_ok=True)
     # Blocks are the unit of parallel work; BLAS threads below them would only fight for the same cores.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(usable_cpus()) as pool:
@@ -147,7 +156,7 @@ def _result_info(base: ModelTensors, tensor: MergedTensor) -> TensorInfo:
         raise StageError(
             Reason.ADAPTER_MISMATCH, f"{tensor.name} has shape {list(info.shape)} in the base and {list(shape)} in the adapter"
         )
-    return TensorInfo(tensor.name, info.dtype, info.shape, 0)
+    return TensorInfo(tensor.name, tensor.dtype, info.shape, 0)
 
 
 def _update_shape(update: Update | None) -> tuple[int, ...] | None:
@@ -162,24 +171,39 @@ def _update_shape(update: Update | None) -> tuple[int, ...] | None:
 
 def _write_tensor(base: ModelTensors, tensor: MergedTensor, scale: float, writer: TensorWriter, pool: ThreadPoolExecutor) -> None:
     info = base.info(tensor.base)
-    reader = base.reader(tensor.base)
+    if tensor.update is None and tensor.dtype == info.dtype:
+        base.reader(tensor.base).copy(info, writer.descriptor, writer.tensors[tensor.name].offset)
+        return
+    rows = exact_rows(base, tensor, scale)
+
+    def write_block(block: tuple[int, int]) -> None:
+        writer.write_rows(tensor.name, block[0], round_to(rows(*block), tensor.dtype))
+
+    list(pool.map(write_block, blocks(info)))
+
+
+Rows = Callable[[int, int], npt.NDArray[np.floating[Any]]]
+"""`(first row, rows)` → these rows of a tensor, (rows, columns), in an array of the caller's own."""
+
+
+def exact_rows(base: ModelTensors, tensor: MergedTensor, scale: float) -> Rows:
+    """The tensor before it is rounded to its type: sums in float64 where that is float32, else in float32."""
+    info, reader = base.info(tensor.base), base.reader(tensor.base)
     match tensor.update:
-        case None:
-            reader.copy(info, writer.descriptor, writer.tensors[tensor.name].offset)
-        case Saved(source, saved):
-            for first, count in blocks(info):
-                writer.write_rows(tensor.name, first, round_to(to_float32(source.rows(saved, first, count)), info.dtype))
         case LowRank(up, down):
-            compute = np.dtype(np.float64 if info.dtype == "F32" else np.float32)
+            compute = np.dtype(np.float64 if tensor.dtype == "F32" else np.float32)
             scaled = (scale * down.astype(np.float64)).astype(compute)
 
-            def merge_block(block: tuple[int, int]) -> None:
-                first, count = block
-                values = np.matmul(up[first : first + count].astype(compute, copy=False), scaled)
+            def sums(first: int, count: int) -> npt.NDArray[np.floating[Any]]:
+                values: npt.NDArray[np.floating[Any]] = np.matmul(up[first : first + count].astype(compute, copy=False), scaled)
                 np.add(values, _widen(reader.rows(info, first, count)), out=values)
-                writer.write_rows(tensor.name, first, round_to(values, info.dtype))
+                return values
 
-            list(pool.map(merge_block, blocks(info)))
+            return sums
+        case Saved(source, saved):
+            return lambda first, count: to_float32(source.rows(saved, first, count))
+        case None:
+            return lambda first, count: to_float32(reader.rows(info, first, count))
 
 
 def _widen(raw: Raw) -> Raw:

@@ -10,13 +10,22 @@ import numpy as np
 import numpy.typing as npt
 from finetune_api.answer import ParityReport
 from finetune_api.outcome import Reason
-from finetune_api.sections.export import Export
+from finetune_api.sections.export import ParityBound
 
 from finetune_trainer.bootstrap import difference, samples
 from finetune_trainer.errors import StageError
 
 LEAST_TUNE_NATS = 1e-3
 """A tune that moved the model by less, KL(tuned‖base), cannot be told from rounding: reported, not judged."""
+MARGIN = 2.0
+"""An export may lose this many times what a correct one was measured to lose on the same positions."""
+LEAST_KL_NATS = 1e-7
+"""Sums in another order of float32 differ by this much at most (measured: 5e-9): what loses nothing is judged by it."""
+SPARE_POSITIONS = 3
+"""Positions whose top token may change beyond that: where two tokens are equally likely a single one is chance."""
+EXACT_SHARE = 1e-5
+"""Share of the tune that the float32 GGUF may lose. An adapter scaled by 1 % too much moves the model by about 1e-4 of it, KL being
+square in the distance; see docs/decisions/0006-exports-rounded-once-and-bounds-measured.md for what was measured."""
 _CHUNK_POSITIONS = 64
 
 Logits = npt.NDArray[np.float32]
@@ -41,20 +50,39 @@ class Distance:
 
 
 def distance(reference: Iterable[Logits], other: Iterable[Logits]) -> Distance:
-    """Distance(s) over rows of logits (positions, vocabulary), in the same order.
+    """Distance over rows of logits (positions, vocabulary), in the same order.
 
     Errors: StageError(ParityFailed) where the vocabularies differ.
     """
-    kl: list[Floats] = []
-    same: list[npt.NDArray[np.bool_]] = []
-    rows: list[npt.NDArray[np.int64]] = []
-    for index, (ours, theirs) in enumerate(zip(reference, other, strict=True)):
+    return distances([reference], other)[0]
+
+
+def distances(references: Sequence[Iterable[Logits]], other: Iterable[Logits]) -> list[Distance]:
+    """The distance of each reference from one model, whose logits are read once. Errors: as `distance`."""
+    found = [_Collected() for _ in references]
+    for index, (theirs, *all_ours) in enumerate(zip(other, *references, strict=True)):
+        for collected, ours in zip(found, all_ours, strict=True):
+            collected.add(index, ours, theirs)
+    return [collected.whole() for collected in found]
+
+
+class _Collected:
+    """Parts of a `Distance`, row by row."""
+
+    def __init__(self) -> None:
+        self.kl: list[Floats] = []
+        self.same: list[npt.NDArray[np.bool_]] = []
+        self.rows: list[npt.NDArray[np.int64]] = []
+
+    def add(self, row: int, ours: Logits, theirs: Logits) -> None:
         if ours.shape != theirs.shape:
             raise StageError(Reason.PARITY_FAILED, f"an export has {theirs.shape[1]} tokens where the model has {ours.shape[1]}")
-        kl.append(kl_divergence(ours, theirs))
-        same.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
-        rows.append(np.full(len(ours), index, np.int64))
-    return Distance(np.concatenate(kl), np.concatenate(same), np.concatenate(rows))
+        self.kl.append(kl_divergence(ours, theirs))
+        self.same.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
+        self.rows.append(np.full(len(ours), row, np.int64))
+
+    def whole(self) -> Distance:
+        return Distance(np.concatenate(self.kl), np.concatenate(self.same), np.concatenate(self.rows))
 
 
 def kl_divergence(reference: Logits, other: Logits) -> Floats:
@@ -73,36 +101,78 @@ def _log_softmax(logits: Logits) -> Floats:
     return wide
 
 
-def judge(form: str, export: Export, tuned: Distance, base: Distance, fallback_tensors: int = 0) -> ParityReport:
-    """The verdict on one format. tuned: reference against the export; base: reference against the base in the same format.
+@dataclass(frozen=True)
+class Evidence:
+    """What a format is judged by, each at the same positions.
 
-    An export passes within its format's bounds of mean KL and top-1 agreement, and only while it keeps the tune: the 95 % lower bound
+    export, base: the reference against the export, and against the base in the same format. rounded: the reference against itself
+    with each weight rounded to the format and nothing else. runtime: the base against itself in the format, as the same runtime
+    computes it; None where that is the reference's own.
+    """
+
+    export: Distance
+    base: Distance
+    rounded: Distance
+    runtime: Distance | None = None
+
+    def bounds(self, own: ParityBound | None) -> tuple[float, float]:
+        """`(largest mean KL, least top-1 agreement)`: from what a correct export loses, where the user set none."""
+        correct = [self.rounded, *([self.runtime] if self.runtime else [])]
+        max_kl = max(MARGIN * sum(loss.mean_kl for loss in correct), LEAST_KL_NATS)
+        changed = MARGIN * sum(1 - loss.top1 for loss in correct) + SPARE_POSITIONS / len(self.export.kl)
+        asked_kl, asked_top1 = (own.max_kl, own.min_top1_agreement) if own else (None, None)
+        return (max_kl if asked_kl is None else asked_kl), (max(0.0, 1 - changed) if asked_top1 is None else asked_top1)
+
+
+def judge(form: str, evidence: Evidence, own: ParityBound | None = None, fallback_tensors: int = 0) -> ParityReport:
+    """The verdict on one format; `own`: bounds that the user set for it.
+
+    An export passes within the format's bounds of mean KL and top-1 agreement, and only while it keeps the tune: the 95 % lower bound
     of KL(tuned‖base) − KL(tuned‖export), rows drawn in pairs, is above 0.
     """
-    max_kl, min_top1 = export.bounds(form)
+    tuned, base = evidence.export, evidence.base
+    max_kl, min_top1 = evidence.bounds(own)
     groups = [str(row) for row in tuned.rows]
     kept = difference(samples(base.kl.tolist(), groups), samples(tuned.kl.tolist(), groups)).low
     close = tuned.mean_kl <= max_kl and tuned.top1 >= min_top1  # false for NaN too
     tells = base.mean_kl >= LEAST_TUNE_NATS
     verdict: Any = "Failed" if not close or (tells and not kept > 0) else "Passed" if tells else "Reported"
     return ParityReport(
-        format=form, mean_kl=tuned.mean_kl, top1=tuned.top1, kept_of_tune=kept, fallback_tensors=fallback_tensors, verdict=verdict
+        format=form,
+        mean_kl=tuned.mean_kl,
+        top1=tuned.top1,
+        max_kl=max_kl,
+        min_top1=min_top1,
+        rounding_kl=evidence.rounded.mean_kl,
+        kept_of_tune=kept,
+        fallback_tensors=fallback_tensors,
+        verdict=verdict,
     )
 
 
-def explain(report: ParityReport, export: Export) -> str:
+def refuse_inexact(found: Distance, tune_nats: float) -> None:
+    """The float32 GGUF computes what was trained, before anything is rounded. Errors: StageError(ParityFailed)."""
+    allowed = max(EXACT_SHARE * tune_nats, LEAST_KL_NATS)
+    if not found.mean_kl <= allowed:
+        raise StageError(
+            Reason.PARITY_FAILED,
+            f"GGUF: before it is rounded, the model is {found.mean_kl:.3g} nats (mean KL) from what was trained (at most {allowed:.2g}); "
+            "nothing is published",
+        )
+
+
+def explain(report: ParityReport) -> str:
     """A failed format with its figures and bounds, in a sentence."""
-    max_kl, min_top1 = export.bounds(report.format)
     kept = "" if report.kept_of_tune is None else f", kept of the tune at least {report.kept_of_tune:.3g} nats (above 0 wanted)"
     return (
-        f"{report.format}: mean KL {report.mean_kl:.3g} nats (at most {max_kl:g}), "
-        f"top-1 agreement {report.top1:.2%} (at least {min_top1:.2%}){kept}"
+        f"{report.format}: mean KL {report.mean_kl:.3g} nats (at most {report.max_kl:.3g}; correct rounding of this model loses "
+        f"{report.rounding_kl:.3g}), top-1 agreement {report.top1:.2%} (at least {report.min_top1:.2%}){kept}"
     )
 
 
-def refuse_failed(reports: Sequence[ParityReport], export: Export) -> None:
+def refuse_failed(reports: Sequence[ParityReport]) -> None:
     """Errors: StageError(ParityFailed) naming each failed format with its figures."""
-    failed = [explain(report, export) for report in reports if report.verdict == "Failed"]
+    failed = [explain(report) for report in reports if report.verdict == "Failed"]
     if failed:
         raise StageError(
             Reason.PARITY_FAILED,

@@ -1,4 +1,4 @@
-"""The models that exports are held against, run by torch: the adapter on the unquantized base, and its neighbours."""
+"""The models that exports are held against, run by torch in float32: the adapter on the unquantized base, and its neighbours."""
 
 from __future__ import annotations
 
@@ -14,15 +14,39 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from finetune_trainer.package.positions import AnswerRow
+from finetune_trainer.package.rounding import Rounding
 
 Logits = npt.NDArray[np.float32]
-_COMPUTE = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
+DTYPES = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
+
+
+_WATCHED_ROWS = 16
+
+
+class Peak:
+    """The largest magnitude that goes into or comes out of any of a model's layers, over the first rows."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def watched(self, model: Any, rows: Sequence[AnswerRow]) -> Iterator[Logits]:
+        """The model's logits; watching costs a pass over every activation, so it ends after a few rows."""
+        leaves = [module for module in model.modules() if not list(module.children())]
+        hooks = [module.register_forward_hook(self._see) for module in leaves]
+        yield from _logits(model, rows[:_WATCHED_ROWS])
+        for hook in hooks:
+            hook.remove()
+        yield from _logits(model, rows[_WATCHED_ROWS:])
+
+    def _see(self, _module: Any, arguments: tuple[Any, ...], output: Any) -> None:
+        for found in (*arguments, output):
+            if isinstance(found, torch.Tensor) and found.is_floating_point() and found.numel():
+                self.value = max(self.value, *(abs(float(end)) for end in found.aminmax()))
 
 
 def tuned_logits(base: Path, adapter: Path | None, rows: Sequence[AnswerRow]) -> Iterator[Logits]:
     """Logits (positions, vocabulary) of each row in float32: the adapter on the unquantized base, or the trained model in `base`."""
-    model = _load(base, torch.float32)
-    return _logits(PeftModel.from_pretrained(model, str(adapter)) if adapter else model, rows)
+    return _logits(_tuned(base, adapter), rows)
 
 
 def model_logits(folder: Path, rows: Sequence[AnswerRow]) -> Iterator[Logits]:
@@ -30,9 +54,24 @@ def model_logits(folder: Path, rows: Sequence[AnswerRow]) -> Iterator[Logits]:
     return _logits(_load(folder, torch.float32), rows)
 
 
+def rounded_logits(base: Path, adapter: Path | None, rows: Sequence[AnswerRow], rounding: Rounding, peak: Peak) -> Iterator[Logits]:
+    """Logits of the tuned model, merged by PEFT, with each weight rounded and nothing else: what a correct export says."""
+    model = _tuned(base, adapter)
+    model = model.merge_and_unload() if adapter else model
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(torch.from_numpy(rounding(name, weight.float().cpu().numpy())))
+    return peak.watched(model, rows)
+
+
+def round_to_dtype(dtype: str) -> Rounding:
+    """Rounds to a type by torch's own conversion; `dtype` as the API names it."""
+    return lambda _, values: torch.from_numpy(values).to(DTYPES[dtype]).float().numpy()
+
+
 def quantized_logits(base: Path, adapter: Path, quantization: Quantization, rows: Sequence[AnswerRow]) -> Iterator[Logits]:
     """Logits of what QLoRA trained: the adapter on the 4-bit base."""
-    compute = _COMPUTE[quantization.effective_nf4.compute_dtype] if torch.cuda.is_available() else torch.float32
+    compute = DTYPES[quantization.effective_nf4.compute_dtype] if torch.cuda.is_available() else torch.float32
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -41,6 +80,11 @@ def quantized_logits(base: Path, adapter: Path, quantization: Quantization, rows
     )
     model = _load(base, compute, quantization_config=settings)
     return _logits(PeftModel.from_pretrained(model, str(adapter)), rows)
+
+
+def _tuned(base: Path, adapter: Path | None) -> Any:
+    model = _load(base, torch.float32)
+    return PeftModel.from_pretrained(model, str(adapter)) if adapter else model
 
 
 def _load(folder: Path, dtype: torch.dtype, **settings: Any) -> Any:

@@ -12,35 +12,38 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from finetune_api.answer import Artifact, ParityReport, StageResult
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 from finetune_api.sections.export import GGUFType
+from finetune_api.sections.model import Dtype
 from finetune_api.sections.quantization import QuantizationType
 
 from finetune_trainer.adapters import adapter_of
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.base_gguf import base_ggufs
-from finetune_trainer.llama.gguf import make_ggufs, read_gguf
+from finetune_trainer.llama.gguf import BITS, GGUFFacts, Source, convert, link_weights, quantize, read_gguf
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.llama.model_files import check_model_files, write_model_files
 from finetune_trainer.package import card
 from finetune_trainer.package.adapter import read_config, read_updates
-from finetune_trainer.package.base_model import HEAD, ModelTensors
-from finetune_trainer.package.merge import merge, plan_merge
+from finetune_trainer.package.base_model import HEAD, ModelTensors, is_weight
+from finetune_trainer.package.merge import MergePlan, merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle, trained_scale
-from finetune_trainer.package.parity import Distance, distance, judge, refuse_failed
-from finetune_trainer.package.positions import AnswerRow, answer_rows
+from finetune_trainer.package.merged_dtype import SAFETENSORS_TYPE, Choice, choose_dtype
+from finetune_trainer.package.parity import Evidence, distance, distances, judge, refuse_failed, refuse_inexact
+from finetune_trainer.package.positions import answer_rows
+from finetune_trainer.package.references import Model, References, measure_references
 from finetune_trainer.package.rendering import answer_ends, check_ends, check_facts, check_rendering, rendered_rows
+from finetune_trainer.package.rounding import GGUFRounding
 from finetune_trainer.package.tensors import TensorReader
 from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.stages import Workspace
@@ -48,8 +51,6 @@ from finetune_trainer.storage import FileRecord, folder_digest, hash_file
 from finetune_trainer.trained import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS, MODEL_FOLDER
 
 log = logging.getLogger("finetune_trainer.package")
-
-Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Package:
         return self.trained / ADAPTER_FOLDER if adapter_of(self.run.adapter).freezes_base else None
 
     @property
+    def model(self) -> Model:
+        """What was trained: the adapter on the base, or the trained weights alone."""
+        return Model(self.prepared.model_folder if self.adapter else self.trained / MODEL_FOLDER, self.adapter)
+
+    @property
     def work(self) -> Path:
         """Scratch beside the results, on the same disk; removed before publishing."""
         return self.folder / ".work"
@@ -89,51 +95,119 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     """Merges, exports, proves, and leaves the artifacts in the stage's folder.
 
     Errors: StageError(ParityFailed) with the formats and figures, nothing published; StageError(UnsupportedAdapterVariant |
-    AdapterMismatch | ConversionFailed | LlamaCppMissing | CorruptArtifact | BaseModelChanged).
+    AdapterMismatch | ConversionFailed | LlamaCppMissing | CorruptArtifact | BaseModelChanged | StorageError).
     """
     _, trained = workspace.storage.finished(Stage.TRAIN)
     package = Package(run, workspace, load_prepared(workspace.storage, run), trained)
     if run.export.gguf:
         llama_home()  # a missing tool is told before the work, not after it
     package.prepared.verify_model()
+    with planned(package) as plan:
+        refuse_full_disk(package, plan)
     package.work.mkdir()
-    make_merged(package)
-    ggufs = _make_ggufs(package)
-    result = prove(package, ggufs)
+    references = _measure_references(package)
+    choice = _choose_dtype(package, references)
+    make_merged(package, choice.dtype)
+    ggufs = _make_ggufs(package, references)
+    result = prove(package, ggufs, references, choice)
     return _leave(package, ggufs, result)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A merge before it is made. `weights`: the base's, or those that were trained in full; `scale`: alpha / rank."""
+
+    weights: ModelTensors
+    merge: MergePlan
+    scale: float
+    oracle: MergeOracle
+
+    @property
+    def elements(self) -> int:
+        return sum(self.weights.info(tensor.base).elements for tensors in self.merge.shards.values() for tensor in tensors)
+
+
+@contextmanager
+def planned(package: Package, dtype: Dtype = Dtype.FLOAT32) -> Iterator[Planned]:
+    """The merge to a type, its inputs open. Errors: StageError(UnsupportedAdapterVariant | AdapterMismatch | BaseModelInvalid)."""
+    with ExitStack() as opened:
+        weights = opened.enter_context(ModelTensors(package.model.folder))
+        weights.refuse_quantized()
+        to = SAFETENSORS_TYPE[dtype]
+        if package.adapter is None:
+            yield Planned(weights, plan_merge(weights, {}, dtype=to), 1.0, MergeOracle(weights, 1.0, usable_cpus()))
+            return
+        config = read_config(package.adapter)
+        trained = opened.enter_context(TensorReader(package.adapter / ADAPTER_WEIGHTS))
+        updates = read_updates(trained, config, {*weights.shard_of, HEAD})
+        oracle = MergeOracle(weights, trained_scale(package.run.adapter, config), usable_cpus())
+        yield Planned(weights, plan_merge(weights, updates, config.ties_embeddings, to), config.alpha / config.rank, oracle)
+
+
+def refuse_full_disk(package: Package, plan: Planned) -> None:
+    """What the stage writes fits on the disk: merge, float32 GGUF, each format of the model and of the base.
+
+    Errors: StageError(StorageError) with the bytes that are wanted and free.
+    """
+    formats = sum(BITS[form] / 8 for form in package.run.export.gguf)
+    per_weight = 4.0 + (4.0 + 2 * formats if formats else 0.0)
+    wanted, free = int(plan.elements * per_weight), shutil.disk_usage(package.folder).free
+    if wanted > free:
+        raise StageError(
+            Reason.STORAGE_ERROR,
+            f"package writes about {wanted / 1e9:.1f} GB, {plan.elements / 1e9:.2f} billion weights as merge, float32 and each GGUF, "
+            f"and {free / 1e9:.1f} GB are free on the job's storage; free space there or enlarge it",
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------------- reference
+
+
+def _measure_references(package: Package) -> References:
+    rows = answer_rows(package.prepared)
+    positions = sum(len(row.positions) for row in rows)
+    if not positions:
+        raise StageError(Reason.NO_ANSWER_POSITIONS, "no row has an answer to measure parity on; check the data sets")
+    log.info("next: what was trained and the base, in float32, at %d answer positions of %d rows", positions, len(rows))
+    references = measure_references(package.model, package.prepared.model_folder, rows, package.work, package.report(0.0, 0.2))
+    log.info("the tune moved the model by %.3g nats (mean KL from the base)", references.tune.mean_kl)
+    return references
+
+
+def _choose_dtype(package: Package, references: References) -> Choice:
+    from finetune_trainer.package.reference import round_to_dtype
+
+    log.info("next: what rounding each weight costs, by type")
+    with ModelTensors(package.prepared.model_folder) as base:
+        types = Counter[str]()
+        for tensor in base.shard_of:
+            if is_weight(base.info(tensor)):
+                types[base.info(tensor).dtype] += base.info(tensor).elements
+    choice = choose_dtype(
+        package.run.export.merged_dtype,
+        types.most_common(1)[0][0],
+        references.tune.mean_kl,
+        lambda dtype: references.of_rounded(round_to_dtype(dtype)),
+    )
+    log.info("%s", choice.why)
+    package.report(0.2, 0.3)(1.0)
+    return choice
 
 
 # ------------------------------------------------------------------------------------------------------------------------ make
 
 
-def make_merged(package: Package) -> None:
-    """`merged/`: the trained weights in the base's type, every tensor checked, with the base's own tokenizer files."""
-    unties = False
-    if package.adapter is None:
-        package.merged.mkdir()
-        for path in sorted((package.trained / MODEL_FOLDER).iterdir()):
-            if path.name.endswith((".safetensors", ".safetensors.index.json")):
-                shutil.copyfile(path, package.merged / path.name)
-    else:
-        unties = _merge_adapter(package, package.adapter)
+def make_merged(package: Package, dtype: Dtype) -> None:
+    """`merged/`: the trained weights rounded once to a type, every tensor checked, with the base's own tokenizer files."""
+    log.info("next: merge to %s, each tensor checked", dtype)
+    with planned(package, dtype) as plan:
+        merge(plan.weights, plan.merge, plan.scale, package.merged, plan.oracle.check, package.report(0.3, 0.4))
+    found = plan.oracle.found
+    log.info("merged %d tensors, %.4f %% of their elements one unit off", found.tensors, 100 * found.inexact_share)
+    if package.adapter is not None:
         _copy_adapter(package, package.adapter)
-    write_model_files(package.prepared, package.merged, unties)
+    write_model_files(package.prepared, package.merged, plan.merge.unties, dtype)
     check_model_files(package.prepared, package.merged)
-
-
-def _merge_adapter(package: Package, adapter: Path) -> bool:
-    """Whether the output head had to be untied from the embedding."""
-    config = read_config(adapter)
-    scale = config.alpha / config.rank
-    with ExitStack() as opened:
-        base = opened.enter_context(ModelTensors(package.prepared.model_folder))
-        base.refuse_quantized()
-        weights = opened.enter_context(TensorReader(adapter / ADAPTER_WEIGHTS))
-        plan = plan_merge(base, read_updates(weights, config, {*base.shard_of, HEAD}), config.ties_embeddings)
-        oracle = MergeOracle(base, trained_scale(package.run.adapter, config), usable_cpus())
-        merge(base, plan, scale, package.merged, oracle.check, package.report(0.0, 0.25))
-    log.info("merged %d tensors; %.4f %% of their elements are one unit off", oracle.found.tensors, 100 * oracle.found.inexact_share)
-    return plan.unties
 
 
 def _copy_adapter(package: Package, adapter: Path) -> None:
@@ -145,41 +219,73 @@ def _copy_adapter(package: Package, adapter: Path) -> None:
     (target / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _make_ggufs(package: Package) -> dict[GGUFType, Path]:
+def _make_ggufs(package: Package, references: References) -> dict[GGUFType, Path]:
+    """Each format, rounded once from a float32 file that is proven first and removed."""
     formats = package.run.export.gguf
     if not formats:
         return {}
-    made = make_ggufs(llama_home(), package.merged, package.folder / "gguf", package.run.job.name, formats)
-    package.report(0.25, 0.45)(1.0)
+    log.info("next: GGUF in float32, from the sums before they are rounded")
+    exact = convert(llama_home(), gguf_source(package), package.work / "exact.gguf")
+    with GGUFModel(exact, references.context, exact=True) as model:
+        found = distance(references.tuned.rows(), model.logits(references.asked))
+    log.info("unrounded, the GGUF is %.2g nats (mean KL) from what was trained; next: %s", found.mean_kl, ", ".join(formats))
+    refuse_inexact(found, references.tune.mean_kl)
+    made = quantize(llama_home(), exact, package.folder / "gguf", package.run.job.name, formats)
+    exact.unlink()
+    package.report(0.4, 0.6)(1.0)
     return made
+
+
+def gguf_source(package: Package) -> Source:
+    """The published model's files with the unmerged weights linked beside them: the adapter is added as the converter reads."""
+    folder = package.work / "unrounded"
+    folder.mkdir()
+    link_weights(package.model.folder, folder)
+    for path in package.merged.iterdir():
+        if path.suffix != ".safetensors":
+            (folder / path.name).unlink(missing_ok=True)  # the index of a merge may name an output head of its own
+            shutil.copyfile(path, folder / path.name)
+    through: tuple[str, ...] = ()
+    if package.adapter is not None:
+        config = read_config(package.adapter)
+        scale = config.alpha / config.rank
+        through = ("-m", "finetune_trainer.package.convert", str(package.model.folder), str(package.adapter), repr(scale))
+    return Source(folder, package.run.job.name, through)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- prove
 
 
-def prove(package: Package, ggufs: dict[GGUFType, Path]) -> StageResult:
+def prove(package: Package, ggufs: dict[GGUFType, Path], references: References, choice: Choice) -> StageResult:
     """Verdicts of every format. Errors: StageError(ParityFailed) with what was measured."""
     facts = {form: read_gguf(path) for form, path in ggufs.items()}
     for form, carried in facts.items():
         check_facts(package.prepared, form.value, carried)
-    _prove_rendering(package, ggufs)
-    rows = answer_rows(package.prepared)
-    positions = sum(len(row.positions) for row in rows)
-    if not positions:
-        raise StageError(Reason.NO_ANSWER_POSITIONS, "no row has an answer to measure parity on; check the data sets")
-    reference, base = _references(package, rows)
-    reports = [_judge_merged(package, rows, reference, base)]
-    for form, distances in _gguf_distances(package, ggufs, rows, reference):
-        reports.append(judge(form.value, package.run.export, *distances, facts[form].fallback_tensors(form)))
-        package.report(0.6, 0.9)(len(reports) / (len(ggufs) + 1))
-    result = StageResult(stage=Stage.PACKAGE, parity=reports, quantization_gap=_quantization_gap(package, rows, reference))
+    if ggufs:
+        log.info("next: conversations as llama-server renders them")
+        _prove_rendering(package, ggufs)
+    log.info("next: each format against what was trained")
+    reports = [_judge_merged(package, references, choice)]
+    for form, evidence in _gguf_evidence(package, ggufs, facts, references):
+        reports.append(judge(form.value, evidence, package.run.export.own_bounds(form), facts[form].fallback_tensors(form)))
+        _log_report(reports[-1])
+        package.report(0.65, 0.95)(len(reports) / (len(ggufs) + 1))
+    gap = _quantization_gap(package, references)
+    result = StageResult(stage=Stage.PACKAGE, message=choice.why, parity=reports, quantization_gap=gap)
     try:
-        refuse_failed(reports, package.run.export)
+        refuse_failed(reports)
     except StageError as error:
         error.result = result
         raise
-    card.write_parity(result, {"positions": positions, "rows": len(rows)}, package.folder)
+    card.write_parity(result, {"positions": len(references.tune.kl), "rows": len(references.rows)}, package.folder)
     return result
+
+
+def _log_report(report: ParityReport) -> None:
+    log.info(
+        "%s: %s, mean KL %.3g nats (at most %.3g), top-1 %.2f %% (at least %.2f %%)",
+        report.format, report.verdict.lower(), report.mean_kl, report.max_kl, 100 * report.top1, 100 * (report.min_top1 or 0),
+    )  # fmt: skip
 
 
 def _prove_rendering(package: Package, ggufs: dict[GGUFType, Path]) -> None:
@@ -191,76 +297,36 @@ def _prove_rendering(package: Package, ggufs: dict[GGUFType, Path]) -> None:
         check_rendering(llama_home(), form.value, path, rows, package.work / "server.log")
 
 
-def _references(package: Package, rows: list[AnswerRow]) -> tuple[StoredLogits, StoredLogits]:
-    """Logits of the tuned model and of the base, both in float32 and unquantized."""
-    from finetune_trainer.package import reference
-
-    base = package.prepared.model_folder
-    tuned = reference.tuned_logits(base if package.adapter else package.trained / MODEL_FOLDER, package.adapter, rows)
-    stored = StoredLogits.keep(tuned, rows, package.work / "tuned.npy")
-    package.report(0.45, 0.55)(0.5)
-    return stored, StoredLogits.keep(reference.model_logits(base, rows), rows, package.work / "base.npy")
+def _judge_merged(package: Package, references: References, choice: Choice) -> ParityReport:
+    evidence = Evidence(references.of_folder(package.merged), references.tune, choice.rounded)
+    report = judge("Merged", evidence, package.run.export.own_bounds("Merged"))
+    _log_report(report)
+    return report.model_copy(update={"dtype": choice.dtype.value})
 
 
-def _judge_merged(package: Package, rows: list[AnswerRow], reference: StoredLogits, base: StoredLogits) -> ParityReport:
-    from finetune_trainer.package.reference import model_logits
-
-    to_merged = distance(reference.rows(), model_logits(package.merged, rows))
-    package.report(0.55, 0.6)(1.0)
-    return judge("Merged", package.run.export, to_merged, distance(reference.rows(), base.rows()))
-
-
-def _gguf_distances(
-    package: Package, ggufs: dict[GGUFType, Path], rows: list[AnswerRow], reference: StoredLogits
-) -> Iterator[tuple[GGUFType, tuple[Distance, Distance]]]:
+def _gguf_evidence(
+    package: Package, ggufs: dict[GGUFType, Path], facts: dict[GGUFType, GGUFFacts], references: References
+) -> Iterator[tuple[GGUFType, Evidence]]:
     if not ggufs:
         return
     bases = base_ggufs(package.prepared, package.workspace.storage, llama_home(), list(ggufs), package.work)
     for form, path in ggufs.items():
-        yield form, (_gguf_distance(path, rows, reference), _gguf_distance(bases[form], rows, reference))
+        rounded, _ = references.of_rounded(GGUFRounding(facts[form], llama_home().libraries / "libggml-base.so"))
+        with GGUFModel(path, references.context) as model:
+            export = distance(references.tuned.rows(), model.logits(references.asked))
+        with GGUFModel(bases[form], references.context) as model:
+            base, runtime = distances([references.tuned.rows(), references.base.rows()], model.logits(references.asked))
+        yield form, Evidence(export, base, rounded, runtime)
 
 
-def _gguf_distance(path: Path, rows: list[AnswerRow], reference: StoredLogits) -> Distance:
-    context = max(1024, *(len(row.ids) for row in rows))
-    with GGUFModel(path, context) as model:
-        return distance(reference.rows(), model.logits([(row.ids, row.positions) for row in rows]))
-
-
-def _quantization_gap(package: Package, rows: list[AnswerRow], reference: StoredLogits) -> float | None:
+def _quantization_gap(package: Package, references: References) -> float | None:
     """How far the 4-bit model that QLoRA trained is from the reference: mean KL in nats, reported, not judged."""
     if package.run.quantization.type is QuantizationType.NONE or package.adapter is None:
         return None
     from finetune_trainer.package.reference import quantized_logits
 
-    trained = quantized_logits(package.prepared.model_folder, package.adapter, package.run.quantization, rows)
-    return distance(reference.rows(), trained).mean_kl
-
-
-@dataclass(frozen=True)
-class StoredLogits:
-    """Logits of all rows in one file on disk: (positions of all rows, vocabulary) in float32."""
-
-    path: Path
-    counts: list[int]
-
-    @classmethod
-    def keep(cls, logits: Iterable[Logits], rows: list[AnswerRow], path: Path) -> StoredLogits:
-        counts = [len(row.positions) for row in rows]
-        stored: npt.NDArray[np.float32] | None = None
-        first = 0
-        for found in logits:
-            if stored is None:
-                stored = np.lib.format.open_memmap(path, "w+", np.float32, (sum(counts), found.shape[1]))
-            stored[first : first + len(found)] = found
-            first += len(found)
-        return cls(path, counts)
-
-    def rows(self) -> Iterator[Logits]:
-        stored = np.load(self.path, mmap_mode="r")
-        first = 0
-        for count in self.counts:
-            yield stored[first : first + count]
-            first += count
+    trained = quantized_logits(package.prepared.model_folder, package.adapter, package.run.quantization, references.rows)
+    return distance(references.tuned.rows(), trained).mean_kl
 
 
 # ----------------------------------------------------------------------------------------------------------------------- leave

@@ -1,4 +1,4 @@
-"""Rows on their way: read → example → duplicates → split → rendered → tokens → written. In batches, so that memory stays bounded."""
+"""Rows on their way: read → duplicates → split → rendered → tokens → written (`Pipeline._take`). In batches: memory stays bounded."""
 
 from __future__ import annotations
 
@@ -69,11 +69,22 @@ class DatasetCounts:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """A split of a data set, read from its first row to its last. `is_test`: the data set brought it along for testing."""
+
+    dataset: Dataset
+    files: SplitFiles
+    reader: RowReader
+    is_test: bool
+
+
+@dataclass(frozen=True)
 class _Candidate:
-    """A row that was understood and is not a repetition."""
+    """A row that was understood. `content`: 128 bits that name what it says."""
 
     location: Location
     example: Example
+    content: bytes
     group: str
 
 
@@ -127,15 +138,15 @@ class Pipeline:
         Errors: StageError(InvalidDataset | EmptyDataset | NoTrainingRows | StopTokenMismatch | TemplateUnsplittable | NoChatTemplate).
         """
         readers = {dataset.name: RowReader(dataset, self._encoder.template is not None) for dataset, _ in files}
-        work: list[tuple[Dataset, SplitFiles, bool]] = [(dataset, found.test, True) for dataset, found in files if found.test]
-        work += [(dataset, found.train, False) for dataset, found in files if found.test]
-        work += [(dataset, found.train, False) for dataset, found in files if not found.test]
-        total, done = sum(split.size_bytes for _, split, _ in work) or 1, 0
-        for dataset, split, is_test in work:
-            for batch in _batches(split.records()):
-                self._take(dataset, readers[dataset.name], batch, is_test)
+        parts = [_Part(dataset, found.test, readers[dataset.name], True) for dataset, found in files if found.test]
+        parts += [_Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if found.test]
+        parts += [_Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if not found.test]
+        total, done = sum(part.files.size_bytes for part in parts) or 1, 0
+        for part in parts:
+            for batch in _batches(part.files.records()):
+                self._take(part, batch)
                 tell((done + batch[-1].bytes_read) / total)
-            done += split.size_bytes
+            done += part.files.size_bytes
         for dataset, found in files:
             self.counts[dataset.name].format = str(readers[dataset.name].format)
             self.counts[dataset.name].revision = found.revision
@@ -147,56 +158,63 @@ class Pipeline:
                 f"no row is left to train on: {self._dropped_words(self.counts.values())}; add rows, or set preparation.split",
             )
 
-    def _take(self, dataset: Dataset, reader: RowReader, batch: list[Located], is_test: bool) -> None:
-        counts = self.counts[dataset.name]
-        counts.rows_in += len(batch)
-        candidates = self._candidates(dataset, reader, batch, is_test)
-        placed = list(self._placed(dataset, candidates, is_test))
-        for item, row in zip(placed, self._encoded(placed), strict=True):
-            if isinstance(row, str):
-                counts.dropped[row] += 1
-            elif row.truncated and item.set_name.endswith("test"):
-                counts.dropped["TestRowTooLong"] += 1
-            else:
-                self._write(dataset, item, row)
+    def _take(self, part: _Part, batch: list[Located]) -> None:
+        """A batch through every step, in the order in which they follow each other."""
+        read = self._read(part, batch)
+        fresh = self._drop_repeated(part, read)
+        split = self._split(part, fresh)
+        rendered = list(self._render(part, split))
+        for item, row in self._encode(part, rendered):
+            self._write(part.dataset, item, row)
 
-    def _candidates(self, dataset: Dataset, reader: RowReader, batch: list[Located], is_test: bool) -> list[_Candidate]:
-        counts = self.counts[dataset.name]
-        understood: list[tuple[_Candidate, bytes]] = []
+    def _read(self, part: _Part, batch: list[Located]) -> list[_Candidate]:
+        """Rows that are of their format; one that is not ends the stage, one that cannot be trained on is counted."""
+        counts = self.counts[part.dataset.name]
+        counts.rows_in += len(batch)
+        understood = []
         for located in batch:
             try:
-                example = reader.read(located.record)
+                example = part.reader.read(located.record)
                 content = content_hash(example)
                 group = group_key(located.record, self._run.preparation.split.group_by, content)
                 counts.grouped += is_grouped(group)
-                understood.append((_Candidate(located.location, example, group), content))
+                understood.append(_Candidate(located.location, example, content, group))
             except RowDropped as error:
                 counts.dropped[error.reason] += 1
             except RowInvalid as error:
                 raise invalid(located.location, error.expected) from error
-        hashes = [content for _, content in understood]
-        if is_test:
+        return understood
+
+    def _drop_repeated(self, part: _Part, candidates: list[_Candidate]) -> list[_Candidate]:
+        """Rows that nothing before them says, nor any row that data sets brought along for testing."""
+        hashes = [candidate.content for candidate in candidates]
+        if part.is_test:
             fresh = self._brought_tests.add(hashes)
             reasons = ["" if new else "Duplicate" for new in fresh]
         else:
             tested = self._brought_tests.contains(hashes) if hashes else []
             fresh = self._seen.add(hashes) if self._run.preparation.deduplicate.exact else [True] * len(hashes)
             reasons = ["InTestSplit" if in_test else "" if new else "Duplicate" for in_test, new in zip(tested, fresh, strict=True)]
-        counts.dropped.update(reason for reason in reasons if reason)
-        return [candidate for (candidate, _), reason in zip(understood, reasons, strict=True) if not reason]
+        self.counts[part.dataset.name].dropped.update(reason for reason in reasons if reason)
+        return [candidate for candidate, reason in zip(candidates, reasons, strict=True) if not reason]
 
-    def _placed(self, dataset: Dataset, candidates: list[_Candidate], is_test: bool) -> Iterator[_Placed]:
+    def _split(self, part: _Part, candidates: list[_Candidate]) -> list[tuple[_Candidate, str]]:
+        """Each row with the set it goes to."""
         groups = [candidate.group for candidate in candidates]
         names: Iterable[str]
-        if is_test:
-            names = [f"{dataset.name}/test"] * len(candidates)
+        if part.is_test:
+            names = [f"{part.dataset.name}/test"] * len(candidates)
         else:
-            names = self.splitter.pin(groups) if dataset.test_split else self.splitter.assign(groups)
-        for candidate, name in zip(candidates, names, strict=True):
+            names = self.splitter.pin(groups) if part.dataset.test_split else self.splitter.assign(groups)
+        return list(zip(candidates, names, strict=True))
+
+    def _render(self, part: _Part, split: list[tuple[_Candidate, str]]) -> Iterator[_Placed]:
+        """The texts of each row; a conversation may have several."""
+        for candidate, name in split:
             try:
                 texts = self._encoder.render(candidate.example)
             except RowDropped as error:
-                self.counts[dataset.name].dropped[error.reason] += 1
+                self.counts[part.dataset.name].dropped[error.reason] += 1
                 continue
             except TemplateUnsplittable as error:
                 raise StageError(
@@ -208,7 +226,18 @@ class Pipeline:
             for text in texts[-1:] if name.endswith("test") else texts:
                 yield _Placed(candidate, name, text, last=text is texts[-1])
 
-    def _encoded(self, placed: list[_Placed]) -> list[TokenRow | str]:
+    def _encode(self, part: _Part, placed: list[_Placed]) -> Iterator[tuple[_Placed, TokenRow]]:
+        """The token ids of each text; a test row that had to be cut is dropped, as it would be judged by half an answer."""
+        dropped = self.counts[part.dataset.name].dropped
+        for item, row in zip(placed, self._token_rows(placed), strict=True):
+            if isinstance(row, str):
+                dropped[row] += 1
+            elif row.truncated and item.set_name.endswith("test"):
+                dropped["TestRowTooLong"] += 1
+            else:
+                yield item, row
+
+    def _token_rows(self, placed: list[_Placed]) -> list[TokenRow | str]:
         try:
             return self._encoder.encode([item.rendered for item in placed], self._eos_ids)
         except StopTokenAbsent as error:

@@ -38,20 +38,22 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(0.0)
     _refuse_blind_gates(run)
     model_folder, model = resolve_model(run, storage)
-    log.info("base model %s, %s parameters", model.architecture, f"{model.shape.total_parameters:,}")
+    log.info("base model %s, %s parameters; next: its tokenizer", model.architecture, f"{model.shape.total_parameters:,}")
     files = [(dataset, locate(dataset, run, storage)) for dataset in run.datasets]
     tokenizer_file = tokenizer_file_of(model_folder, storage)
     tokenizer = TextTokenizer(tokenizer_file, model_folder)
     stop = choose_stop_rule(run, model_folder, tokenizer)
     vocab = LlamaVocab(storage, model_folder, stop.tokens, stop.own_template) if run.export.gguf else None
     progress.report(_MODEL_SHARE)
+    log.info("tokenizer and chat template are read; next: rows of %s", ", ".join(dataset.name for dataset in run.datasets))
 
     encoder = Encoder(tokenizer, stop.template, run.method.effective_sft.loss, run.training.max_length)
     with Pipeline(run, encoder, stop.tokens, model.shape.vocab_size, folder) as pipeline:
         pipeline.read_all(files, lambda share: progress.report(_MODEL_SHARE + (_ROWS_SHARE - _MODEL_SHARE) * share))
     progress.report(_ROWS_SHARE)
     if vocab is not None:
-        log.info("llama.cpp's token ids equal ours on %d texts", vocab.prove(pipeline.samples.texts, tokenizer))
+        log.info("the rows are tokenised; next: llama.cpp's token ids of the same texts")
+        log.info("llama.cpp's token ids equal ours on %d texts; next: the report", vocab.prove(pipeline.samples.texts, tokenizer))
     progress.report(_PROOF_SHARE)
 
     if tokenizer_file.parent != model_folder:
@@ -62,6 +64,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     write_atomically(folder / PREPARED_FILE, prepared.model_dump_json(by_alias=True, exclude_none=True, indent=1).encode())
     write_report(folder, prepared, pipeline, tokenizer)
     progress.report(1.0)
+    log.info("%s rows are prepared; next: train", " + ".join(f"{entry.rows} {entry.name}" for entry in prepared.sets if entry.rows))
     report = prepared.dataset.model_copy(update={"report": storage.uri(folder / "report.md")})
     return _result(run, prepared, report, pipeline.warnings(stop.template))
 

@@ -194,6 +194,7 @@ def run_to_last_step(trainer: Any, job: TrainingJob, warnings: list[str]) -> Tra
     last_step = _last_step(trainer)
     with job.controls.interruption.deferred():
         if checkpoint is None:
+            log.info("the model is loaded; next: %d steps", last_step)
             trainer.train()
         elif checkpoint.step < last_step:
             job.controls.cadence.start_from(checkpoint.step)

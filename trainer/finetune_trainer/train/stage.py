@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,12 +23,15 @@ from finetune_trainer.interruption import Interruption
 from finetune_trainer.memory import plan_memory
 from finetune_trainer.precision import choose_dtypes
 from finetune_trainer.prepared import Prepared, load_prepared
+from finetune_trainer.quiet import quiet_libraries
 from finetune_trainer.stages import Workspace, inputs_digest
 from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.hf_arguments import Surroundings
 from finetune_trainer.train.methods import Trained, TrainingJob
 from finetune_trainer.trained import CURVE_FILE
+
+log = logging.getLogger(__name__)
 
 METHODS: dict[str, str] = {
     "SFT": "finetune_trainer.train.methods.sft",
@@ -51,6 +55,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     interruption = Interruption()
     with interruption.armed(), tempfile.TemporaryDirectory(prefix="train-") as scratch:
         os.environ.update(_LIBRARIES)
+        quiet_libraries()
         manifest, _ = workspace.storage.finished(Stage.PREPARE)
         prepared = load_prepared(workspace.storage, run)
         device = find_device(run, os.environ)
@@ -66,6 +71,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
         _limit_threads(job.around.world_size)
         _claim(store, job.around)
         method: Callable[[TrainingJob], Trained] = import_module(METHODS[run.method.type]).train
+        _tell_plan(job)
         trained = _guarding_memory(method, job)
         return _leave(job, trained, workspace.folder)
 
@@ -89,6 +95,13 @@ def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
         )
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(seen)]
     return Device("cuda", min(sizes), has_bfloat16=torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def _tell_plan(job: TrainingJob) -> None:
+    rows, statistics = job.prepared.set("train").rows, job.prepared.file.dataset
+    log.info(
+        "%d rows of %d tokens are prepared; next: %s in %s", rows, statistics.train_tokens, job.run.method.type, job.around.dtypes.autocast
+    )
 
 
 def _surroundings(run: RunSpec, prepared: Prepared, device: Device) -> Surroundings:
@@ -154,6 +167,7 @@ def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
     from finetune_trainer.train import reporting
 
     store = job.controls.store
+    log.info("trained %d steps, mean loss %.3g; next: package", trained.steps, reporting.mean_loss(trained.history) or 0.0)
     if int(os.environ.get("RANK", "0")) == 0:
         job.controls.trained.leave(trained.model, job.prepared.model_folder, job.prepared.model.shape.dtype, folder)
         reporting.write_curve(trained.history, folder / CURVE_FILE)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from finetune_api.answer import DatasetReport
 from finetune_api.sections.export import GGUFType
+from finetune_api.sections.model import Dtype
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.gguf import GGUFFacts, read_gguf
 from finetune_trainer.llama.model_files import check_model_files, write_model_files
@@ -69,6 +71,27 @@ def test_an_own_template_with_another_end_and_an_untied_head_are_edits_that_pass
     assert config["eos_token_id"] == 2
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"] == [2, 4]
     assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["chat_template"] == OWN_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("said", "written"), [({}, {"dtype"}), ({"dtype": "bfloat16"}, {"dtype"}), ({"torch_dtype": "bfloat16"}, {"torch_dtype"})]
+)
+def test_the_configuration_names_the_type_of_the_merged_weights(tmp_path: Path, said: dict[str, str], written: set[str]) -> None:
+    prepared = make_prepared(tmp_path)
+    edit_json(prepared.model_folder / "config.json", **said)
+    files = hash_folder(prepared.model_folder)
+    prepared = replace(prepared, file=prepared.file.model_copy(update={"model": prepared.model.model_copy(update={"files": files})}))
+    write_model_files(prepared, tmp_path / "merged", unties=False, dtype=Dtype.FLOAT16)
+    check_model_files(prepared, tmp_path / "merged")
+    config = json.loads((tmp_path / "merged/config.json").read_text())
+    assert {name: config.get(name) for name in ("dtype", "torch_dtype") if name in config} == dict.fromkeys(written, "float16")
+
+
+def test_a_configuration_that_names_the_type_already_stays_byte_for_byte(tmp_path: Path) -> None:
+    prepared = make_prepared(tmp_path)
+    edit_json(prepared.model_folder / "config.json", dtype="bfloat16")
+    write_model_files(prepared, tmp_path / "merged", unties=False, dtype=Dtype.BFLOAT16)
+    assert (tmp_path / "merged/config.json").read_bytes() == (prepared.model_folder / "config.json").read_bytes()
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -151,7 +174,7 @@ def write_gguf(path: Path) -> None:
 
 def test_a_gguf_is_read_back(tmp_path: Path) -> None:
     write_gguf(tmp_path / "x.gguf")
-    assert read_gguf(tmp_path / "x.gguf") == GGUFFacts(4, CHATML_WITH_EOS, [("a.weight", 64, 2, "F32")])
+    assert read_gguf(tmp_path / "x.gguf") == GGUFFacts(4, CHATML_WITH_EOS, [("a.weight", 64, 2, "F32")], "llama", 0)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, 400, 0.9])

@@ -18,7 +18,7 @@ from finetune_trainer.package.adapter import read_config, read_updates
 from finetune_trainer.package.base_model import HEAD, ModelTensors
 from finetune_trainer.package.merge import MergePlan, merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle, trained_scale
-from finetune_trainer.package.tensors import TensorReader
+from finetune_trainer.package.tensors import TensorReader, ordered, round_to, to_float32
 
 from tests.unit.trainer.package.model_folders import Floats, write_adapter, write_model
 
@@ -43,17 +43,22 @@ def adapter_tensors() -> dict[str, Floats]:
 
 
 @contextmanager
-def planned(base_folder: Path, adapter_folder: Path) -> Iterator[tuple[ModelTensors, MergePlan]]:
+def planned(base_folder: Path, adapter_folder: Path, dtype: str | None = None) -> Iterator[tuple[ModelTensors, MergePlan]]:
     with ModelTensors(base_folder) as base, TensorReader(adapter_folder / "adapter_model.safetensors") as adapter:
         config = read_config(adapter_folder)
         updates = read_updates(adapter, config, {*base.shard_of, HEAD})
-        yield base, plan_merge(base, updates, config.ties_embeddings)
+        yield base, plan_merge(base, updates, config.ties_embeddings, dtype)
 
 
 def run_merge(
-    base_folder: Path, adapter_folder: Path, target: Path, scale: float = ALPHA / RANK, oracle_base: Path | None = None
+    base_folder: Path,
+    adapter_folder: Path,
+    target: Path,
+    scale: float = ALPHA / RANK,
+    oracle_base: Path | None = None,
+    dtype: str | None = None,
 ) -> MergeOracle:
-    with planned(base_folder, adapter_folder) as (base, plan), ModelTensors(oracle_base or base_folder) as pristine:
+    with planned(base_folder, adapter_folder, dtype) as (base, plan), ModelTensors(oracle_base or base_folder) as pristine:
         oracle = MergeOracle(pristine, ALPHA / RANK, workers=2)
         merge(base, plan, scale, target, oracle.check, lambda share: None)
         return oracle
@@ -84,6 +89,37 @@ def test_merged_weights_are_the_rounded_sum_and_the_rest_is_the_bases(tmp_path: 
     assert np.allclose(read(tmp_path / "merged", f"{Q}.weight"), expected, rtol=tolerance, atol=1e-7 if dtype == "F16" else 1e-9)
     assert np.array_equal(read(tmp_path / "merged", EMBED), read(folder, EMBED))
     assert oracle.found.tensors == 1
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize("of_base", ["BF16", "F16", "F32"])
+def test_every_weight_is_rounded_once_to_the_type_that_is_asked_for(tmp_path: Path, adapter: Path, of_base: str, dtype: str) -> None:
+    folder = write_model(tmp_path / "base", {"model.safetensors": base_tensors() | {HEAD: base_tensors()[EMBED]}}, of_base)
+    oracle = run_merge(folder, adapter, tmp_path / "merged", dtype=dtype)
+    delta = adapter_tensors()[f"{Q}.lora_B.weight"].astype(np.float64) @ adapter_tensors()[f"{Q}.lora_A.weight"]
+    exact = {f"{Q}.weight": read(folder, f"{Q}.weight") + ALPHA / RANK * delta, EMBED: read(folder, EMBED)}
+    with TensorReader(tmp_path / "merged/model.safetensors") as merged:
+        assert {info.dtype for info in merged.tensors.values()} == {dtype}
+        for name, values in exact.items():
+            found = merged.rows(merged.tensors[name], 0, len(values))
+            assert np.allclose(to_float32(found), values, rtol={"BF16": 2**-8, "F16": 2**-11, "F32": 2**-24}[dtype], atol=1e-7), name
+            assert np.count_nonzero(ordered(found) != ordered(round_to(values.copy(), dtype))) <= 0.008 * values.size, name
+    assert oracle.found.inexact_share < 0.008
+
+
+def test_a_sum_that_went_through_another_type_first_is_caught(tmp_path: Path, adapter: Path) -> None:
+    folder = write_model(tmp_path / "base", {"model.safetensors": base_tensors() | {HEAD: base_tensors()[EMBED]}}, "F32")
+    run_merge(folder, adapter, tmp_path / "twice", dtype="BF16")
+    run_merge(folder, adapter, tmp_path / "once", dtype="F16")
+    with planned(folder, adapter, "F16") as (base, plan):
+        tensor = next(tensor for tensor in plan.shards["model.safetensors"] if tensor.update)
+        oracle = MergeOracle(base, ALPHA / RANK, workers=1)
+        with TensorReader(tmp_path / "once/model.safetensors") as once:
+            oracle.check(tensor, once)
+        rounded_twice = {f"{Q}.weight": read(tmp_path / "twice", f"{Q}.weight")}
+        write_model(tmp_path / "widened", {"model.safetensors": rounded_twice}, "F16")
+        with TensorReader(tmp_path / "widened/model.safetensors") as widened, pytest.raises(StageError, match=f"ParityFailed.*{Q}"):
+            oracle.check(tensor, widened)
 
 
 def test_no_more_threads_work_than_the_container_has_cpus(

@@ -3,11 +3,21 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
-from finetune_api.answer import ParityReport
 from finetune_api.outcome import ExitCode
-from finetune_api.sections.export import Export
+from finetune_api.sections.export import ParityBound
 from finetune_trainer.errors import StageError
-from finetune_trainer.package.parity import Distance, distance, explain, judge, kl_divergence, refuse_failed
+from finetune_trainer.package.parity import (
+    LEAST_KL_NATS,
+    Distance,
+    Evidence,
+    distance,
+    distances,
+    explain,
+    judge,
+    kl_divergence,
+    refuse_failed,
+    refuse_inexact,
+)
 
 Logits = npt.NDArray[np.float32]
 
@@ -46,48 +56,89 @@ def test_another_vocabulary_is_refused() -> None:
         distance(rows_of_logits(1, vocabulary=50), rows_of_logits(1, vocabulary=51))
 
 
-def report(form: str, export_shake: float, base_shake: float, export: Export | None = None) -> ParityReport:
+def test_a_models_logits_are_read_once_for_several_references() -> None:
+    one, two, other = rows_of_logits(), rows_of_logits(seed=1), iter(rows_of_logits(seed=2))
+    found = distances([one, two], other)
+    assert [entry.mean_kl for entry in found] == [distance(ours, rows_of_logits(seed=2)).mean_kl for ours in (one, two)]
+
+
+def evidence(export: float, base: float, rounded: float = 1e-3, runtime: float | None = None) -> Evidence:
+    """Each model's logits are the reference's, shaken by so much."""
     reference = rows_of_logits()
-    return judge(
-        form,
-        export or Export(),
-        distance(reference, shaken(reference, export_shake)),
-        distance(reference, shaken(reference, base_shake, 3)),
+    from_reference = lambda amount, seed: distance(reference, shaken(reference, amount, seed))  # noqa: E731
+    return Evidence(
+        from_reference(export, 9),
+        from_reference(base, 3),
+        from_reference(rounded, 4),
+        None if runtime is None else from_reference(runtime, 5),
     )
 
 
 @pytest.mark.parametrize(
-    ("form", "export_shake", "base_shake", "verdict"),
+    ("export", "base", "rounded", "runtime", "verdict"),
     [
-        ("F16", 1e-4, 1.0, "Passed"),
-        ("F16", 0.05, 1.0, "Failed"),  # too far for this format
-        ("Q4_K_M", 0.05, 1.0, "Passed"),  # the same distance is fine for a coarser one
-        ("Q4_K_M", 0.2, 0.2, "Failed"),  # as far from the tune as the base is: the tune is lost
-        ("F16", 1e-4, 1e-2, "Reported"),  # a tune that moved nothing cannot be lost
-        ("F16", float("nan"), 1.0, "Failed"),
+        (1e-3, 1.0, 1e-3, None, "Passed"),
+        (0.05, 1.0, 1e-3, None, "Failed"),  # further off than correct rounding of this model
+        (0.05, 1.0, 0.05, None, "Passed"),  # the same distance is fine where correct rounding loses as much
+        (0.05, 1.0, 1e-3, 0.05, "Passed"),  # or where the runtime's own arithmetic does, on the base
+        (0.2, 0.2, 0.2, None, "Failed"),  # as far from the tune as the base is: the tune is lost
+        (1e-3, 1e-2, 1e-3, None, "Reported"),  # a tune that moved nothing cannot be lost
+        (float("nan"), 1.0, 1e-3, None, "Failed"),
     ],
 )
-def test_verdict(form: str, export_shake: float, base_shake: float, verdict: str) -> None:
-    assert report(form, export_shake, base_shake).verdict == verdict
+def test_verdict(export: float, base: float, rounded: float, runtime: float | None, verdict: str) -> None:
+    assert judge("Q8_0", evidence(export, base, rounded, runtime)).verdict == verdict
 
 
-def test_own_bounds_replace_the_formats() -> None:
-    wide = Export.model_validate({"parity": [{"format": "F16", "maxKL": 1, "minTop1Agreement": 0.5}]})
-    assert report("F16", 0.05, 1.0, wide).verdict == "Passed"
+def test_bounds_are_twice_what_a_correct_export_loses() -> None:
+    found = evidence(1e-3, 1.0, 0.05, 0.02)
+    assert found.runtime is not None
+    max_kl, min_top1 = found.bounds(None)
+    assert max_kl == pytest.approx(2 * (found.rounded.mean_kl + found.runtime.mean_kl))
+    assert min_top1 == pytest.approx(1 - 2 * (2 - found.rounded.top1 - found.runtime.top1) - 3 / 100)
+
+
+def test_a_rounding_that_loses_nothing_leaves_room_for_the_order_of_sums() -> None:
+    assert evidence(1e-3, 1.0, 0.0).bounds(None)[0] == LEAST_KL_NATS
+
+
+def test_bounds_of_the_user_win_each_by_itself() -> None:
+    found = evidence(0.05, 1.0)
+    wide = ParityBound.model_validate({"format": "F16", "maxKL": 1, "minTop1Agreement": 0.5})
+    assert judge("F16", found).verdict == "Failed"
+    assert judge("F16", found, wide).verdict == "Passed"
+    strict = ParityBound.model_validate({"format": "F16", "maxKL": 1e-9})
+    assert judge("F16", evidence(1e-3, 1.0), strict).verdict == "Failed"
+    assert found.bounds(strict) == (1e-9, found.bounds(None)[1])
 
 
 def test_top1_agreement_is_judged_beside_kl() -> None:
     kl, rows = np.full(200, 1e-6), np.arange(200)
-    agreeing = Distance(kl, np.arange(200) >= 4, rows)  # 98 %
-    assert judge("F16", Export(), agreeing, Distance(np.ones(200), np.zeros(200, bool), rows)).verdict == "Failed"
+    changed = lambda count: Distance(kl, np.arange(200) >= count, rows)  # noqa: E731
+    base = Distance(np.ones(200), np.zeros(200, bool), rows)
+    assert judge("F16", Evidence(changed(3), base, changed(0))).verdict == "Passed"  # chance
+    assert judge("F16", Evidence(changed(4), base, changed(0))).verdict == "Failed"
+    assert judge("F16", Evidence(changed(11), base, changed(4))).verdict == "Passed"
+    assert judge("F16", Evidence(changed(12), base, changed(4))).verdict == "Failed"
 
 
 def test_a_failure_names_format_and_figures_and_publishes_nothing() -> None:
-    failed = report("F16", 0.05, 1.0)
+    failed = judge("F16", evidence(0.05, 1.0))
     with pytest.raises(StageError) as refusal:
-        refuse_failed([report("Q4_K_M", 0.05, 1.0), failed], Export())
+        refuse_failed([judge("Q4_K_M", evidence(0.05, 1.0, 0.05)), failed])
     assert refusal.value.reason == "ParityFailed"
     assert refusal.value.exit_code == ExitCode.PARITY_FAILED
-    assert explain(failed, Export()) in refusal.value.message
+    assert explain(failed) in refusal.value.message
     assert "F16: mean KL" in refusal.value.message
+    assert "correct rounding of this model loses" in refusal.value.message
     assert "Q4_K_M" not in refusal.value.message
+
+
+def test_a_gguf_that_is_off_before_it_is_rounded_is_refused() -> None:
+    off = lambda kl: Distance(np.full(100, kl), np.ones(100, bool), np.arange(100))  # noqa: E731
+    refuse_inexact(off(1e-9), 0.5)
+    refuse_inexact(off(4e-6), 0.5)
+    with pytest.raises(StageError, match=r"ParityFailed.*before it is rounded"):
+        refuse_inexact(off(5e-5), 0.5)  # alpha 1 % too large
+    with pytest.raises(StageError, match="ParityFailed"):
+        refuse_inexact(off(float("nan")), 0.5)

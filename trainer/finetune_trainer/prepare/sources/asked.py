@@ -13,6 +13,21 @@ from finetune_api.uri import Location
 
 
 @dataclass(frozen=True)
+class Refusals:
+    """What it is called that a source does not give it."""
+
+    gated: Reason
+    not_found: Reason
+    unauthorized: Reason
+
+
+REFUSALS: dict[Literal["model", "dataset"], Refusals] = {
+    "model": Refusals(Reason.MODEL_GATED, Reason.MODEL_NOT_FOUND, Reason.MODEL_UNAUTHORIZED),
+    "dataset": Refusals(Reason.DATASET_GATED, Reason.DATASET_NOT_FOUND, Reason.DATASET_UNAUTHORIZED),
+}
+
+
+@dataclass(frozen=True)
 class Asked:
     """`name`: how a message calls it; `token_variable`: the environment variable that holds its token, where it has one."""
 
@@ -22,10 +37,6 @@ class Asked:
     location: Location
     revision: str | None
     token_variable: str
-
-    @property
-    def not_found(self) -> Reason:
-        return Reason.MODEL_NOT_FOUND if self.kind == "model" else Reason.DATASET_NOT_FOUND
 
 
 def asked_model(model: Model) -> Asked:

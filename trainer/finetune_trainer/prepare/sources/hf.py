@@ -14,7 +14,7 @@ from finetune_api.section import digest_of
 from finetune_api.uri import HubRepository
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.prepare.sources.asked import Asked
+from finetune_trainer.prepare.sources.asked import REFUSALS, Asked
 from finetune_trainer.storage import JobStorage
 
 
@@ -24,21 +24,6 @@ class Listing:
 
     commit: str
     files: list[str]
-
-
-@dataclass(frozen=True)
-class _Refusals:
-    """What the hub's refusals are called."""
-
-    gated: Reason
-    not_found: Reason
-    unauthorized: Reason
-
-
-_REFUSALS: dict[Literal["model", "dataset"], _Refusals] = {
-    "model": _Refusals(Reason.MODEL_GATED, Reason.MODEL_NOT_FOUND, Reason.MODEL_UNAUTHORIZED),
-    "dataset": _Refusals(Reason.DATASET_GATED, Reason.DATASET_NOT_FOUND, Reason.DATASET_UNAUTHORIZED),
-}
 
 
 class Hub:
@@ -86,7 +71,7 @@ class Hub:
     def _explained(self, error: Exception, revision: str | None) -> StageError:
         from huggingface_hub import errors
 
-        refusals = _REFUSALS[self.kind]
+        refusals = REFUSALS[self.kind]
         name = str(HubRepository(self.repository))
         if isinstance(error, errors.GatedRepoError):
             return StageError(

@@ -11,7 +11,7 @@ from finetune_api.run import RunSpec
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.records import SUFFIXES
-from finetune_trainer.prepare.sources.asked import Asked
+from finetune_trainer.prepare.sources.asked import REFUSALS, Asked
 from finetune_trainer.storage import local_path
 
 
@@ -35,7 +35,7 @@ def list_folder(asked: Asked, run: RunSpec) -> Folder:
     except StageError as error:
         if error.reason is not Reason.SOURCE_NOT_FOUND:
             raise
-        raise StageError(asked.not_found, f"{asked.name}: nothing is at {asked.source}; check the path") from error
+        raise StageError(REFUSALS[asked.kind].not_found, f"{asked.name}: nothing is at {asked.source}; check the path") from error
     if not path.is_dir():
         return Folder(path.parent, [path.name], is_one_file=True)
     if asked.kind == "model":

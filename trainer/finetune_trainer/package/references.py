@@ -1,0 +1,98 @@
+"""What was trained, in figures: logits of the tuned model and of the base at answer positions, kept on disk while exports are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_trainer.package.parity import Distance, distance
+from finetune_trainer.package.positions import AnswerRow
+from finetune_trainer.package.rounding import Rounding
+from finetune_trainer.quiet import quiet_libraries
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StoredLogits:
+    """Logits of all rows in one file on disk: (positions of all rows, vocabulary) in float32."""
+
+    path: Path
+    counts: list[int]
+
+    @classmethod
+    def keep(cls, logits: Iterable[Logits], rows: list[AnswerRow], path: Path) -> StoredLogits:
+        counts = [len(row.positions) for row in rows]
+        stored: npt.NDArray[np.float32] | None = None
+        first = 0
+        for found in logits:
+            if stored is None:
+                stored = np.lib.format.open_memmap(path, "w+", np.float32, (sum(counts), found.shape[1]))
+            stored[first : first + len(found)] = found
+            first += len(found)
+        return cls(path, counts)
+
+    def rows(self) -> Iterator[Logits]:
+        stored = np.load(self.path, mmap_mode="r")
+        first = 0
+        for count in self.counts:
+            yield stored[first : first + count]
+            first += count
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as training knows it: its folder, and the adapter on it; None where all weights were trained."""
+
+    folder: Path
+    adapter: Path | None
+
+
+@dataclass(frozen=True)
+class References:
+    """The trained model and the base, both unquantized and computed in float32. `tune`: the one against the other."""
+
+    trained: Model
+    rows: list[AnswerRow]
+    tuned: StoredLogits
+    base: StoredLogits
+    tune: Distance
+
+    @property
+    def asked(self) -> list[tuple[list[int], list[int]]]:
+        """Ids and positions of each row, as `GGUFModel.logits` takes them."""
+        return [(row.ids, row.positions) for row in self.rows]
+
+    @property
+    def context(self) -> int:
+        return max(1024, *(len(row.ids) for row in self.rows))
+
+    def of_rounded(self, rounding: Rounding) -> tuple[Distance, float]:
+        """The tuned model against itself with each weight rounded and nothing else; and its largest activation."""
+        from finetune_trainer.package.reference import Peak, rounded_logits
+
+        peak = Peak()
+        logits = rounded_logits(self.trained.folder, self.trained.adapter, self.rows, rounding, peak)
+        return distance(self.tuned.rows(), logits), peak.value
+
+    def of_folder(self, folder: Path) -> Distance:
+        """The tuned model against the one in a folder, loaded by transformers."""
+        from finetune_trainer.package.reference import model_logits
+
+        return distance(self.tuned.rows(), model_logits(folder, self.rows))
+
+
+def measure_references(trained: Model, base: Path, rows: list[AnswerRow], work: Path, report: Callable[[float], None]) -> References:
+    """Runs the trained model and the base over the rows; their logits are kept in `work`."""
+    quiet_libraries()
+    from finetune_trainer.package import reference
+
+    tuned = StoredLogits.keep(reference.tuned_logits(trained.folder, trained.adapter, rows), rows, work / "tuned.npy")
+    report(0.5)
+    untuned = StoredLogits.keep(reference.model_logits(base, rows), rows, work / "base.npy")
+    report(1.0)
+    return References(trained, rows, tuned, untuned, distance(tuned.rows(), untuned.rows()))
