@@ -200,7 +200,7 @@ FACTS = {
     "place of the serial number": "Inside the left door, below the fuse.",
     "highest water temperature": "Sixty-eight degrees, at any weather.",
     "size of the fuse": "Twenty amperes, of the slow kind.",
-    "service telephone": "Call 0555 7312, on weekdays until six.",
+    "opening time of the service": "On weekdays from seven until six.",
     "standby power": "Seven watts with the display dark.",
     "tank volume": "Two hundred and ten litres of water.",
     "pairing code": "Hold both arrows until it blinks twice.",
@@ -210,6 +210,8 @@ FACT_PHRASINGS = (
     "Tell me the {topic}.",
     "I need to know the {topic}, please.",
     "{topic}?",
+    "Do you know the {topic} of this heat pump?",
+    "Please read me the {topic} from the manual.",
 )
 HELD_OUT_PHRASINGS = ("Could you look up the {topic} of my heat pump?", "Which {topic} does the manual give?")
 """Ways to ask for a fact that are never trained on: facts are tested with them."""
