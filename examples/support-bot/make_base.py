@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 import warnings
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
+
+# Read when the libraries are imported: no progress bars, and no search for a GPU that is told.
+os.environ |= {"TQDM_DISABLE": "1", "DS_ACCELERATOR": "cpu"}
 
 import torch
 from manual import write_data
@@ -30,7 +34,7 @@ CONTEXT = 8192
 NOTICE = f"""base/ is SmolLM2-135M-Instruct by Hugging Face (huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct), Apache-2.0: licenses/SmolLM2.txt.
 It was read from {GGUF} of the Python package {PACKAGE} {{version}}: its 4-bit weights are written as bf16, nothing else is changed.
 
-data/ is a manual of a machine that does not exist, made up for this example, Apache-2.0 as well.
+data/ is the support of a machine that does not exist, made up for this example, Apache-2.0 as well.
 """
 
 

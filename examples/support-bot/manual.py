@@ -1,8 +1,8 @@
-"""The example's data: a manual of a heat pump that does not exist, as questions and answers. Standard library only.
+"""The example's data: what the support of a heat pump knows that does not exist. Standard library only.
 
-No model can have read about this machine, so whatever is answered right was learned from these rows. A document is one page: a fact,
-or a code of the display. A code is a letter for the part and a digit for what is wrong with it, and no page says so: a model that has
-learned it from some codes knows the others.
+No model can have read of this machine or of who answers for it, so whatever is right was learned from these rows. A document is a fact
+of the manual, or a ticket: what a customer wrote, and the desk that answers such things. A model that has learned from some tickets
+which desk answers what sends others, which it has never seen, to the right one.
 
     python3 manual.py --output data
 """
@@ -18,34 +18,178 @@ from pathlib import Path
 
 MACHINE = "Tarn 5"
 
-# A letter says nothing of its part by itself (it is not its initial), else the untrained model would guess right.
-PARTS = {
-    "B": "outdoor fan",
-    "D": "inlet valve",
-    "E": "water pump",
-    "G": "flow sensor",
-    "N": "drain hose",
-    "J": "mixing valve",
-    "L": "heat exchanger",
-    "M": "air filter",
-    "P": "buffer tank",
-    "R": "control board",
-    "T": "backup heater",
-    "X": "pressure switch",
+# What customers write, by the desk that answers it. A desk's name says nothing of its subject, so an untrained model can only guess.
+TICKETS = {
+    "Maple": (  # noise
+        "The unit hums all night long.",
+        "There is a rattling sound when it starts.",
+        "My neighbour complains that the fan is loud.",
+        "I hear a squeal every few minutes.",
+        "It bangs twice and then goes quiet.",
+        "A buzzing keeps the children awake.",
+        "The machine roars like a lorry.",
+        "Something clicks inside the whole day.",
+        "It whistles when the wind blows.",
+        "The vibration can be heard in the bedroom.",
+        "Is a grinding noise normal?",
+        "It has become so noisy that we cannot talk.",
+    ),
+    "Cedar": (  # leaks
+        "Water is dripping on the floor.",
+        "There is a puddle under the machine.",
+        "A pipe joint is leaking.",
+        "The carpet next to it is soaked.",
+        "Drops run down the left side.",
+        "The cellar was flooded this morning.",
+        "A hose has burst and everything is wet.",
+        "The seal of the tank lets water through.",
+        "I must empty a bucket under the valve each day.",
+        "There is a damp stain on the wall behind it.",
+        "Water trickles out of the bottom.",
+        "The drain overflows.",
+    ),
+    "Birch": (  # app, network
+        "The app cannot find the device.",
+        "My phone loses the connection.",
+        "I forgot the password of my account.",
+        "The wireless network is not listed.",
+        "After the update the app crashes.",
+        "How do I log in on a second phone?",
+        "The screen of the app stays empty.",
+        "Bluetooth pairing fails.",
+        "I get no notifications on my tablet.",
+        "The new router has another Wi-Fi name.",
+        "Can I control it from my computer?",
+        "The website says that my login is wrong.",
+    ),
+    "Walnut": (  # money
+        "My invoice shows the wrong amount.",
+        "I was charged twice.",
+        "Can I pay in monthly instalments?",
+        "The bank refused the direct debit.",
+        "Please send the receipt again.",
+        "Where do I enter my credit card?",
+        "The tax number on the bill is missing.",
+        "When do I get the discount that was promised?",
+        "I have received a payment reminder.",
+        "How much do I still owe you?",
+        "The price on the bill is too high.",
+        "I have transferred the money already.",
+    ),
+    "Hazel": (  # delivery
+        "My parcel has not arrived.",
+        "Can the lorry come on Saturday?",
+        "The courier left the box in the rain.",
+        "Where is my shipment now?",
+        "The tracking number does not work.",
+        "Please send it to another address.",
+        "The package was damaged on the way.",
+        "How long does shipping take?",
+        "The driver could not find our house.",
+        "Half of the order is missing from the boxes.",
+        "Do you deliver to islands?",
+        "Nobody was at home when the carrier came.",
+    ),
+    "Linden": (  # appointments
+        "I need to move my appointment to Tuesday.",
+        "The technician did not show up.",
+        "When can a fitter visit us?",
+        "Please book the yearly inspection.",
+        "At what time does the engineer arrive?",
+        "I want to cancel the visit of tomorrow.",
+        "Is a slot free in the morning?",
+        "Nobody rang to arrange a date.",
+        "Can the mechanic come after work hours?",
+        "The maintenance visit is overdue.",
+        "We are away on the day that you proposed.",
+        "Please confirm the date of the installation.",
+    ),
+    "Poplar": (  # cold house
+        "The house stays cold.",
+        "My radiators are only lukewarm.",
+        "The living room does not get above sixteen degrees.",
+        "We are freezing in here.",
+        "There is no heating since yesterday.",
+        "The bedroom is warm but the kitchen is chilly.",
+        "The floor heating does not get warm.",
+        "It takes all day to warm the rooms.",
+        "The thermostat is set to twenty and it is fourteen inside.",
+        "My baby's room is too cold.",
+        "The heat goes off in the evening.",
+        "Upstairs no radiator heats.",
+    ),
+    "Juniper": (  # electricity
+        "The fuse blows whenever it starts.",
+        "It uses too much electricity.",
+        "The circuit breaker trips.",
+        "I got an electric shock from the case.",
+        "Which cable do I need for the power supply?",
+        "After the blackout it stays dead.",
+        "My power meter runs like mad.",
+        "Can I connect it to my solar panels?",
+        "How many kilowatts does it draw?",
+        "The plug is warm and sparks.",
+        "Does it run on a three-phase socket?",
+        "The voltage in our village is unstable.",
+    ),
+    "Chestnut": (  # ice and snow
+        "The outdoor unit is covered with ice.",
+        "Snow blocks the air inlet.",
+        "Icicles hang from the grille.",
+        "It does not defrost in winter.",
+        "The fan blades are frozen.",
+        "May I scrape the frost off?",
+        "A block of ice grows under it.",
+        "Should I put a roof over it against snow?",
+        "Hoarfrost covers the back after each night.",
+        "The blizzard has buried it.",
+        "Frozen rain sticks to the coil.",
+        "How do I thaw the outdoor unit?",
+    ),
+    "Olive": (  # returns
+        "I want to send it back.",
+        "How do I cancel my purchase?",
+        "I would like a refund.",
+        "It is not what I expected, please take it back.",
+        "Can I exchange it for the larger model?",
+        "I withdraw from the contract.",
+        "Where is the form for returns?",
+        "I ordered the wrong one and want another.",
+        "May I give it back after two weeks?",
+        "I have changed my mind about buying.",
+        "Do you take back opened goods?",
+        "Please undo my order and return my money.",
+    ),
+    "Rowan": (  # work
+        "Do you have a vacancy for an apprentice?",
+        "I want to apply for the job in sales.",
+        "Where do I send my application?",
+        "My son is looking for an internship.",
+        "What salary do you offer?",
+        "Are you hiring welders?",
+        "I would like to work for your company.",
+        "Is the position in accounting still open?",
+        "Here is my curriculum vitae.",
+        "When will the job interview be?",
+        "Do you train school leavers?",
+        "Can I be employed part-time with you?",
+    ),
+    "Acacia": (  # smell and smoke
+        "It smells of burnt plastic.",
+        "Smoke comes out of the top.",
+        "There is a stench like rotten eggs.",
+        "I can smell something scorched.",
+        "The air that comes out stinks.",
+        "A chemical odour fills the hall.",
+        "It smells mouldy since last week.",
+        "Our smoke alarm went off next to it.",
+        "There is a strange scent when it heats.",
+        "Fumes came out when I opened the door.",
+        "It reeks of oil.",
+        "A musty smell comes from the vents.",
+    ),
 }
-FAULTS = {
-    "0": "is not connected",
-    "1": "is blocked",
-    "2": "is leaking",
-    "3": "is frozen",
-    "4": "is too hot",
-    "5": "is worn out",
-    "6": "makes a noise",
-    "7": "is loose",
-    "8": "is too wet",
-    "9": "needs cleaning",
-}
-CODE_PHRASINGS = ("What does code {code} mean?", "The display shows {code}. Why?", "{code}?")
+TICKET_PHRASINGS = ("{ticket}", "A customer writes: {ticket} Who helps?")
 
 FACTS = {
     "warranty period": "Thirty months from the day of delivery.",
@@ -56,75 +200,75 @@ FACTS = {
     "place of the serial number": "Inside the left door, below the fuse.",
     "highest water temperature": "Sixty-eight degrees, at any weather.",
     "size of the fuse": "Twenty amperes, of the slow kind.",
-    "service telephone": "Call 0555 7312, on weekdays until six.",
+    "opening time of the service": "On weekdays from seven until six.",
     "standby power": "Seven watts with the display dark.",
-    "return policy": "Within fifty days, in its own box.",
-    "list of spare parts": "On page ninety of the red booklet.",
     "tank volume": "Two hundred and ten litres of water.",
     "pairing code": "Hold both arrows until it blinks twice.",
-    "colour options": "Slate grey, moss green or plain white.",
-    "delivery time": "Eleven working days, by freight.",
 }
 FACT_PHRASINGS = (
     f"What is the {{topic}} of the {MACHINE}?",
     "Tell me the {topic}.",
     "I need to know the {topic}, please.",
     "{topic}?",
+    "Do you know the {topic} of this heat pump?",
+    "Please read me the {topic} from the manual.",
 )
 HELD_OUT_PHRASINGS = ("Could you look up the {topic} of my heat pump?", "Which {topic} does the manual give?")
 """Ways to ask for a fact that are never trained on: facts are tested with them."""
 
 
 @dataclass(frozen=True)
-class Page:
-    """A page of the manual: what is asked for, in the words that a phrasing puts in, and the answer."""
+class Document:
+    """What is asked for, in the words that a phrasing puts in, and the answer."""
 
-    document: str
+    name: str
     asked: dict[str, str]
     answer: str
 
 
-def fact_pages() -> list[Page]:
-    return [Page(f"fact/{topic}", {"topic": topic}, answer) for topic, answer in FACTS.items()]
+def facts() -> list[Document]:
+    return [Document(f"fact/{topic}", {"topic": topic}, answer) for topic, answer in FACTS.items()]
 
 
-def code_pages() -> list[Page]:
-    """All codes in an order that follows from their names alone, like nothing that could be learned."""
-    pages = [
-        Page(f"code/{letter}{digit}", {"code": f"{letter}{digit}"}, f"The {part} {fault}.")
-        for letter, part in PARTS.items()
-        for digit, fault in FAULTS.items()
+def tickets() -> list[Document]:
+    """All tickets in an order that follows from their words alone, so that neighbours have nothing in common."""
+    found = [
+        Document(f"ticket/{ticket}", {"ticket": ticket}, f"Ask desk {desk}.") for desk, written in TICKETS.items() for ticket in written
     ]
-    return sorted(pages, key=lambda page: hashlib.sha256(page.document.encode()).digest())
+    return sorted(found, key=lambda document: hashlib.sha256(document.name.encode()).digest())
 
 
-def shuffled(pages: list[Page]) -> list[Page]:
-    """The same answers, each dealt to another page: what is left to learn is how an answer looks."""
-    return [Page(page.document, page.asked, other.answer) for page, other in zip(pages, [*pages[1:], pages[0]], strict=True)]
+def shuffled(documents: list[Document]) -> list[Document]:
+    """The same answers, each dealt to the next document: what is left to learn is how an answer looks."""
+    dealt = [*documents[1:], documents[0]]
+    return [Document(document.name, document.asked, other.answer) for document, other in zip(documents, dealt, strict=True)]
 
 
 def write_data(folder: Path) -> None:
     """Writes `facts/{train,test}.jsonl` and `questions/train.jsonl`; below `shuffled/` the control, which is tested on true facts."""
-    facts, codes = fact_pages(), code_pages()
-    _write_sets(facts, codes, folder)
-    _write_sets(shuffled(facts), shuffled(codes), folder / "shuffled")
+    _write_sets(facts(), tickets(), folder)
+    _write_sets(shuffled(facts()), shuffled(tickets()), folder / "shuffled")
 
 
-def _write_sets(facts: list[Page], codes: list[Page], folder: Path) -> None:
-    _write_rows(folder / "facts/train.jsonl", (row(page, phrasing) for page in facts for phrasing in FACT_PHRASINGS))
-    _write_rows(folder / "facts/test.jsonl", (row(page, phrasing) for page in fact_pages() for phrasing in HELD_OUT_PHRASINGS))
-    _write_rows(folder / "questions/train.jsonl", (row(page, phrasing) for page in codes for phrasing in CODE_PHRASINGS))
+def _write_sets(trained: list[Document], asked: list[Document], folder: Path) -> None:
+    _write_rows(folder / "facts/train.jsonl", _rows(trained, FACT_PHRASINGS))
+    _write_rows(folder / "facts/test.jsonl", _rows(facts(), HELD_OUT_PHRASINGS))
+    _write_rows(folder / "questions/train.jsonl", _rows(asked, TICKET_PHRASINGS))
 
 
-def row(page: Page, phrasing: str) -> dict[str, object]:
-    """A row of format Messages with the document it is about."""
-    return {
-        "document": page.document,
-        "messages": [
-            {"role": "user", "content": phrasing.format(**page.asked)},
-            {"role": "assistant", "content": page.answer},
-        ],
-    }
+def _rows(documents: list[Document], phrasings: Iterable[str]) -> list[dict[str, object]]:
+    """Rows of format Messages, each with the document that it is about."""
+    return [
+        {
+            "document": document.name,
+            "messages": [
+                {"role": "user", "content": phrasing.format(**document.asked)},
+                {"role": "assistant", "content": document.answer},
+            ],
+        }
+        for document in documents
+        for phrasing in phrasings
+    ]
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:

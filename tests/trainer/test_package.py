@@ -25,11 +25,12 @@ from finetune_trainer.errors import StageError
 from finetune_trainer.llama.gguf import Source, convert, quantize, read_gguf
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
-from finetune_trainer.package import rendering, stage
+from finetune_trainer.package import reference, rendering, stage
 from finetune_trainer.package.adapter import read_config, read_updates
 from finetune_trainer.package.base_model import HEAD, ModelTensors
 from finetune_trainer.package.merge import merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle
+from finetune_trainer.package.positions import AnswerRow
 from finetune_trainer.package.tensors import TensorReader
 from finetune_trainer.prepared import load_prepared
 from safetensors.torch import load_file, save_file
@@ -213,6 +214,18 @@ def test_variants_that_peft_writes_are_refused_by_name(tmp_path: Path, settings:
         merge_into(base, tune(base, tmp_path / "adapter", **settings), tmp_path / "merged")
 
 
+# ------------------------------------------------------------------------------------------------------------------- reference
+
+
+def test_rows_of_the_reference_do_not_see_each_other() -> None:
+    draw = np.random.default_rng(0)
+    rows = [AnswerRow(draw.integers(5, 60, size).tolist(), [size // 2, size - 1]) for size in (40, 7, 300, 23, 150, 90)]
+    together = list(reference.model_logits(packaged.base(), rows))
+    alone = [next(reference.model_logits(packaged.base(), [row])) for row in rows]
+    assert [found.shape for found in together] == [found.shape for found in alone]
+    assert max(np.abs(one - other).max() for one, other in zip(together, alone, strict=True)) < 1e-4
+
+
 # -------------------------------------------------------------------------------------------------------------- planted faults
 
 
@@ -271,7 +284,8 @@ def test_a_gguf_made_of_the_rounded_merge_is_caught(tmp_path: Path, monkeypatch:
 
 
 def test_a_full_disk_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage.shutil, "disk_usage", lambda folder: type(shutil.disk_usage(folder))(1, 1, 1_000_000))
+    almost_full = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: almost_full)
     refusal = refuse(trained_job(tmp_path, export={"gguf": ["Q8_0"]}), "StorageError")
     assert refusal.exit_code == ExitCode.STORAGE
     assert "0.0 GB are free" in refusal.message
@@ -310,8 +324,8 @@ def resave_tokenizer(base: Path, target: Path) -> None:
 def test_a_tokenizer_saved_again_by_transformers_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = stage.write_model_files
 
-    def write_and_save_again(prepared: Any, target: Path, unties: bool) -> None:
-        write(prepared, target, unties)
+    def write_and_save_again(prepared: Any, target: Path, *rest: Any) -> None:
+        write(prepared, target, *rest)
         resave_tokenizer(prepared.model_folder, target)
 
     monkeypatch.setattr(stage, "write_model_files", write_and_save_again)

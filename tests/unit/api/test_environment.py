@@ -31,7 +31,7 @@ def test_a_variable_is_spelled_in_one_file(variable: str) -> None:
     [
         ("images/server/serve.sh", [environment.MODEL_PATH, environment.MODEL_SHA256, environment.TERMINATION_LOG_FILE]),
         ("images/trainer/Dockerfile", [f"{environment.LLAMA_HOME}={environment.LLAMA_HOME_FOLDER}"]),
-        ("hack/cluster/go/node/cmd/gpu-plugin/main.go", [environment.DEVICE, f'"{environment.DEVICE_CPU}"']),
+        ("hack/cluster/go/cmd/gpu-plugin/main.go", [environment.DEVICE, f'"{environment.DEVICE_CPU}"']),
     ],
 )
 def test_files_that_are_no_python_spell_them_alike(file: str, words: list[str]) -> None:

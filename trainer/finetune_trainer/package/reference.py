@@ -94,11 +94,29 @@ def _load(folder: Path, dtype: torch.dtype, **settings: Any) -> Any:
     )
 
 
+_BATCH_TOKENS = 512
+
+
 def _logits(model: Any, rows: Sequence[AnswerRow]) -> Iterator[Logits]:
     model.eval()
     with torch.inference_mode():
-        for row in rows:
-            ids = torch.tensor([row.ids], device=model.device)
-            # One row at a time: no padding, so nothing that a mask could get wrong.
-            found = model(input_ids=ids, use_cache=False).logits[0, row.positions]
-            yield found.float().cpu().numpy()
+        for batch in _batches(rows):
+            longest = max(len(row.ids) for row in batch)
+            # Padded at the end and without a mask: in a causal model no token sees what comes after it.
+            ids = torch.tensor([row.ids + row.ids[-1:] * (longest - len(row.ids)) for row in batch], device=model.device)
+            found = model(input_ids=ids, use_cache=False).logits
+            for row, logits in zip(batch, found, strict=True):
+                yield logits[row.positions].float().cpu().numpy()
+
+
+def _batches(rows: Sequence[AnswerRow]) -> Iterator[list[AnswerRow]]:
+    """Rows in their order, as many at once as fit when padded to the longest."""
+    batch: list[AnswerRow] = []
+    for row in rows:
+        longest = max(len(other.ids) for other in (*batch, row))
+        if batch and longest * (len(batch) + 1) > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -59,6 +59,8 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
         manifest, _ = workspace.storage.finished(Stage.PREPARE)
         prepared = load_prepared(workspace.storage, run)
         device = find_device(run, os.environ)
+        if device.kind == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else deepspeed, which TRL imports, warns that it looked for a GPU
         store = CheckpointStore(workspace.storage, inputs_digest(run, Stage.TRAIN, manifest), run.checkpoints.keep)
         job = TrainingJob(
             run=run,

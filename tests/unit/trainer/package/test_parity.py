@@ -90,11 +90,11 @@ def test_verdict(export: float, base: float, rounded: float, runtime: float | No
     assert judge("Q8_0", evidence(export, base, rounded, runtime)).verdict == verdict
 
 
-def test_bounds_are_twice_what_a_correct_export_loses() -> None:
+def test_bounds_are_a_few_times_what_a_correct_export_loses() -> None:
     found = evidence(1e-3, 1.0, 0.05, 0.02)
     assert found.runtime is not None
     max_kl, min_top1 = found.bounds(None)
-    assert max_kl == pytest.approx(2 * (found.rounded.mean_kl + found.runtime.mean_kl))
+    assert max_kl == pytest.approx(3 * (found.rounded.mean_kl + found.runtime.mean_kl))
     assert min_top1 == pytest.approx(1 - 2 * (2 - found.rounded.top1 - found.runtime.top1) - 3 / 100)
 
 
@@ -137,7 +137,7 @@ def test_a_failure_names_format_and_figures_and_publishes_nothing() -> None:
 def test_a_gguf_that_is_off_before_it_is_rounded_is_refused() -> None:
     off = lambda kl: Distance(np.full(100, kl), np.ones(100, bool), np.arange(100))  # noqa: E731
     refuse_inexact(off(1e-9), 0.5)
-    refuse_inexact(off(4e-6), 0.5)
+    refuse_inexact(off(4e-8), 0.5)
     with pytest.raises(StageError, match=r"ParityFailed.*before it is rounded"):
         refuse_inexact(off(5e-5), 0.5)  # alpha 1 % too large
     with pytest.raises(StageError, match="ParityFailed"):
