@@ -558,14 +558,14 @@ class ParityBound(Section):
         alias="maxKL",
         gt=0,
         le=10,
-        description="Largest mean KL divergence from the adapter on the unquantized base, in nats. Default: three times what correct rounding of this model to the format, and the runtime's own arithmetic, were measured to lose.",
+        description="Largest mean KL divergence from the adapter on the unquantized base, in nats. Default: three times what correct rounding of this model to the format, or the runtime's own arithmetic, was measured to lose.",
     )
     min_top1_agreement: float | None = Field(
         default=None,
         alias="minTop1Agreement",
         ge=0,
         le=1,
-        description="Least share of answer positions with the same most likely token. Default: it may change at twice as many positions as by correct rounding and the runtime's arithmetic, and three more.",
+        description="Least share of answer positions with the same most likely token. Default: it may change at twice as many positions as by correct rounding or the runtime's arithmetic, and three more.",
     )
 
 
