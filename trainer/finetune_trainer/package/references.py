@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,11 @@ class References:
     @property
     def context(self) -> int:
         return max(1024, *(len(row.ids) for row in self.rows))
+
+    def rows_with(self, positions: int) -> int:
+        """How many of the first rows hold at least so many positions; all, where there are fewer."""
+        held = accumulate(len(row.positions) for row in self.rows)
+        return next((count for count, sum_so_far in enumerate(held, 1) if sum_so_far >= positions), len(self.rows))
 
     def of_rounded(self, rounding: Rounding) -> tuple[Distance, float]:
         """The tuned model against itself with each weight rounded and nothing else; and its largest activation."""
