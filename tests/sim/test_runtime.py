@@ -61,7 +61,7 @@ class World:
         await runtime.start()
         return runtime
 
-    async def until(self, holds: Callable[[], bool], within_s: float = 10.0) -> None:
+    async def until(self, holds: Callable[[], bool], within_s: float = 60.0) -> None:
         async with asyncio.timeout(within_s):
             while not holds():
                 self.kubelet.step()
