@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from finetune_api.outcome import ExitCode
 from finetune_api.run import StorageLocation
+from finetune_api.sections.export import GGUFType
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama import gguf
 from finetune_trainer.llama.home import LlamaHome
@@ -42,7 +43,15 @@ def convert(root: Path) -> None:
     gguf.convert(LlamaHome(tree(root / "llama")), gguf.Source(root, "job"), root / "gguf" / "exact.gguf")
 
 
-@pytest.mark.parametrize("work", [make_vocab, ask_ids, convert])
+def quantize(root: Path) -> None:
+    home = LlamaHome(tree(root / "llama"))
+    home.quantizer.parent.mkdir()
+    home.quantizer.write_text("#!/bin/sh\nkill -9 $$\n")
+    home.quantizer.chmod(0o755)
+    gguf.quantize(home, root / "exact.gguf", root / "gguf", "job", [GGUFType.F16])
+
+
+@pytest.mark.parametrize("work", [make_vocab, ask_ids, convert, quantize])
 def test_a_tool_that_the_kernel_killed_ran_out_of_memory(tmp_path: Path, work: Callable[[Path], None]) -> None:
     with pytest.raises(StageError, match="memory") as ended:
         work(tmp_path)
