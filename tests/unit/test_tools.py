@@ -11,7 +11,7 @@ from finetune_trainer.data import llama_proof
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.server import LlamaServer
-from finetune_trainer.package.gguf import make_ggufs
+from finetune_trainer.package import gguf
 from finetune_trainer.spec import ExitCode, GGUFType, StorageLocation
 from finetune_trainer.storage import JobStorage
 
@@ -38,10 +38,18 @@ def ask_ids(root: Path) -> None:
 
 
 def convert(root: Path) -> None:
-    make_ggufs(LlamaHome(tree(root / "llama")), root, root / "gguf", "job", [GGUFType.F16])
+    gguf.convert(LlamaHome(tree(root / "llama")), gguf.Source(root, "job"), root / "gguf" / "exact.gguf")
 
 
-@pytest.mark.parametrize("work", [make_vocab, ask_ids, convert])
+def quantize(root: Path) -> None:
+    home = LlamaHome(tree(root / "llama"))
+    home.quantizer.parent.mkdir()
+    home.quantizer.write_text("#!/bin/sh\nkill -9 $$\n")
+    home.quantizer.chmod(0o755)
+    gguf.quantize(home, root / "exact.gguf", root / "gguf", "job", [GGUFType.F16])
+
+
+@pytest.mark.parametrize("work", [make_vocab, ask_ids, convert, quantize])
 def test_a_tool_that_the_kernel_killed_ran_out_of_memory(tmp_path: Path, work: Callable[[Path], None]) -> None:
     with pytest.raises(StageError, match="memory") as ended:
         work(tmp_path)
