@@ -152,7 +152,8 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
         total_steps=steps,
         training_seconds=_seconds(run, parameters, statistics, device, steps),
         dtypes=shown_dtypes(run, types),
-        warnings=_warnings(run, device, total, assumed),
+        planned_for=_device_words(device, assumed),
+        warnings=_warnings(device, total),
     )
 
 
@@ -212,12 +213,15 @@ def _seconds(run: RunSpec, parameters: Parameters, statistics: RowStatistics, de
     return ceil(per_token * parameters.total * tokens / (device.flops * _UTILIZATION * world_size(run)))
 
 
-def _warnings(run: RunSpec, device: Device, total: int, assumed: bool) -> list[str]:
+def _device_words(device: Device, assumed: bool) -> str:
+    words = f"{'a GPU' if device.kind == 'cuda' else 'CPU'}, {device.memory_bytes / GIB:.0f} GiB"
+    return f"{words}; assumed, training plans again with what it gets" if assumed else words
+
+
+def _warnings(device: Device, total: int) -> list[str]:
     warnings = []
     if total > device.memory_bytes:
         fits = [name for name, gpu in GPUS.items() if gpu.memory_bytes * _USABLE_SHARE >= total]
         cure = f"it fits {', '.join(fits)}" if fits and device.kind == "cuda" else "use LoRA, NF4, a smaller maxLength or more memory"
         warnings.append(f"needs {total / GIB:.1f} GiB, more than the {device.memory_bytes / GIB:.0f} GiB of the device planned for; {cure}")
-    if assumed and run.gpus_per_node:
-        warnings.append(f"planned for a GPU of {device.memory_bytes // GIB} GiB; training plans again with the one it gets")
     return warnings

@@ -91,3 +91,11 @@ def test_a_server_that_dies_while_it_is_asked_is_no_storage_error(tmp_path: Path
     with LlamaServer(home, model, tmp_path / "log") as server, pytest.raises(StageError) as failed:
         ask(server)
     assert failed.value.reason == "ServerFailed"
+
+
+def test_a_converter_is_run_through_a_module_that_lies_where_the_image_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the image nothing is installed: PYTHONPATH names where the trainer lies."""
+    (tmp_path / "way.py").write_text("import pathlib, sys\npathlib.Path(sys.argv[sys.argv.index('--outfile') + 1]).write_text('made')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    source = gguf.Source(tmp_path, "job", ("-m", "way"))
+    assert gguf.convert(LlamaHome(tree(tmp_path / "llama")), source, tmp_path / "gguf" / "exact.gguf").read_text() == "made"

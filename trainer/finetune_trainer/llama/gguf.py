@@ -64,8 +64,7 @@ def quantize(home: LlamaHome, exact: Path, folder: Path, name: str, formats: Ite
 
 def _run(command: list[str], log: Path, form: str) -> None:
     """Runs a tool in a process group of its own, which ends with us. Errors: StageError(ConversionFailed)."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {HUB_OFFLINE: "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, HUB_OFFLINE: "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
