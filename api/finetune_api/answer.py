@@ -71,7 +71,7 @@ class MemoryPlan(Answer):
     total_steps: int = Field(description="Optimizer steps of the whole run.")
     training_seconds: int | None = Field(default=None, description="Estimated time of training in seconds.")
     dtypes: Annotated[dict[str, Short], AtMost(16)] = Field(default={}, description="Types in memory by part.")
-    planned_for: Short = Field(default="", description="Device that the plan counts with, and whether it is only assumed.")
+    planned_for: Short | None = Field(default=None, description="Device that the plan counts with, and whether it is only assumed.")
     warnings: Warnings = Field(default=[], description="What the plan gives reason to mind; status.warnings has it as well.")
 
 
