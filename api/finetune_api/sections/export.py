@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from finetune_api.section import Section, map_list
+from finetune_api.section import Section, map_list, rules
 from finetune_api.sections.model import Dtype
 
 
@@ -41,13 +41,22 @@ class ParityBound(Section):
 
 
 class Export(Section):
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.parity.all(p, p.format == 'Merged' || p.format in self.gguf)",
+                "parity bounds a format that is not made: list it in export.gguf, or remove the bound",
+            )
+        )
+    )
+
     merged: Literal["Publish", "Omit"] = Field(
         default="Publish",
         description="Whether the merged safetensors are among the published artifacts. Default: Publish.",
     )
     merged_dtype: Dtype = Field(
         default=Dtype.AUTO,
-        description="Type of the merged weights. Auto: bf16 where the base is and rounding to it loses at most 1 % of the tune and of the top tokens, else fp16 where its range and precision hold the weights, else fp32 (vLLM casts that to 16 bits unless told otherwise). Default: Auto.",
+        description="Type of the merged weights. Auto: bf16 where the base is and rounding to it loses at most 1 % of the tune and of the top tokens, else fp16 where its precision holds the weights and its range twice the largest activation, else fp32 (vLLM casts that to 16 bits unless told otherwise). Default: Auto.",
     )
     gguf: Annotated[list[GGUFType], Field(max_length=8)] = Field(
         default=[],

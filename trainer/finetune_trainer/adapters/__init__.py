@@ -53,7 +53,7 @@ class Trainable(Protocol):
     def load(self, model: Any, folder: Path) -> None:
         """Puts what `save` wrote back, bit for bit. Errors: StageError(CorruptArtifact) where it does not fit the model."""
 
-    def leave(self, model: Any, base: Path, dtype: str, folder: Path) -> None:
+    def leave(self, model: Any, base: Path, folder: Path) -> None:
         """Writes the result into the train stage's folder (see `trained.py`); nothing can be trained after it.
 
         `base`: the base model's folder; `dtype`: the type of its weights, by torch's name. Errors: as `save`.

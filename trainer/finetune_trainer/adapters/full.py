@@ -52,14 +52,11 @@ class FullWeights:
         for name, tensor in tensors.items():
             masters[name].data.copy_(tensor)
 
-    def leave(self, model: Any, base: Path, dtype: str, folder: Path) -> None:
-        """Safetensors in the base's own type and tensor names, beside its config.json unchanged. Casts `model` in place."""
-        import torch
-
+    def leave(self, model: Any, base: Path, folder: Path) -> None:
+        """The fp32 masters as safetensors by the base's tensor names, beside its config.json unchanged: package rounds them, once."""
         from finetune_trainer.adapters.tensors import refuse_not_finite
 
         refuse_not_finite(dict(model.named_parameters()))
-        model.to(getattr(torch, dtype))
         target = folder / MODEL_FOLDER
         target.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(target, max_shard_size="5GB")

@@ -47,7 +47,7 @@ class OnPeft:
         outcome = peft.set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
         refuse_unfit(set(outcome.unexpected_keys) | (trained_tensors(model).keys() & set(outcome.missing_keys)))
 
-    def leave(self, model: Any, base: Path, dtype: str, folder: Path) -> None:
+    def leave(self, model: Any, base: Path, folder: Path) -> None:
         self.save(model, folder / ADAPTER_FOLDER)
 
 

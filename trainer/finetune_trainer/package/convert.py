@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.package.adapter import read_config, read_updates
 from finetune_trainer.package.base_model import HEAD, ModelTensors
 from finetune_trainer.package.merge import MergedTensor, MergePlan, blocks, exact_rows, plan_merge
@@ -63,7 +64,8 @@ def merged_files(base: ModelTensors, plan: MergePlan, scale: float, original: An
 
 def main(arguments: list[str]) -> None:
     base_folder, adapter, scale, converter = Path(arguments[0]), Path(arguments[1]), float(arguments[2]), Path(arguments[3])
-    sys.path[:0] = [str(converter.parent), str(converter.parent / "gguf-py")]
+    home = LlamaHome(converter.parent)
+    sys.path[:0] = [str(home.root), str(home.gguf_python)]
     utility: Any = import_module("gguf.utility")
     config = read_config(adapter)
     with ModelTensors(base_folder) as base, TensorReader(adapter / ADAPTER_WEIGHTS) as weights:

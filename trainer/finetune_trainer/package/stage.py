@@ -130,7 +130,7 @@ class Planned:
 
 @contextmanager
 def planned(package: Package, dtype: Dtype = Dtype.FLOAT32) -> Iterator[Planned]:
-    """The merge to a type, its inputs open. Errors: StageError(UnsupportedAdapterVariant | AdapterMismatch | BaseModelInvalid)."""
+    """The merge to a type, its inputs open. Errors: StageError(UnsupportedAdapterVariant | AdapterMismatch | InvalidModel | QuantizedBase)."""
     with ExitStack() as opened:
         weights = opened.enter_context(ModelTensors(package.model.folder))
         weights.refuse_quantized()

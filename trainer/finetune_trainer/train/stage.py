@@ -171,11 +171,12 @@ def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
     store = job.controls.store
     log.info("trained %d steps, mean loss %.3g; next: package", trained.steps, reporting.mean_loss(trained.history) or 0.0)
     if int(os.environ.get("RANK", "0")) == 0:
-        job.controls.trained.leave(trained.model, job.prepared.model_folder, job.prepared.model.shape.dtype, folder)
+        job.controls.trained.leave(trained.model, job.prepared.model_folder, folder)
         reporting.write_curve(trained.history, folder / CURVE_FILE)
         store.check_claim()
     return StageResult(
         stage=Stage.TRAIN,
+        plan=job.around.plan,  # for the device it got: prepare could only assume one
         steps=trained.steps,
         train_loss=reporting.mean_loss(trained.history),
         eval_loss=trained.eval_loss,

@@ -627,7 +627,7 @@ def test_claim_of_a_job_gets_the_versions_on_it_as_owners(labels: dict[str, str]
 
 
 def test_writes_from_registration_to_production_stay_within_the_target() -> None:
-    """targets.md: at most 14. The second version is the dearer one, because the first one's share changes with it."""
+    """At most 14. The second version is the dearer one, because the first one's share changes with it."""
     for world, number in ((World(), 1), (in_production(1), 2)):
         writes = 0
         world.add(model_version(number))
