@@ -111,9 +111,8 @@ def test_a_sentencepiece_model_is_converted_once_and_proven_against_llama_cpp(
 def convert_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The conversion of tokenizer.model in this process, where transformers is imported already: the test above shows the real one."""
 
-    def convert(model_folder: Path, cached: Path, writer: str) -> None:
-        cached.mkdir(parents=True)
-        AutoTokenizer.from_pretrained(model_folder).backend_tokenizer.save(str(cached / "tokenizer.json"))
+    def convert(model_folder: Path, target: Path) -> None:
+        AutoTokenizer.from_pretrained(model_folder).backend_tokenizer.save(str(target / "tokenizer.json"))
 
     monkeypatch.setattr("finetune_trainer.prepare.tokenizer._convert", convert)
 
