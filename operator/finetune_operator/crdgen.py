@@ -259,10 +259,21 @@ def _column(name: str, type: str, path: str, priority: int) -> Schema:
     return {"name": name, "type": type, "jsonPath": path, **({"priority": priority} if priority else {})}
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what Helm and kubectl would read as a boolean: to YAML 1.1 a plain `n` is false, for PyYAML it is a string."""
+
+
+def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if text.lower() in ("y", "n") else None)
+
+
+_Dumper.add_representer(str, _represent_str)
+
+
 def main(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for kind in kinds():
-        text = yaml.safe_dump(make_crd(kind), sort_keys=False, width=140, allow_unicode=True)
+        text = yaml.dump(make_crd(kind), Dumper=_Dumper, sort_keys=False, width=140, allow_unicode=True)
         (folder / f"{names.GROUP}_{kind.plural}.yaml").write_text(
             f"# Generated from the Python models by `make generate`; do not edit.\n{text}"
         )

@@ -169,3 +169,11 @@ def test_generated_files_are_the_committed_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted(CRDS.glob("*.yaml")), ids=lambda file: file.name)
 def test_files_say_that_they_are_generated(file: Path) -> None:
     assert file.read_text().startswith("# Generated")
+
+
+def test_no_name_in_a_crd_is_a_boolean_to_yaml_1_1() -> None:
+    """Helm and kubectl read a plain `n` as false: the field would be pruned from every status."""
+    booleans = {"y", "n", "yes", "no", "on", "off"}
+    for path in CRDS.glob("*.yaml"):
+        plain = [token.value for token in yaml.scan(path.read_text()) if isinstance(token, yaml.ScalarToken) and token.plain]
+        assert not [value for value in plain if value.lower() in booleans], path.name
