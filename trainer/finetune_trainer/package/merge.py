@@ -49,7 +49,6 @@ class MergePlan:
 class MergeReport:
     """What was written. `bytes_written` counts tensors' bytes."""
 
-    tensors_updated: int = 0
     bytes_written: int = 0
     unties: bool = False
     files: list[str] = field(default_factory=list)
@@ -139,7 +138,6 @@ def merge(
                 for tensor in tensors:
                     _write_tensor(base, tensor, scale, writer, pool)
                     check(tensor, written)
-                    done.tensors_updated += tensor.update is not None
                     done.bytes_written += writer.tensors[tensor.name].bytes
                     report(done.bytes_written / max(total, 1))
             done.files.append(shard)
