@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -35,16 +36,16 @@ def measure(
 ) -> dict[str, Samples]:
     """Samples of each metric on the rows of one set; metrics for which no row fits are left out. Reports the share done."""
     asked = [row for row in rows if row.kind != "Text" and row.prompt_ids]
+    generated = metrics & _GENERATED if asked else frozenset()
+    blocks = choice_blocks(rows) if "AnswerChoice" in metrics else []
     found: dict[str, Samples] = {}
-    if "Perplexity" in metrics and rows:
-        found["Perplexity"] = answer_losses(model, rows)
-    report(0.2)
-    if "AnswerChoice" in metrics:
-        found |= {"AnswerChoice": chosen} if (chosen := answer_choice(model, asked)).n else {}
-    report(0.6)
-    if metrics & _GENERATED and asked:
-        generated = generations(model, asked, settings.max_new_tokens)
-        found |= {name: generated[name] for name in sorted(metrics & _GENERATED)}
+    if blocks or "Perplexity" in metrics:
+        scored = score(model, rows, blocks, lambda share: report(share / (1 + len(generated))))
+        found |= {"Perplexity": perplexity(rows, scored)} if "Perplexity" in metrics and rows else {}
+        found |= {"AnswerChoice": answer_choice(rows, blocks, scored)} if blocks else {}
+    if generated:
+        texts = generations(model, asked, settings.max_new_tokens)
+        found |= {name: texts[name] for name in sorted(generated)}
     report(1.0)
     return found
 
@@ -67,21 +68,40 @@ def context_tokens(rows: Sequence[HeldOutRow], settings: Evaluation) -> int:
 # -------------------------------------------------------------------------------------------------------------------- metrics
 
 
-def answer_losses(model: Model, rows: Sequence[HeldOutRow]) -> Samples:
+@dataclass(frozen=True)
+class Score:
+    """What a row's answers cost after its question, in nats. `means`: per token, of its block's eight answers; empty without a block."""
+
+    loss: float
+    tokens: int
+    means: list[float]
+
+
+def score(model: Model, rows: Sequence[HeldOutRow], blocks: Sequence[Sequence[int]], report: Callable[[float], None]) -> list[Score]:
+    """Every row's own answer, and beside it those of its block, in one pass."""
+    block_of = {index: block for block in blocks for index in block}
+    answers = [[rows[other].answer_ids for other in block_of.get(index, [index])] for index in range(len(rows))]
+    scores = []
+    for index, losses in enumerate(model.losses([Choice(row.prompt_ids, own) for row, own in zip(rows, answers, strict=True)])):
+        block = block_of.get(index)
+        own = losses[block.index(index) if block else 0]
+        scores.append(Score(float(own.sum()), len(own), [float(loss.mean()) for loss in losses] if block else []))
+        report((index + 1) / len(rows))
+    return scores
+
+
+def perplexity(rows: Sequence[HeldOutRow], scores: Sequence[Score]) -> Samples:
     """Loss of the true answer's tokens: totals in nats, counts in tokens. Perplexity is exp(total / count)."""
-    losses = [found[0] for found in model.losses([Choice(row.prompt_ids, [row.answer_ids]) for row in rows])]
-    return samples([float(loss.sum()) for loss in losses], [row.group for row in rows], [len(loss) for loss in losses])
+    return samples([score.loss for score in scores], [row.group for row in rows], [score.tokens for score in scores])
 
 
-def answer_choice(model: Model, rows: Sequence[HeldOutRow]) -> Samples:
+def answer_choice(rows: Sequence[HeldOutRow], blocks: Sequence[Sequence[int]], scores: Sequence[Score]) -> Samples:
     """1 where a question's true answer is preferred among the eight of its block, else 0.
 
     An answer's score is its mean loss per token after the question, less its mean over the block's eight questions: what an answer
     costs by itself (short, common words) drops out, so that a model which only learned the style stays at chance.
     """
-    blocks = choice_blocks(rows)
-    choices = [Choice(rows[asked].prompt_ids, [rows[other].answer_ids for other in block]) for block in blocks for asked in block]
-    means = np.array([[loss.mean() for loss in found] for found in model.losses(choices)]).reshape(-1, CHOICES, CHOICES)
+    means = np.array([[scores[index].means for index in block] for block in blocks])
     return samples(preferred(means).ravel().tolist(), [rows[index].group for block in blocks for index in block])
 
 
@@ -93,8 +113,8 @@ def preferred(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def choice_blocks(rows: Sequence[HeldOutRow]) -> list[list[int]]:
-    """Indices of rows in blocks of eight with different answers, shuffled by a fixed seed; what fills no block is left out."""
-    order = list(range(len(rows)))
+    """Indices of questions in blocks of eight with different answers, shuffled by a fixed seed; what fills no block is left out."""
+    order = [index for index, row in enumerate(rows) if row.kind != "Text" and row.prompt_ids]
     random.Random(SEED).shuffle(order)
     full: list[list[int]] = []
     open_blocks: list[tuple[list[int], set[tuple[int, ...]]]] = []

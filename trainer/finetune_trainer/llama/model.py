@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import ModuleType, TracebackType
 
@@ -22,15 +23,13 @@ import numpy.typing as npt
 from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.llama.batching import MAX_SEQUENCES, Batch, Request, groups, overlay
 from finetune_trainer.llama.home import LIBRARIES_VARIABLE, llama_home, threads_for
 
 Logits = npt.NDArray[np.float32]
 _OUTPUT_FLOATS = 1 << 25
 """Logits held at once: 128 MiB."""
 _CHUNK_ROWS = 64  # of logits, as float64 at once
-_GROUP_CELLS = 512
-"""Cells that rows of one decode share: every token attends over all of them, masked or not, so more rows at once cost more each."""
-_MAX_SEQUENCES = 128  # llama.cpp allows LLAMA_MAX_SEQ = 256
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,9 @@ class Choice:
     answers: Sequence[Sequence[int]]
 
     @property
-    def tokens(self) -> int:
-        return len(self.prompt) + sum(len(answer) for answer in self.answers)
+    def request(self) -> Request:
+        tokens = sum(len(answer) for answer in self.answers)
+        return Request(self.prompt, len(self.prompt) + tokens, tokens + 1, len(self.answers))
 
 
 @dataclass(frozen=True)
@@ -51,41 +51,6 @@ class Generation:
 
     ids: list[int]
     ended: bool
-
-
-@dataclass
-class _Batch:
-    """Tokens of one decode. A token may belong to several sequences: the prompt that answers share."""
-
-    tokens: list[int]
-    positions: list[int]
-    sequences: list[Sequence[int]]
-    outputs: list[bool]
-
-    @classmethod
-    def empty(cls) -> _Batch:
-        return cls([], [], [], [])
-
-    def add(self, ids: Sequence[int], first: int, sequences: Sequence[int], outputs: Iterable[bool]) -> None:
-        """Appends `ids` at positions `first` … to the given sequences."""
-        self.tokens.extend(ids)
-        self.positions.extend(range(first, first + len(ids)))
-        self.sequences.extend([sequences] * len(ids))
-        self.outputs.extend(outputs)
-
-    def pieces(self, most_outputs: int) -> Iterator[_Batch]:
-        """The batch in its order, cut so that no piece asks for more outputs; what comes after the last output is left out."""
-        start = wanted = 0
-        for index, output in enumerate(self.outputs):
-            if output and wanted == most_outputs:
-                yield self._piece(start, index)
-                start, wanted = index, 0
-            wanted += output
-        if wanted:
-            yield self._piece(start, len(self.tokens))
-
-    def _piece(self, start: int, stop: int) -> _Batch:
-        return _Batch(self.tokens[start:stop], self.positions[start:stop], self.sequences[start:stop], self.outputs[start:stop])
 
 
 class GGUFModel:
@@ -114,7 +79,7 @@ class GGUFModel:
         settings = self._llama.llama_context_default_params()
         settings.n_ctx = settings.n_batch = self.cells
         settings.n_ubatch = min(512, self.cells)
-        settings.n_seq_max = _MAX_SEQUENCES
+        settings.n_seq_max = MAX_SEQUENCES
         settings.n_outputs_max = settings.n_outputs_max_per_seq = 0
         settings.kv_unified = True  # sequences may share a prompt's cells
         settings.n_threads = settings.n_threads_batch = threads_for(self.path)
@@ -133,56 +98,49 @@ class GGUFModel:
 
     def logits(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
         """For each row `(ids, positions)`: the logits (positions, vocabulary) of the token after each of these positions."""
-        for group in self._groups([(len(ids), 1, len(positions)) for ids, positions in rows]):
-            batch = _Batch.empty()
-            for sequence, index in enumerate(group):
-                ids, positions = rows[index]
-                wanted = set(positions)
-                batch.add(ids, 0, [sequence], (position in wanted for position in range(len(ids))))
-            found = self._decode_fresh(batch)
-            first = 0
-            for index in group:
-                count = len(rows[index][1])
-                yield found[first : first + count]
-                first += count
+        for group in self._groups([Request(ids, len(ids), len(positions)) for ids, positions in rows]):
+            batch, places = overlay([rows[index][0] for index in group])
+            wanted = [[row_places[position] for position in rows[index][1]] for row_places, index in zip(places, group, strict=True)]
+            found = self._decode_fresh(_asking(batch, chain.from_iterable(wanted)))
+            output = _output_numbers(batch)
+            yield from (found[output[row]] for row in wanted)
 
     def losses(self, choices: Sequence[Choice]) -> Iterator[list[npt.NDArray[np.float64]]]:
         """For each choice and each of its answers: the loss (nats) of each answer token after the prompt and those before it."""
-        sizes = [(choice.tokens, len(choice.answers), sum(len(answer) for answer in choice.answers) + 1) for choice in choices]
-        for group in self._groups(sizes):
-            batch = _Batch.empty()
-            targets: list[list[int]] = []
-            free = 0
-            for index in group:
-                free = _add_choice(batch, targets, choices[index], free)
-            found = self._target_losses(batch, targets)
-            first = 0
-            for index in group:
-                losses, first = _choice_losses(choices[index], found, first)
-                yield losses
+        for group in self._groups([choice.request for choice in choices]):
+            asked = [(choices[index].prompt, answer) for index in group for answer in choices[index].answers]
+            losses = self._answer_losses(asked)
+            yield from ([next(losses) for _ in choices[index].answers] for index in group)
 
-    def _target_losses(self, batch: _Batch, targets: Sequence[Sequence[int]]) -> npt.NDArray[np.float64]:
-        """Losses of the targets of each output, in order: (all targets,). Logits are held for a piece of the batch at a time."""
-        losses = [np.zeros(0)]
+    def _answer_losses(self, asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[npt.NDArray[np.float64]]:
+        """Losses of each answer's tokens; asked: prompts and answers. Without a prompt nothing predicts the first token."""
+        batch, places = overlay([(*prompt, *answer[:-1]) for prompt, answer in asked])  # the last token predicts nothing
+        predicting = [row[max(0, len(prompt) - 1) :] for row, (prompt, _) in zip(places, asked, strict=True)]
+        targets = [answer if prompt else answer[1:] for prompt, answer in asked]
+        found = self._target_losses(batch, list(chain.from_iterable(predicting)), list(chain.from_iterable(targets)))
+        return iter(np.split(found, np.cumsum([len(row) for row in predicting])[:-1]))
+
+    def _target_losses(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Loss of each target after the token at its place. Logits are held for a piece of the batch at a time."""
+        losses = np.empty(len(places))
+        outputs = _output_numbers(_asking(batch, places))[list(places)]
         first = 0
         for index, piece in enumerate(batch.pieces(self._most_outputs)):
             logits = self._decode(piece) if index else self._decode_fresh(piece)
-            own = targets[first : first + len(logits)]
+            own = np.flatnonzero((first <= outputs) & (outputs < first + len(logits)))
+            losses[own] = _losses_at(logits, outputs[own] - first, np.asarray(targets, np.int64)[own])
             first += len(logits)
-            rows = np.repeat(np.arange(len(own)), [len(target) for target in own])
-            losses.append(_losses_at(logits, rows, [token for target in own for token in target]))
-        return np.concatenate(losses)
+        return losses
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[Generation]:
         """The most likely continuation of each prompt, up to an end-of-generation token or `max_new_tokens`."""
-        for group in self._groups([(len(prompt) + max_new_tokens, 1, 1) for prompt in prompts]):
+        for group in self._groups([Request(prompt, len(prompt) + max_new_tokens, 1) for prompt in prompts]):
             yield from self._generate_group([prompts[index] for index in group], max_new_tokens)
 
     def _generate_group(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generation]:
-        batch = _Batch.empty()
-        for sequence, prompt in enumerate(prompts):
-            batch.add(prompt, 0, [sequence], (position == len(prompt) - 1 for position in range(len(prompt))))
-        found = self._decode_fresh(batch)
+        batch, places = overlay(prompts)
+        ends = [row[-1] for row in places]
+        found = self._decode_fresh(_asking(batch, ends))[_output_numbers(batch)[ends]]
         running = list(range(len(prompts)))
         ids: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
@@ -194,10 +152,10 @@ class GGUFModel:
             running = [sequence for sequence in running if not ended[sequence] and len(ids[sequence]) < max_new_tokens]
             if not running:
                 return [Generation(*pair) for pair in zip(ids, ended, strict=True)]
-            batch = _Batch.empty()
+            batch = Batch.empty()
             for sequence in running:
-                batch.add(ids[sequence][-1:], len(prompts[sequence]) + len(ids[sequence]) - 1, [sequence], [True])
-            found = self._decode(batch)
+                batch.add(ids[sequence][-1:], len(prompts[sequence]) + len(ids[sequence]) - 1, sequence)
+            found = self._decode(_asking(batch, range(len(running))))
 
     def ends_generation(self, token: int) -> bool:
         """Whether llama.cpp stops at this token."""
@@ -229,31 +187,14 @@ class GGUFModel:
     def _most_outputs(self) -> int:
         return max(1, min(self.cells, _OUTPUT_FLOATS // self.vocabulary_size))
 
-    def _groups(self, sizes: Sequence[tuple[int, int, int]]) -> Iterator[list[int]]:
-        """Indices that fit into one decode together; sizes: (cells, sequences, outputs) of each.
+    def _groups(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        return groups(requests, self.cells, self._most_outputs)
 
-        Errors: StageError(RowTooLong) where one alone does not fit.
-        """
-        limits = (min(self.cells, _GROUP_CELLS), _MAX_SEQUENCES, self._most_outputs)
-        group: list[int] = []
-        used = (0, 0, 0)
-        for index, size in enumerate(sizes):
-            if size[0] > self.cells or size[1] > _MAX_SEQUENCES:
-                raise StageError(Reason.ROW_TOO_LONG, f"row {index} needs a context of {size[0]} tokens; it has {self.cells}")
-            total = tuple(a + b for a, b in zip(used, size, strict=True))
-            if group and any(a > limit for a, limit in zip(total, limits, strict=True)):
-                yield group
-                group, total = [], size
-            group.append(index)
-            used = (total[0], total[1], total[2])
-        if group:
-            yield group
-
-    def _decode_fresh(self, batch: _Batch) -> Logits:
+    def _decode_fresh(self, batch: Batch) -> Logits:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
         return self._decode(batch)
 
-    def _decode(self, batch: _Batch) -> Logits:
+    def _decode(self, batch: Batch) -> Logits:
         """Logits (outputs, vocabulary) of the tokens that want them, in the batch's order; copied out of llama.cpp's buffer."""
         tokens = np.asarray(batch.tokens, np.int32)
         positions = np.asarray(batch.positions, np.int32)
@@ -290,33 +231,16 @@ class GGUFModel:
         self.close()
 
 
-def _add_choice(batch: _Batch, targets: list[list[int]], choice: Choice, free: int) -> int:
-    """Adds the prompt once for all answers, each answer in a sequence of its own, and what each output is to predict.
-
-    An answer's last token predicts nothing and is left out. Returns the next free sequence.
-    """
-    sequences = list(range(free, free + len(choice.answers)))
-    last = len(choice.prompt) - 1
-    batch.add(choice.prompt, 0, sequences, (position == last for position in range(len(choice.prompt))))
-    if choice.prompt:
-        targets.append([answer[0] for answer in choice.answers])
-    for sequence, answer in zip(sequences, choice.answers, strict=True):
-        batch.add(answer[:-1], len(choice.prompt), [sequence], [True] * (len(answer) - 1))
-        targets.extend([token] for token in answer[1:])
-    return free + len(choice.answers)
+def _asking(batch: Batch, places: Iterable[int]) -> Batch:
+    """The batch, asked for the logits after the tokens at these places."""
+    for place in places:
+        batch.outputs[place] = True
+    return batch
 
 
-def _choice_losses(choice: Choice, found: npt.NDArray[np.float64], first: int) -> tuple[list[npt.NDArray[np.float64]], int]:
-    """Losses of each answer from those of all targets, which begin at `first`; and the target after them."""
-    # Without a prompt nothing predicts the first token.
-    starts = len(choice.answers) if choice.prompt else 0
-    position = first + starts
-    losses = []
-    for index, answer in enumerate(choice.answers):
-        start = found[first + index : first + index + 1] if starts else found[:0]
-        losses.append(np.concatenate([start, found[position : position + len(answer) - 1]]))
-        position += len(answer) - 1
-    return losses, position
+def _output_numbers(batch: Batch) -> npt.NDArray[np.int64]:
+    """Which of the decode's outputs belongs to each place that asks for one: (tokens,)."""
+    return np.cumsum(batch.outputs) - 1
 
 
 def token_losses(logits: Logits, targets: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -324,7 +248,7 @@ def token_losses(logits: Logits, targets: Sequence[int]) -> npt.NDArray[np.float
     return _losses_at(logits, np.arange(len(targets)), targets)
 
 
-def _losses_at(logits: Logits, rows: npt.NDArray[np.int64], targets: Sequence[int]) -> npt.NDArray[np.float64]:
+def _losses_at(logits: Logits, rows: npt.NDArray[np.int64], targets: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """−log p of each target under the row of logits that its entry in `rows` names: (n, vocabulary), m, m → (m,), in nats."""
     normalizers = np.empty(len(logits))
     for first in range(0, len(logits), _CHUNK_ROWS):

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from finetune_api.sections.evaluation import Evaluation
-from finetune_trainer.evaluate.measure import CHOICES, answer_choice, choice_blocks, context_tokens, draw, measure, normalized, preferred
+from finetune_trainer.bootstrap import Samples
+from finetune_trainer.evaluate.measure import CHOICES, choice_blocks, context_tokens, draw, measure, normalized, preferred
 from finetune_trainer.llama.model import Choice, Generation, token_losses
 from finetune_trainer.prepared import HeldOutRow
 
@@ -42,6 +43,10 @@ class TableModel:
 ROWS = [row(index) for index in range(40)]
 
 
+def measured(model: TableModel, rows: Sequence[HeldOutRow], *metrics: str) -> dict[str, Samples]:
+    return measure(model, rows, frozenset(metrics), Evaluation(), lambda share: None)
+
+
 def test_true_answers_on_the_diagonal_are_preferred_after_their_own_cost_is_taken_out() -> None:
     cost = np.arange(8.0)
     losses = np.tile(cost, (8, 1))
@@ -51,7 +56,7 @@ def test_true_answers_on_the_diagonal_are_preferred_after_their_own_cost_is_take
 
 @pytest.mark.parametrize(("known", "share"), [(range(40), 1.0), (range(0), 0.125), (range(20), 0.55)])
 def test_answer_choice_is_the_share_of_known_answers_and_chance_for_the_rest(known: range, share: float) -> None:
-    found = answer_choice(TableModel(frozenset(known)), ROWS)
+    found = measured(TableModel(frozenset(known)), ROWS, "AnswerChoice")["AnswerChoice"]
     assert found.n == 40
     assert found.totals.mean() == pytest.approx(share, abs=0.1)
 
@@ -67,11 +72,28 @@ def test_blocks_are_full_and_hold_different_answers() -> None:
 
 
 def test_rows_that_fill_no_block_give_no_samples() -> None:
-    assert answer_choice(TableModel(frozenset()), ROWS[:7]).n == 0
+    assert measured(TableModel(frozenset()), ROWS[:7], "AnswerChoice") == {}
+
+
+def test_perplexity_is_of_each_rows_own_answer_whether_or_not_its_block_is_scored_with_it() -> None:
+    rows = [*ROWS[:21], row(30, kind="Text", prompt="", prompt_ids=[100])]  # five rows fill no block
+    alone = measured(TableModel(frozenset()), rows, "Perplexity")["Perplexity"]
+    beside = measured(TableModel(frozenset()), rows, "Perplexity", "AnswerChoice")
+    assert alone.totals.tolist() == [(index + 200) * 37 % 11 for index in (*range(21), 30)]
+    assert beside["Perplexity"].totals.tolist() == alone.totals.tolist()
+    assert beside["AnswerChoice"].n == 16
+
+
+def test_progress_is_told_row_by_row_and_ends_at_all() -> None:
+    told: list[float] = []
+    measure(TableModel(frozenset()), ROWS, frozenset({"Perplexity", "ExactMatch"}), Evaluation(), told.append)
+    assert told == sorted(told)
+    assert len(told) > 40
+    assert told[-1] == 1
 
 
 def test_exact_match_and_stop_rate_are_told_apart_by_row() -> None:
-    found = measure(TableModel(frozenset(range(10))), ROWS, frozenset({"ExactMatch", "StopRate"}), Evaluation(), lambda share: None)
+    found = measured(TableModel(frozenset(range(10))), ROWS, "ExactMatch", "StopRate")
     assert found["ExactMatch"].totals.tolist() == [1.0] * 10 + [0.0] * 30
     assert found["StopRate"].totals.sum() == 10
     assert "Perplexity" not in found
@@ -81,7 +103,7 @@ def test_text_rows_count_for_perplexity_only() -> None:
     text = [row(index, kind="Text", prompt="", prompt_ids=[]) for index in range(3)]
     model = TableModel(frozenset())
     model.losses = lambda choices: iter([[np.array([1.0, 2.0])] for _ in choices])  # type: ignore[method-assign]
-    found = measure(model, text, frozenset({"Perplexity", "ExactMatch", "AnswerChoice"}), Evaluation(), lambda share: None)
+    found = measured(model, text, "Perplexity", "ExactMatch", "AnswerChoice")
     assert list(found) == ["Perplexity"]
     assert found["Perplexity"].counts.tolist() == [2, 2, 2]
 
