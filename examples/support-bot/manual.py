@@ -189,8 +189,6 @@ TICKETS = {
         "A musty smell comes from the vents.",
     ),
 }
-TICKET_PHRASINGS = ("{ticket}", "A customer writes: {ticket} Who helps?")
-
 FACTS = {
     "warranty period": "Thirty months from the day of delivery.",
     "weight": "Eighty-four kilograms without water.",
@@ -212,8 +210,15 @@ FACT_PHRASINGS = (
     "{topic}?",
     "Do you know the {topic} of this heat pump?",
     "Please read me the {topic} from the manual.",
+    "Where do I find the {topic}? I need it.",
+    "Please tell a customer the {topic}.",
 )
-HELD_OUT_PHRASINGS = ("Could you look up the {topic} of my heat pump?", "Which {topic} does the manual give?")
+HELD_OUT_PHRASINGS = (
+    "Could you look up the {topic} of my heat pump?",
+    "Which {topic} does the manual give?",
+    "I have forgotten the {topic}. What is it?",
+    "Can you find out the {topic} for me?",
+)
 """Ways to ask for a fact that are never trained on: facts are tested with them."""
 
 
@@ -253,7 +258,7 @@ def write_data(folder: Path) -> None:
 def _write_sets(trained: list[Document], asked: list[Document], folder: Path) -> None:
     _write_rows(folder / "facts/train.jsonl", _rows(trained, FACT_PHRASINGS))
     _write_rows(folder / "facts/test.jsonl", _rows(facts(), HELD_OUT_PHRASINGS))
-    _write_rows(folder / "questions/train.jsonl", _rows(asked, TICKET_PHRASINGS))
+    _write_rows(folder / "questions/train.jsonl", _rows(asked, ("{ticket}",)))
 
 
 def _rows(documents: list[Document], phrasings: Iterable[str]) -> list[dict[str, object]]:

@@ -106,11 +106,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with interruption.armed():
             result = run_stage(stage, run, _writer(os.environ), progress, report_only=options.report, rank=_rank(os.environ))
+        code = ExitCode.OK
     except Exception as error:
-        return _end(*_failed(stage, interruption.cause(error)))
+        result, code = _failed(stage, interruption.cause(error))
     finally:
         progress.close()
-    return _end(result, ExitCode.OK)
+    return _end(result, code)
 
 
 def _rank(environ: Mapping[str, str]) -> int:
