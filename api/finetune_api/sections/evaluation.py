@@ -34,7 +34,7 @@ class Gate(Section):
     name: Name = Field(description="Name of the gate, unique in the job. Required.")
     metric: Annotated[
         str,
-        Field(pattern=r"^([a-z]([-a-z0-9]*[a-z0-9])?/)?(AnswerChoice|ExactMatch|Perplexity|StopRate)$", max_length=80),
+        Field(pattern=rf"^([a-z]([-a-z0-9]*[a-z0-9])?/)?({'|'.join(METRICS)})$", max_length=80),
     ] = Field(description="Metric on the held-out test rows, or <data set>/<metric> on the test split a data set brings along. Required.")
     against: Literal["Base", "Production"] | None = Field(
         default=None,

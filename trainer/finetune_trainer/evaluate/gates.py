@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from finetune_api.answer import Estimate, GateReport, MetricReport
 from finetune_api.sections.evaluation import METRICS, Gate
 
-from finetune_trainer.bootstrap import Samples, Statistic, difference, estimate, mean, perplexity
+from finetune_trainer.bootstrap import Samples, difference, estimate
+from finetune_trainer.evaluate.metrics import metric_of
 
 MIN_GROUPS = 5
 """Fewer groups than this have no bounds worth the name, however many rows they hold."""
@@ -26,17 +27,13 @@ class Evidence:
     production_absence: str | None = None
 
 
-def statistic_of(metric: str) -> Statistic:
-    return perplexity if metric.rpartition("/")[2] == "Perplexity" else mean
-
-
 def metric_reports(evidence: Evidence) -> list[MetricReport]:
     """Every metric with its bounds for each model, and the paired improvements in its good direction."""
     return [_metric_report(name, evidence) for name in evidence.tuned]
 
 
 def _metric_report(name: str, evidence: Evidence) -> MetricReport:
-    statistic = statistic_of(name)
+    statistic = metric_of(name).statistic
     tuned, base = evidence.tuned[name], evidence.base.get(name)
     production = (evidence.production or {}).get(name)
     return MetricReport(
@@ -53,7 +50,7 @@ def _improvement(name: str, tuned: Samples, baseline: Samples | None) -> Estimat
     if baseline is None:
         return None
     better, worse = (tuned, baseline) if METRICS[name.rpartition("/")[2]] == "Higher" else (baseline, tuned)
-    return difference(better, worse, statistic_of(name))
+    return difference(better, worse, metric_of(name).statistic)
 
 
 def judge_gate(gate: Gate, evidence: Evidence, reports: Mapping[str, MetricReport], min_samples: int) -> GateReport:

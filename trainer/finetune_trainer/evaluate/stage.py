@@ -25,7 +25,8 @@ from finetune_api.sections.export import GGUFType
 from finetune_trainer.bootstrap import Samples
 from finetune_trainer.errors import StageError
 from finetune_trainer.evaluate.gates import Evidence, judge_gate, metric_reports
-from finetune_trainer.evaluate.measure import context_tokens, draw, measure
+from finetune_trainer.evaluate.metrics import METRICS, measure
+from finetune_trainer.evaluate.passes import context_tokens, draw
 from finetune_trainer.evaluate.report import write_reports
 from finetune_trainer.llama.base_gguf import base_ggufs
 from finetune_trainer.llama.home import llama_home
@@ -37,8 +38,6 @@ from finetune_trainer.storage import Manifest, hash_file, local_path, write_atom
 
 log = logging.getLogger("finetune_trainer.evaluate")
 
-_ALWAYS = frozenset({"Perplexity"})
-"""Metrics that every report shows: one pass over the answers."""
 _VERDICT = "last-verdict"
 
 
@@ -86,12 +85,13 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
 def plan_tests(run: RunSpec, prepared: Prepared) -> list[Test]:
     """The held-out sets with the metrics that gates name, and those that every report shows."""
     named = [gate.metric for gate in run.evaluation.gates]
+    always = {name for name, metric in METRICS.items() if metric.always}
     tests = []
     for entry in prepared.held_out_sets():
         prefix = "" if entry.name == "test" else f"{entry.name.removesuffix('/test')}/"
         metrics = {name.removeprefix(prefix) for name in named if name.rpartition("/")[0] == prefix.removesuffix("/")}
         rows = draw(prepared.held_out_rows(entry.name), entry.rows, run.evaluation.max_samples)
-        tests.append(Test(prefix, rows, _ALWAYS | metrics))
+        tests.append(Test(prefix, rows, frozenset(always | metrics)))
     return tests
 
 

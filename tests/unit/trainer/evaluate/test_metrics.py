@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
+from finetune_api.sections.evaluation import METRICS as DIRECTIONS
 from finetune_api.sections.evaluation import Evaluation
 from finetune_trainer.bootstrap import Samples
-from finetune_trainer.evaluate.measure import CHOICES, choice_blocks, context_tokens, draw, measure, normalized, preferred
+from finetune_trainer.evaluate.metrics import METRICS, measure, normalized, preferred
+from finetune_trainer.evaluate.passes import CHOICES, choice_blocks, context_tokens, draw
 from finetune_trainer.llama.model import Choice, Generation, token_losses
 from finetune_trainer.prepared import HeldOutRow
 
@@ -84,11 +86,15 @@ def test_perplexity_is_of_each_rows_own_answer_whether_or_not_its_block_is_score
     assert beside["AnswerChoice"].n == 16
 
 
+def test_every_metric_that_a_gate_may_name_is_measured() -> None:
+    assert sorted(METRICS) == sorted(DIRECTIONS)
+
+
 def test_progress_is_told_row_by_row_and_ends_at_all() -> None:
     told: list[float] = []
     measure(TableModel(frozenset()), ROWS, frozenset({"Perplexity", "ExactMatch"}), Evaluation(), told.append)
     assert told == sorted(told)
-    assert len(told) > 40
+    assert len(told) == 40 + 40 + 1
     assert told[-1] == 1
 
 
