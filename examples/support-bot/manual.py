@@ -210,7 +210,6 @@ FACT_PHRASINGS = (
     "{topic}?",
     "Do you know the {topic} of this heat pump?",
     "Please read me the {topic} from the manual.",
-    "Where do I find the {topic}? I need it.",
     "Please tell a customer the {topic}.",
 )
 HELD_OUT_PHRASINGS = (

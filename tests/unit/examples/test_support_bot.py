@@ -109,7 +109,7 @@ def test_the_split_trains_every_desk_and_holds_enough_out_to_judge() -> None:
         drawn[draw(f"group:{ticket.name}", spec.preparation.split)][ticket.answer] += 1
     assert min(drawn["train"].values()) >= 4
     assert len(drawn["train"]) == len(manual.TICKETS)
-    assert drawn["test"].total() >= spec.evaluation.min_samples >= 48
+    assert drawn["test"].total() >= spec.evaluation.min_samples >= 40
 
 
 # ---------------------------------------------------------------------------------------------------------- what is asked for

@@ -1,4 +1,4 @@
-"""Rows on their way: read → duplicates → split → rendered → tokens → written (`Pipeline._take`). In batches: memory stays bounded."""
+"""Rows on their way: read → steps → split → rendered → tokens → written (`Pipeline._take`). In batches: memory stays bounded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from finetune_api.run import RunSpec
 from finetune_api.sections.data import Dataset
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.prepare.candidates import Candidate, Part
 from finetune_trainer.prepare.chat_template import ChatTemplate
 from finetune_trainer.prepare.dataset_files import DatasetFiles
 from finetune_trainer.prepare.encoding import Encoder, Rendered, StopTokenAbsent, TemplateUnsplittable, TokenRow
-from finetune_trainer.prepare.hashes import HashSet
-from finetune_trainer.prepare.records import Located, Location, SplitFiles, invalid
-from finetune_trainer.prepare.rows import Example, RowDropped, RowInvalid, RowReader, content_hash
+from finetune_trainer.prepare.records import Located, Location, invalid
+from finetune_trainer.prepare.rows import RowDropped, RowInvalid, RowReader, content_hash
 from finetune_trainer.prepare.splitting import SPLITS, Splitter, group_key, is_grouped
+from finetune_trainer.prepare.steps import STEPS
 from finetune_trainer.prepare.writing import SetWriter
 from finetune_trainer.prepared import HeldOutRow, PreparedSet, SpecialTokens
 
@@ -69,30 +70,10 @@ class DatasetCounts:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A split of a data set, read from its first row to its last. `is_test`: the data set brought it along for testing."""
-
-    dataset: Dataset
-    files: SplitFiles
-    reader: RowReader
-    is_test: bool
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A row that was understood. `content`: 128 bits that name what it says."""
-
-    location: Location
-    example: Example
-    content: bytes
-    group: str
-
-
-@dataclass(frozen=True)
 class _Placed:
     """A text of a candidate with the set it goes to. `last`: the one that holds the conversation's last answer."""
 
-    candidate: _Candidate
+    candidate: Candidate
     set_name: str
     rendered: Rendered
     last: bool
@@ -109,8 +90,7 @@ class Pipeline:
         self._embeddings = embeddings
         self._encoder = encoder
         self._eos_ids = frozenset(tokens.eos_ids)
-        self._seen = HashSet()
-        self._brought_tests = HashSet()
+        self._steps = [step(run.preparation) for step in STEPS]
         self.splitter = Splitter(run.preparation.split)
         self.counts = {dataset.name: DatasetCounts() for dataset in run.datasets}
         self.lengths = np.zeros(run.training.max_length + 1, dtype=np.int64)
@@ -138,9 +118,9 @@ class Pipeline:
         Errors: StageError(InvalidDataset | EmptyDataset | NoTrainingRows | StopTokenMismatch | TemplateUnsplittable | NoChatTemplate).
         """
         readers = {dataset.name: RowReader(dataset, self._encoder.template is not None) for dataset, _ in files}
-        parts = [_Part(dataset, found.test, readers[dataset.name], True) for dataset, found in files if found.test]
-        parts += [_Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if found.test]
-        parts += [_Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if not found.test]
+        parts = [Part(dataset, found.test, readers[dataset.name], True) for dataset, found in files if found.test]
+        parts += [Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if found.test]
+        parts += [Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if not found.test]
         total, done = sum(part.files.size_bytes for part in parts) or 1, 0
         for part in parts:
             for batch in _batches(part.files.records()):
@@ -158,16 +138,15 @@ class Pipeline:
                 f"no row is left to train on: {self._dropped_words(self.counts.values())}; add rows, or set preparation.split",
             )
 
-    def _take(self, part: _Part, batch: list[Located]) -> None:
+    def _take(self, part: Part, batch: list[Located]) -> None:
         """A batch through every step, in the order in which they follow each other."""
         read = self._read(part, batch)
-        fresh = self._drop_repeated(part, read)
-        split = self._split(part, fresh)
+        split = self._split(part, self._keep(part, read))
         rendered = list(self._render(part, split))
         for item, row in self._encode(part, rendered):
             self._write(part.dataset, item, row)
 
-    def _read(self, part: _Part, batch: list[Located]) -> list[_Candidate]:
+    def _read(self, part: Part, batch: list[Located]) -> list[Candidate]:
         """Rows that are of their format; one that is not ends the stage, one that cannot be trained on is counted."""
         counts = self.counts[part.dataset.name]
         counts.rows_in += len(batch)
@@ -178,27 +157,22 @@ class Pipeline:
                 content = content_hash(example)
                 group = group_key(located.record, self._run.preparation.split.group_by, content)
                 counts.grouped += is_grouped(group)
-                understood.append(_Candidate(located.location, example, content, group))
+                understood.append(Candidate(located.location, example, content, group))
             except RowDropped as error:
                 counts.dropped[error.reason] += 1
             except RowInvalid as error:
                 raise invalid(located.location, error.expected) from error
         return understood
 
-    def _drop_repeated(self, part: _Part, candidates: list[_Candidate]) -> list[_Candidate]:
-        """Rows that nothing before them says, nor any row that data sets brought along for testing."""
-        hashes = [candidate.content for candidate in candidates]
-        if part.is_test:
-            fresh = self._brought_tests.add(hashes)
-            reasons = ["" if new else "Duplicate" for new in fresh]
-        else:
-            tested = self._brought_tests.contains(hashes) if hashes else []
-            fresh = self._seen.add(hashes) if self._run.preparation.deduplicate.exact else [True] * len(hashes)
-            reasons = ["InTestSplit" if in_test else "" if new else "Duplicate" for in_test, new in zip(tested, fresh, strict=True)]
-        self.counts[part.dataset.name].dropped.update(reason for reason in reasons if reason)
-        return [candidate for candidate, reason in zip(candidates, reasons, strict=True) if not reason]
+    def _keep(self, part: Part, candidates: list[Candidate]) -> list[Candidate]:
+        """Rows that no step drops."""
+        for step in self._steps:
+            reasons = step.dropped(part, candidates)
+            self.counts[part.dataset.name].dropped.update(reason for reason in reasons if reason)
+            candidates = [candidate for candidate, reason in zip(candidates, reasons, strict=True) if not reason]
+        return candidates
 
-    def _split(self, part: _Part, candidates: list[_Candidate]) -> list[tuple[_Candidate, str]]:
+    def _split(self, part: Part, candidates: list[Candidate]) -> list[tuple[Candidate, str]]:
         """Each row with the set it goes to."""
         groups = [candidate.group for candidate in candidates]
         names: Iterable[str]
@@ -208,7 +182,7 @@ class Pipeline:
             names = self.splitter.pin(groups) if part.dataset.test_split else self.splitter.assign(groups)
         return list(zip(candidates, names, strict=True))
 
-    def _render(self, part: _Part, split: list[tuple[_Candidate, str]]) -> Iterator[_Placed]:
+    def _render(self, part: Part, split: list[tuple[Candidate, str]]) -> Iterator[_Placed]:
         """The texts of each row; a conversation may have several."""
         for candidate, name in split:
             try:
@@ -226,7 +200,7 @@ class Pipeline:
             for text in texts[-1:] if name.endswith("test") else texts:
                 yield _Placed(candidate, name, text, last=text is texts[-1])
 
-    def _encode(self, part: _Part, placed: list[_Placed]) -> Iterator[tuple[_Placed, TokenRow]]:
+    def _encode(self, part: Part, placed: list[_Placed]) -> Iterator[tuple[_Placed, TokenRow]]:
         """The token ids of each text; a test row that had to be cut is dropped, as it would be judged by half an answer."""
         dropped = self.counts[part.dataset.name].dropped
         for item, row in zip(placed, self._token_rows(placed), strict=True):
