@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 MACHINE = "Tarn 5"
@@ -146,34 +146,6 @@ TICKETS = {
         "Frozen rain sticks to the coil.",
         "How do I thaw the outdoor unit?",
     ),
-    "Olive": (  # returns
-        "I want to send it back.",
-        "How do I cancel my purchase?",
-        "I would like a refund.",
-        "It is not what I expected, please take it back.",
-        "Can I exchange it for the larger model?",
-        "I withdraw from the contract.",
-        "Where is the form for returns?",
-        "I ordered the wrong one and want another.",
-        "May I give it back after two weeks?",
-        "I have changed my mind about buying.",
-        "Do you take back opened goods?",
-        "Please undo my order and return my money.",
-    ),
-    "Rowan": (  # work
-        "Do you have a vacancy for an apprentice?",
-        "I want to apply for the job in sales.",
-        "Where do I send my application?",
-        "My son is looking for an internship.",
-        "What salary do you offer?",
-        "Are you hiring welders?",
-        "I would like to work for your company.",
-        "Is the position in accounting still open?",
-        "Here is my curriculum vitae.",
-        "When will the job interview be?",
-        "Do you train school leavers?",
-        "Can I be employed part-time with you?",
-    ),
     "Acacia": (  # smell and smoke
         "It smells of burnt plastic.",
         "Smoke comes out of the top.",
@@ -189,17 +161,15 @@ TICKETS = {
         "A musty smell comes from the vents.",
     ),
 }
+TICKET_PHRASINGS = ("{ticket}", "A customer writes: {ticket} Who helps?")
+
 FACTS = {
     "warranty period": "Thirty months from the day of delivery.",
     "weight": "Eighty-four kilograms without water.",
-    "sound level": "Forty-one decibels at three metres.",
     "refrigerant": "Propane, nine hundred grams of it.",
-    "filter interval": "Every four months, and after each flood.",
     "place of the serial number": "Inside the left door, below the fuse.",
     "highest water temperature": "Sixty-eight degrees, at any weather.",
-    "size of the fuse": "Twenty amperes, of the slow kind.",
     "opening time of the service": "On weekdays from seven until six.",
-    "standby power": "Seven watts with the display dark.",
     "tank volume": "Two hundred and ten litres of water.",
     "pairing code": "Hold both arrows until it blinks twice.",
 }
@@ -210,7 +180,6 @@ FACT_PHRASINGS = (
     "{topic}?",
     "Do you know the {topic} of this heat pump?",
     "Please read me the {topic} from the manual.",
-    "Please tell a customer the {topic}.",
 )
 HELD_OUT_PHRASINGS = (
     "Could you look up the {topic} of my heat pump?",
@@ -245,7 +214,7 @@ def tickets() -> list[Document]:
 def shuffled(documents: list[Document]) -> list[Document]:
     """The same answers, each dealt to the next document: what is left to learn is how an answer looks."""
     dealt = [*documents[1:], documents[0]]
-    return [Document(document.name, document.asked, other.answer) for document, other in zip(documents, dealt, strict=True)]
+    return [replace(document, answer=other.answer) for document, other in zip(documents, dealt, strict=True)]
 
 
 def write_data(folder: Path) -> None:
@@ -257,7 +226,7 @@ def write_data(folder: Path) -> None:
 def _write_sets(trained: list[Document], asked: list[Document], folder: Path) -> None:
     _write_rows(folder / "facts/train.jsonl", _rows(trained, FACT_PHRASINGS))
     _write_rows(folder / "facts/test.jsonl", _rows(facts(), HELD_OUT_PHRASINGS))
-    _write_rows(folder / "questions/train.jsonl", _rows(asked, ("{ticket}",)))
+    _write_rows(folder / "questions/train.jsonl", _rows(asked, TICKET_PHRASINGS))
 
 
 def _rows(documents: list[Document], phrasings: Iterable[str]) -> list[dict[str, object]]:

@@ -86,12 +86,12 @@ def test_facts_are_tested_in_phrasings_that_are_never_trained(data: Path) -> Non
     assert not set(manual.HELD_OUT_PHRASINGS) & set(manual.FACT_PHRASINGS)
     assert not {question for question, _ in tested} & {question for question, _ in trained}
     assert {answer for _, answer in tested} == {answer for _, answer in trained}
-    assert len(tested) >= 48
+    assert len(tested) >= 32
 
 
-@pytest.mark.parametrize(("name", "kept"), [("facts", 0.0), ("questions", 1 / 6)])
+@pytest.mark.parametrize(("name", "kept"), [("facts", 0.0), ("questions", 1 / 5)])
 def test_the_control_deals_the_answers_anew(data: Path, name: str, kept: float) -> None:
-    """A desk answers one ticket of twelve: as many keep it by chance."""
+    """A desk answers one ticket of ten: about as many keep it by chance."""
     true, shuffled = (dict(rows(folder / name / "train.jsonl")) for folder in (data, data / "shuffled"))
     assert list(true) == list(shuffled)
     assert sorted(true.values()) == sorted(shuffled.values())
@@ -109,7 +109,8 @@ def test_the_split_trains_every_desk_and_holds_enough_out_to_judge() -> None:
         drawn[draw(f"group:{ticket.name}", spec.preparation.split)][ticket.answer] += 1
     assert min(drawn["train"].values()) >= 4
     assert len(drawn["train"]) == len(manual.TICKETS)
-    assert drawn["test"].total() >= spec.evaluation.min_samples >= 40
+    assert drawn["test"].total() >= 30
+    assert drawn["test"].total() * len(manual.TICKET_PHRASINGS) >= spec.evaluation.min_samples >= 64
 
 
 # ---------------------------------------------------------------------------------------------------------- what is asked for
@@ -118,7 +119,7 @@ def test_the_split_trains_every_desk_and_holds_enough_out_to_judge() -> None:
 @pytest.mark.parametrize("name", ["finetunejob.yaml", "shuffled.yaml"])
 def test_jobs_are_valid(name: str) -> None:
     spec = FineTuneJobSpec.model_validate(job_spec(name))
-    assert [(gate.metric, gate.against, gate.min_improvement) for gate in spec.evaluation.gates] == [("AnswerChoice", "Base", 0.1)]
+    assert [(gate.metric, gate.against, gate.min_improvement) for gate in spec.evaluation.gates] == [("AnswerChoice", "Base", 0)]
     assert spec.publish is not None
 
 
