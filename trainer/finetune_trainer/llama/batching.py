@@ -37,7 +37,7 @@ class Batch:
         return range(before, len(self.tokens))
 
     def pieces(self, most_outputs: int) -> Iterator[Batch]:
-        """The batch in its order, cut so that no piece asks for more outputs; what comes after the last output is left out."""
+        """The batch in its order, cut so that no piece asks for more outputs; none where nothing is asked."""
         start = wanted = 0
         for index, output in enumerate(self.outputs):
             if output and wanted == most_outputs:
@@ -90,8 +90,9 @@ def groups(requests: Sequence[Request], cells: int, outputs: int) -> Iterator[li
     group: list[int] = []
     common = used = 0
     for index, request in enumerate(requests):
-        if request.cells > cells or request.sequences > MAX_SEQUENCES:
+        if request.cells > cells:
             raise StageError(Reason.ROW_TOO_LONG, f"row {index} needs a context of {request.cells} tokens; it has {cells}")
+        assert request.sequences <= MAX_SEQUENCES, "a choice has eight answers"
         shared = shared_length(requests[index - 1].start, request.start) if group else 0
         joined = [requests[member] for member in (*group, index)]
         fits = (

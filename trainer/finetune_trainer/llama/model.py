@@ -115,8 +115,9 @@ class GGUFModel:
     def _answer_losses(self, asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[npt.NDArray[np.float64]]:
         """Losses of each answer's tokens; asked: prompts and answers. Without a prompt nothing predicts the first token."""
         batch, places = overlay([(*prompt, *answer[:-1]) for prompt, answer in asked])  # the last token predicts nothing
-        predicting = [row[max(0, len(prompt) - 1) :] for row, (prompt, _) in zip(places, asked, strict=True)]
         targets = [answer if prompt else answer[1:] for prompt, answer in asked]
+        firsts = [max(0, len(prompt) - 1) for prompt, _ in asked]
+        predicting = [row[first : first + len(own)] for row, first, own in zip(places, firsts, targets, strict=True)]
         found = self._target_losses(batch, list(chain.from_iterable(predicting)), list(chain.from_iterable(targets)))
         return iter(np.split(found, np.cumsum([len(row) for row in predicting])[:-1]))
 

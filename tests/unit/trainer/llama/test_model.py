@@ -85,6 +85,12 @@ def test_a_lone_token_without_a_prompt_has_no_loss() -> None:
     assert [losses.tolist() for losses in next(TableModel().losses([Choice([], [[7]])]))] == [[]]
 
 
+def test_an_empty_answer_has_no_loss_and_moves_none() -> None:
+    choice = Choice([1, 2], [[], [3, 4], []])
+    (found,) = TableModel().losses([choice])
+    assert [losses.tolist() for losses in found] == [[], pytest.approx(expected(choice, [3, 4])), []]
+
+
 few_ids = st.lists(st.integers(1, 3), max_size=5)  # few values, so that beginnings coincide
 choices = st.builds(Choice, few_ids, st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), min_size=1, max_size=8))
 
