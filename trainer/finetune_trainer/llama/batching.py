@@ -95,9 +95,10 @@ def groups(requests: Sequence[Request], cells: int, outputs: int) -> Iterator[li
         assert request.sequences <= MAX_SEQUENCES, "a choice has eight answers"
         shared = shared_length(requests[index - 1].start, request.start) if group else 0
         joined = [requests[member] for member in (*group, index)]
+        total = used + request.cells - shared
         fits = (
-            used + request.cells - shared <= cells
-            and used + request.cells - shared - min(common, shared) <= _GROUP_CELLS
+            total <= cells
+            and total - min(common, shared) <= _GROUP_CELLS
             and sum(member.sequences for member in joined) <= MAX_SEQUENCES
             and sum(member.outputs for member in joined) <= outputs
         )
@@ -107,7 +108,7 @@ def groups(requests: Sequence[Request], cells: int, outputs: int) -> Iterator[li
         if not group:
             common, used = len(request.start), request.cells
         else:
-            common, used = min(common, shared), used + request.cells - shared
+            common, used = min(common, shared), total
         group.append(index)
     if group:
         yield group
