@@ -52,7 +52,6 @@ class ModelVersionSpec(Section):
                 "self.artifacts == oldSelf.artifacts && self.lineage == oldSelf.lineage",
                 "artifacts and lineage are what was proven: they cannot change",
             ),
-            ("!oldSelf.rollout.abort || self.rollout.abort", "abort cannot be undone: publish another version"),
             (
                 "self.artifacts.exists(a, a.format == 'GGUF' && (!has(self.serving.artifact) || a.name == self.serving.artifact))",
                 "serving.artifact must name a GGUF among artifacts: llama.cpp serves nothing else",
@@ -128,7 +127,13 @@ class ModelVersionStatus(Loose):
         default=None, description="Since when an accepted route sends nothing here, out of service; the pods go some seconds later."
     )
     replaced_by: Short | None = Field(
-        default=None, description="The version that took production over; if it is aborted, this one returns."
+        default=None, description="The version that took production over from this one; if it is aborted, this one returns."
+    )
+    replaced_by_content: Short | None = Field(
+        default=None, description="Digest of what that version serves: one that comes back without status is known by it."
+    )
+    retired_from: Stage | None = Field(
+        default=None, description="Stage in which lifecycle was set to Retired; Active again, the version goes on from there."
     )
     endpoint: Short | None = Field(default=None, description="OpenAI-compatible URL within the cluster.")
     conditions: Annotated[list[ConditionStatus], AtMost(16)] = Field(
@@ -142,6 +147,11 @@ class ModelVersionStatus(Loose):
 
 
 ROOT_RULES = (
+    (
+        "!oldSelf.spec.rollout.abort || self.spec.rollout.abort"
+        " || (has(self.status) && has(self.status.stage) && self.status.stage == 'Production')",
+        "abort cannot be undone: publish another version",
+    ),
     (
         "self.metadata.name.startsWith(self.spec.model + '-v')"
         " && self.metadata.name.substring(self.spec.model.size() + 2).matches('^[1-9][0-9]{0,5}$')"

@@ -527,6 +527,11 @@ class Reason(StrEnum):
         "rollout.traffic is not the same as that of the version which the route follows.",
         "Make them equal, or leave the version without traffic.",
     )
+    NOBODY_RETURNS = Row(
+        "NobodyReturns",
+        "rollout.abort is set on the version in production, and no former one can return: it stays until another takes over.",
+        "Unset it, or publish another version; to take the model out of service, set spec.lifecycle to Retired.",
+    )
     STARTING = Row("Starting", "Waits for its pods before the first step.")
     HOLDING = Row("Holding", "In a step whose hold is not over.")
     AWAITING_APPROVAL = Row(

@@ -16,7 +16,7 @@ from finetune_operator.core.plan import PASSING_PROBLEMS, ActionProblem
 from finetune_operator.modelversion.checks import Finding
 from finetune_operator.modelversion.observed import Observed, PodFact, RouteFact
 from finetune_operator.modelversion.policies.steps import Gate, Obstacle, describe
-from finetune_operator.modelversion.policies.succession import refusal_of
+from finetune_operator.modelversion.policies.succession import abort_is_refused, refusal_of
 from finetune_operator.modelversion.policies.traffic import answers, differs, followed_version
 from finetune_operator.modelversion.versions import Version
 
@@ -186,7 +186,7 @@ def grace_ends(versions: Sequence[Version], now: datetime) -> datetime:
 
 def _progressing(version: Version, outlook: Outlook) -> Condition:
     if not version.in_service:
-        return Condition(ConditionType.PROGRESSING, "False", Reason.OUT_OF_SERVICE, f"{version.place.stage}: gets no traffic")
+        return Condition(ConditionType.PROGRESSING, "False", Reason.OUT_OF_SERVICE, _out_of_service(version))
     if version.place.stage == Stage.PRODUCTION:
         return Condition(ConditionType.PROGRESSING, "False", Reason.COMPLETED, "in production")
     obstacle = outlook.obstacle
@@ -194,6 +194,15 @@ def _progressing(version: Version, outlook: Outlook) -> Condition:
         return Condition(ConditionType.PROGRESSING, "True", Reason.WAITING, f"{describe(version)}; the next one is due")
     held = obstacle.reason in (Reason.PAUSED, Reason.AWAITING_APPROVAL)
     return Condition(ConditionType.PROGRESSING, "False" if held else "True", obstacle.reason, obstacle.message)
+
+
+def _out_of_service(version: Version) -> str:
+    place, words = version.place, f"{version.place.stage}: gets no traffic"
+    if place.stage == Stage.ARCHIVED and version.spec.lifecycle == "Retired":
+        return f"{words}; it goes on when spec.lifecycle is Active again"
+    if place.stage == Stage.ARCHIVED and place.successor and version.stands:
+        return f"{words}; returns if {place.successor.name} is aborted or deleted"
+    return f"{words} any more; publish another version to serve it again"
 
 
 def _resources_applied(version: Version, observed: Observed) -> Condition:
@@ -220,6 +229,8 @@ def _stalled(version: Version, outlook: Outlook, so_far: Sequence[Condition]) ->
         return Condition(ConditionType.STALLED, "True", Reason.ARTIFACT_REFUSED, words) if rejected else None
     if outlook.finding:
         return Condition(ConditionType.STALLED, "True", outlook.finding.reason, outlook.finding.message)
+    if abort_is_refused(version, outlook.versions, outlook.gate.now):
+        return Condition(ConditionType.STALLED, "True", Reason.NOBODY_RETURNS, _nobody_returns(version))
     for condition in so_far:
         passing = condition.type == ConditionType.READY or condition.reason in PASSING_PROBLEMS
         if condition.status == "False" and not passing:
@@ -228,6 +239,13 @@ def _stalled(version: Version, outlook: Outlook, so_far: Sequence[Condition]) ->
     if trouble and not outlook.gate.pods_ready(version):
         return Condition(ConditionType.STALLED, "True", Reason.PODS_CANNOT_START, trouble)
     return None
+
+
+def _nobody_returns(version: Version) -> str:
+    return (
+        f"spec.rollout.abort: no former version of {version.spec.model} can return, so {version.name} stays in production until another "
+        "version takes over; unset it, or publish another version; spec.lifecycle Retired takes the model out of service"
+    )
 
 
 def _pod_trouble(version: Version, observed: Observed, now: datetime | None = None) -> str:

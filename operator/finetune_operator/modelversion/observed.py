@@ -80,6 +80,8 @@ class RouteFact:
     """Weight by Service name."""
     steps: Mapping[str, int] = field(default_factory=dict)
     """Step index by version name, as this operator wrote it into the route's annotation; empty where it is missing."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """Digest of what each of those versions serves, likewise."""
     parents: tuple[ParentFact, ...] = ()
 
     def parent(self, gateway: str, namespace: str) -> ParentFact | None:
@@ -170,13 +172,15 @@ def pod_fact(pod: Mapping[str, Any]) -> PodFact:
 def route_fact(route: Mapping[str, Any]) -> RouteFact:
     """Only the first rule is read: the operator writes one."""
     metadata, spec = route["metadata"], route["spec"]
+    annotations = metadata.get("annotations") or {}
     references = _first(spec.get("rules", [])).get("backendRefs", [])
     return RouteFact(
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata.get("generation", 0),
         weights={reference["name"]: reference.get("weight", 1) for reference in references},
-        steps=parse_steps(metadata.get("annotations", {}).get(STEPS_ANNOTATION, "")),
+        steps=parse_steps(annotations.get(STEPS_ANNOTATION, "")),
+        contents=parse_notes(annotations.get(CONTENTS_ANNOTATION, "")),
         parents=tuple(_parent_fact(parent, metadata["namespace"]) for parent in route.get("status", {}).get("parents", [])),
     )
 
@@ -185,14 +189,22 @@ STEPS_ANNOTATION = "finetune-operator.io/steps"
 """On the route: `<version name>=<step index>` of each live version, so that versions restored without status find their place again."""
 
 
-def format_steps(steps: Mapping[str, int]) -> str:
-    return ",".join(f"{name}={index}" for name, index in sorted(steps.items()))
+CONTENTS_ANNOTATION = "finetune-operator.io/contents"
+"""On the route: `<version name>=<digest>` likewise, so that other files under a former name are not taken for it."""
+
+
+def format_notes(notes: Mapping[str, object]) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(notes.items()))
+
+
+def parse_notes(text: str) -> dict[str, str]:
+    """The inverse of format_notes; what cannot be read is left out (a person may have edited it)."""
+    pairs = (part.partition("=") for part in text.split(","))
+    return {name: value for name, _, value in pairs if name and value}
 
 
 def parse_steps(text: str) -> dict[str, int]:
-    """The inverse of format_steps; what cannot be read is left out (a person may have edited it)."""
-    pairs = (part.partition("=") for part in text.split(","))
-    return {name: int(index) for name, _, index in pairs if name and index.isascii() and index.isdigit()}
+    return {name: int(index) for name, index in parse_notes(text).items() if index.isascii() and index.isdigit()}
 
 
 def _parent_fact(parent: Mapping[str, Any], route_namespace: str) -> ParentFact:

@@ -27,7 +27,7 @@ from finetune_operator.modelversion.observed import Observed
 from finetune_operator.modelversion.policies import keep
 from finetune_operator.modelversion.policies.restore import restored_moves
 from finetune_operator.modelversion.policies.steps import next_step
-from finetune_operator.modelversion.policies.succession import departure, displacements, homecoming
+from finetune_operator.modelversion.policies.succession import after_departures, departure, displacements, surplus
 from finetune_operator.modelversion.policies.traffic import followed_traffic
 from finetune_operator.modelversion.resources.deployment import make_deployment
 from finetune_operator.modelversion.resources.http_route import API_VERSION as ROUTE_API_VERSION
@@ -82,10 +82,11 @@ def plan_model(versions: Sequence[Object], observed: Observed, settings: Setting
 def decide_moves(situation: Situation) -> list[Move]:
     """At most one move per version and one promotion per pass; versions restored without status first find their places."""
     versions, now = situation.versions, situation.now
-    moves = restored_moves(versions, situation.observed.route, now)
-    left = [version for version in versions if version.name not in {move.version for move in moves}]
-    moves += [move for version in left if (move := departure(version, situation.observed, now))]
-    return_ = homecoming(moved(versions, moves), now)
+    found = [*surplus(versions, now), *restored_moves(versions, situation.observed.route, now)]
+    placed = moved(versions, found)
+    leaving = [move for version in placed if (move := departure(version, placed, situation.observed, now))]
+    moves = [*(move for move in found if move.version not in {one.version for one in leaving}), *leaving]
+    return_ = after_departures(versions, moves, now)
     if return_ and return_.version not in {move.version for move in moves}:
         return [*moves, return_]
     return moves or _advances(situation)
@@ -210,7 +211,9 @@ def _status(version: Version, situation: Situation, conditions: Sequence[Conditi
         step_index=version.step_index,
         step_started_time=place.since,
         idle_since=place.idle_since,
-        replaced_by=place.replaced_by,
+        replaced_by=place.successor.name if place.successor else None,
+        replaced_by_content=(place.successor.content or None) if place.successor else None,
+        retired_from=place.retired_from,
         endpoint=endpoint(version) if situation.pods_wanted(version) else None,
         conditions=merge(version.status.conditions, conditions, version.generation, situation.now),
         display=Display(score="" if score is None else f"{score:.3g}", weight=f"{weight}%"),

@@ -33,7 +33,8 @@ def shares(versions: Sequence[Version], observed: Observed) -> dict[str, int]:
     """Percent of traffic by version name: 100 in all while any version is live, else 0.
 
     Steps before Production get their weight while their pods answer; Production, or the oldest live version where there is none, gets
-    what is left. While its pods do not answer, what is left goes where somebody does.
+    what is left. While its pods do not answer, what is left goes to a version that was in production before: never to one that was only
+    let have some percent.
     """
     live = [version for version in versions if version.live and not differs(version, versions)]
     weights = {version.name: 0 for version in versions}
@@ -52,13 +53,13 @@ def shares(versions: Sequence[Version], observed: Observed) -> dict[str, int]:
 
 
 def _stand_in(taker: Version, versions: Sequence[Version], observed: Observed) -> Version:
-    """Who answers instead: the former production version, another live one, one that is on its way out; else the taker itself."""
+    """Who answers instead: the former production version, or one on its way out of production; else the taker itself."""
     sent = observed.route.weights if observed.route else {}
-    ready = [version for version in versions if answers(version, observed)]
-    formers = [v for v in ready if v.place.stage == Stage.ARCHIVED and v.place.replaced_by == taker.name and v.stands]
-    others = [version for version in ready if version.live and not differs(version, versions)]
-    leaving = sorted((v for v in ready if not v.in_service and sent.get(v.name, 0) > 0), key=lambda v: -sent[v.name])
-    return next(iter([*formers, *others, *leaving]), taker)
+    ready = [version for version in versions if not version.in_service and answers(version, observed)]
+    held = [version for version in ready if version.place.successor and version.place.successor.name == taker.name]
+    formers = [version for version in held if version.place.stage == Stage.ARCHIVED and version.stands]
+    leaving = [version for version in held if sent.get(version.name, 0) > 0]
+    return next(iter([*formers, *leaving]), taker)
 
 
 def answers(version: Version, observed: Observed) -> bool:

@@ -8,7 +8,7 @@ from finetune_api.sections.rollout import GatewayAPI
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
-from finetune_operator.modelversion.observed import STEPS_ANNOTATION, format_steps
+from finetune_operator.modelversion.observed import CONTENTS_ANNOTATION, STEPS_ANNOTATION, format_notes
 from finetune_operator.modelversion.resources.service import SERVICE_PORT
 from finetune_operator.modelversion.versions import Version
 
@@ -26,7 +26,10 @@ def make_http_route(live: Sequence[Version], backends: Mapping[str, int], settin
             "name": first.spec.model,
             "namespace": first.namespace,
             "labels": names.labels(**{names.MODEL_LABEL: first.spec.model}),
-            "annotations": {STEPS_ANNOTATION: format_steps(noted_steps(live))},
+            "annotations": {
+                STEPS_ANNOTATION: format_notes(noted_steps(live)),
+                CONTENTS_ANNOTATION: format_notes({version.name: version.content for version in live}),
+            },
             "ownerReferences": [names.owner_reference(version.object, controller=False) for version in live],
         },
         "spec": {

@@ -175,6 +175,7 @@ ROWS: list[tuple[Setup, str, str, str, str]] = [
     (then(canary, lambda w, n: w.edit(n, paused=True)), "Progressing", "False", "Paused", "spec.rollout.paused"),
     (production, "Progressing", "False", "Completed", "in production"),
     (archived, "Progressing", "False", "OutOfService", "Archived"),
+    (then(production, lambda w, n: w.edit(n, abort=True)), "Stalled", "True", "NobodyReturns", "no former version of bot can return"),
     (production, "ResourcesApplied", "True", "Applied", ""),
     (then(production, problem("NotOwned")), "ResourcesApplied", "False", "NotOwned", "Deployment bot-v1: the API's words"),
     (then(production, problem("Forbidden", "HTTPRoute", "bot")), "ResourcesApplied", "False", "Forbidden", "HTTPRoute bot"),

@@ -31,6 +31,9 @@ class Model(RuleBasedStateMachine):
         self.world = World(after_write=self.after_write)
         self.stages: dict[str, str] = {}
         self.unrouted_since: dict[str, datetime] = {}
+        self.made = 0
+        self.walks: set[str] = set()
+        """Versions with files that were never served: they have to begin before their first step."""
 
     # ------------------------------------------------------------------------------------------------------------- what happens
 
@@ -40,27 +43,49 @@ class Model(RuleBasedStateMachine):
         if max(taken, default=0) < 5:
             self.world.add(model_version(max(taken, default=0) + 1, steps=steps, approval=approval))
 
-    @rule(number=numbers, field=st.sampled_from(["abort", "paused", "retire", "approve", "unapprove", "unpause"]))
+    @rule(number=numbers, field=st.sampled_from(["abort", "unabort", "paused", "retire", "activate", "approve", "unapprove", "unpause"]))
     def edit(self, number: int, field: str) -> None:
         version = self.world.versions.get(f"bot-v{number}")
         if version is None:
             return
         changes: dict[str, dict[str, Any]] = {
             "abort": {"abort": True},
+            "unabort": {"abort": version.get("status", {}).get("stage") != "Production" and version["spec"]["rollout"].get("abort", False)},
             "paused": {"paused": True},
             "unpause": {"paused": False},
             "approve": {"approvedStep": 9},
             "unapprove": {"approvedStep": None},
         }
-        if field == "retire":
-            version["spec"]["lifecycle"] = "Retired"
+        if field in ("retire", "activate"):
+            version["spec"]["lifecycle"] = "Retired" if field == "retire" else "Active"
         else:
             self.world.edit(f"bot-v{number}", **changes[field])
 
     @rule(number=numbers)
     def delete(self, number: int) -> None:
+        self._delete(f"bot-v{number}")
+
+    @rule(number=numbers, same=st.booleans(), approval=st.sampled_from(["Automatic", "Manual"]))
+    def make_again(self, number: int, same: bool, approval: str) -> None:
+        """Deleted and created again, with the same files or with others, before the operator looks."""
         name = f"bot-v{number}"
+        before = self.world.versions.get(name)
+        if before is None:
+            return
+        self._delete(name)
+        body = model_version(number, approval=approval)
+        self.made += 1
+        body["metadata"]["uid"] = f"uid-{name}-{self.made}"
+        if same:
+            body["spec"]["artifacts"] = before["spec"]["artifacts"]
+        else:
+            body["spec"]["artifacts"][1]["sha256"] = f"{self.made:064x}"
+            self.walks.add(name)
+        self.world.add(body)
+
+    def _delete(self, name: str) -> None:
         if self.world.versions.pop(name, None):
+            self.walks.discard(name)
             self.stages.pop(name, None)
             for key in [key for key in self.world.children if key[1] == name]:
                 del self.world.children[key]
@@ -114,6 +139,12 @@ class Model(RuleBasedStateMachine):
             version.pop("status", None)
         self.stages = {}
 
+    @rule(number=numbers)
+    def lose_a_status(self, number: int) -> None:
+        if version := self.world.versions.get(f"bot-v{number}"):
+            version.pop("status", None)
+            self.stages.pop(f"bot-v{number}", None)
+
     # ------------------------------------------------------------------------------------------------------------- what must hold
 
     def after_write(self, world: World) -> None:
@@ -122,9 +153,12 @@ class Model(RuleBasedStateMachine):
         assert list(stages.values()).count("Production") <= 1
         for name, stage in stages.items():
             was = self.stages.get(name)
+            if name in self.walks and stage:
+                assert stage in {"Registered", "Archived", "RolledBack"}, f"{name} has new files and began as {stage}"
+                self.walks.discard(name)
             assert was not in TERMINAL or stage == was, f"{name} came back from {was}"
             if was == "Archived" and stage != was:
-                assert stage == "Production", f"{name} came back from the archive as {stage}"
+                assert stage in {"Production", "Registered"}, f"{name} came back from the archive as {stage}"
         self.stages = stages
         self._nothing_in_use_was_deleted()
 
@@ -157,13 +191,16 @@ class Model(RuleBasedStateMachine):
         live = {name for name, status in statuses.items() if status["stage"] in LIVE}
         assert sum(status["weight"] for status in statuses.values()) == (100 if live else 0)
         assert [status["stage"] for status in statuses.values()].count("Production") <= 1
-        answering = {name for name in statuses if self._answers(name)}
+        taker = next((name for name in live if statuses[name]["stage"] == "Production"), min(live, key=_number, default=None))
         for name, status in statuses.items():
-            if status["weight"] > 0 and name not in answering:
-                assert not answering & live, f"{name} gets {status['weight']} % though nobody answers there"
+            if status["weight"] > 0 and name != taker:
+                assert self._answers(name), f"{name} gets {status['weight']} % though nobody answers there"
+                asked = self._asked(name, status) if status["stage"] in LIVE else None
+                assert asked is None or status["weight"] <= asked, f"{name} gets more than its step says"
             if self.world.versions[name]["spec"]["rollout"].get("abort"):
-                assert status["stage"] not in LIVE | {"Registered"}
-                assert status["weight"] == 0 or not any(other in answering for other in live), "an aborted version keeps traffic"
+                assert status["stage"] not in {"Registered", "Canary", "Staging"}
+                if status["weight"] > 0 and status["stage"] != "Production":
+                    assert not self._answers(str(taker)), "an aborted version keeps traffic"
 
     @invariant()
     def the_plan_comes_to_rest(self) -> None:
@@ -176,12 +213,22 @@ class Model(RuleBasedStateMachine):
         assert plan.recheck_at is None or plan.recheck_at > world.now
         assert plan.recheck_at is None or plan.recheck_at <= world.now + timedelta(hours=1)
 
+    def _asked(self, name: str, status: Object) -> int:
+        """Weight of the present step; an edit may have taken that step away."""
+        steps = self.world.versions[name]["spec"]["rollout"]["steps"]
+        index = status.get("stepIndex")
+        return 0 if index is None else int(steps[index].get("weight") or 0)
+
     def _answers(self, name: str) -> bool:
         deployment = self.world.children.get(("Deployment", name))
         return bool(deployment and deployment.get("status", {}).get("availableReplicas") and ("Service", name) in self.world.children)
 
     def _copy(self) -> World:
         return self.world.copy()
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("v")[2])
 
 
 # Shrinking a machine like this takes minutes: add Phase.shrink where a failure needs it.

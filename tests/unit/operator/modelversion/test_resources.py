@@ -13,7 +13,7 @@ from finetune_api.sections.rollout import GatewayAPI
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import NamespacePolicy, Settings
 from finetune_operator.modelversion.checks import first_finding, repository_of
-from finetune_operator.modelversion.observed import Observed, deployment_fact, format_steps, parse_steps, pod_fact, route_fact
+from finetune_operator.modelversion.observed import Observed, deployment_fact, format_notes, parse_steps, pod_fact, route_fact
 from finetune_operator.modelversion.resources.deployment import claim_label, make_deployment
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
@@ -183,7 +183,7 @@ def test_route_fact(parents: list[Any], accepted: bool, generation: int) -> None
 
 
 def test_steps_annotation_is_read_leniently() -> None:
-    assert parse_steps(format_steps({"bot-v1": 2, "bot-v10": 0})) == {"bot-v1": 2, "bot-v10": 0}
+    assert parse_steps(format_notes({"bot-v1": 2, "bot-v10": 0})) == {"bot-v1": 2, "bot-v10": 0}
     assert parse_steps("bot-v1=2,nonsense,bot-v2=x,=3,bot-v3=-1") == {"bot-v1": 2}
 
 
