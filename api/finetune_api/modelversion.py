@@ -135,6 +135,15 @@ class ModelVersionStatus(Loose):
     retired_from: Stage | None = Field(
         default=None, description="Stage in which lifecycle was set to Retired; Active again, the version goes on from there."
     )
+    held_seconds: int = Field(
+        default=0, ge=0, description="Seconds of the present step that counted before an interruption: weight accepted, a pod answering."
+    )
+    held_since: Time | None = Field(
+        default=None, description="Since when the present step counts without an interruption (RFC 3339); absent while it does not."
+    )
+    image: Annotated[str, AtMost(512)] | None = Field(
+        default=None, description="Server image where spec.serving.image names none: the chart's when the version was registered."
+    )
     endpoint: Short | None = Field(default=None, description="OpenAI-compatible URL within the cluster.")
     conditions: Annotated[list[ConditionStatus], AtMost(16)] = Field(
         default=[], description="What is true now.", json_schema_extra=map_list("type")

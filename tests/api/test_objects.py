@@ -20,7 +20,8 @@ from finetune_operator.finetunejob.policies.progress import display, to_status
 from finetune_operator.finetunejob.resources.run_spec import StageRequest
 from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 from finetune_operator.kube.client import Client, Request, Response
-from finetune_operator.modelversion.resources.deployment import make_deployment
+from finetune_operator.modelversion.resources.deployment import make_deployment, make_template
+from finetune_operator.modelversion.resources.disruption_budget import make_disruption_budget
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
 from finetune_operator.modelversion.versions import read_versions
@@ -230,9 +231,9 @@ def test_children_are_accepted_and_then_as_wanted(api: Api, one_node: bool) -> N
     live = api.create(VERSIONS, version(serving={"resources": {"cpu": "0.5", "memory": "1024Mi"}, "replicas": 2})).body
     item = read_versions([live])[0][0]
     assert item.artifact
-    deployment = make_deployment(item, item.artifact, "server:dev", one_node=one_node, settings=Settings())
-    service = make_service(item)
-    for path, body in (("apis/apps/v1", deployment), ("api/v1", service)):
+    deployment = make_deployment(item, make_template(item, item.artifact, "server:dev", one_node=one_node, settings=Settings()))
+    budget = make_disruption_budget(item)
+    for path, body in (("apis/apps/v1", deployment), ("api/v1", make_service(item)), ("apis/policy/v1", budget)):
         plural = f"{body['kind'].lower()}s"
         answer = api.apply(f"/{path}/namespaces/{NAMESPACE}/{plural}/{item.name}", body)
         assert answer.ok, answer.message

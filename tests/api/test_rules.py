@@ -158,6 +158,21 @@ RULES: list[tuple[str, Make, Make]] = [
     ),
     ("serving.artifact must name a GGUF", lambda: version(serving={"artifact": "F16"}), lambda: version(serving={"artifact": "Q8_0"})),
     ("serving.artifact must name a GGUF", edited(version, "spec.artifacts.0.format", "Safetensors"), version),
+    (
+        "value has no meaning with operator Exists",
+        lambda: version(serving={"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}),
+        lambda: version(serving={"tolerations": [{"key": "a", "value": "b"}, {"operator": "Exists"}]}),
+    ),
+    (
+        "key may be left out with operator Exists only",
+        lambda: version(serving={"tolerations": [{"value": "b"}]}),
+        lambda: version(serving={"tolerations": [{"operator": "Exists", "effect": "NoSchedule"}]}),
+    ),
+    (
+        "tolerationSeconds goes with effect NoExecute",
+        lambda: version(serving={"tolerations": [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 5}]}),
+        lambda: job(publish={"model": "bot", "serving": {"tolerations": [{"key": "a", "effect": "NoExecute", "tolerationSeconds": 5}]}}),
+    ),
 ]
 
 TYPES: list[tuple[str, Make]] = [
@@ -238,6 +253,16 @@ def test_edits_of_a_version(api: Api, words: str, path: str, bad: Any, good: Any
         assert api.call("PUT", where, with_(live, path, good), dryRun="All").ok
 
 
+@pytest.mark.parametrize(("stage", "may"), [("Production", True), ("RolledBack", False), ("Archived", False), ("Canary", False)])
+def test_an_abort_can_be_taken_back_only_where_it_had_no_effect(api: Api, stage: str, may: bool) -> None:
+    """The version in production stays there until somebody can return."""
+    live = api.create(VERSIONS, version(rollout={"abort": True})).body
+    where = f"{VERSIONS}/{live['metadata']['name']}"
+    live["status"] = {"stage": stage}
+    live = api.call("PUT", f"{where}/status", live).body
+    assert api.call("PUT", where, with_(live, "spec.rollout.abort", False), dryRun="All").ok is may
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -246,6 +271,10 @@ def test_edits_of_a_version(api: Api, words: str, path: str, bad: Any, good: Any
         ("spec.rollout.approval", "Manual"),
         ("spec.serving.keepPrevious", "5m"),
         ("spec.serving.replicas", 3),
+        ("spec.serving.nodeSelector", {"pool": "ml"}),
+        ("spec.serving.affinity", {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}),
+        ("spec.serving.imagePullSecrets", [{"name": "regcred"}]),
+        ("spec.serving.resources", {"limits": {"cpu": "4"}}),
         ("spec.lifecycle", "Retired"),
     ],
 )

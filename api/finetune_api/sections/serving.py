@@ -14,6 +14,7 @@ from pydantic import Field
 
 from finetune_api.section import Duration, ExtendedResource, Quantity, Section
 from finetune_api.sections.export import GGUFType
+from finetune_api.sections.placement import Limits, Placement
 from finetune_api.union import Union, member_of
 
 
@@ -32,6 +33,11 @@ class ServerResources(Section):
     gpu_resource_name: ExtendedResource = Field(
         default="nvidia.com/gpu", description="Extended resource that names a GPU. Default: nvidia.com/gpu."
     )
+    limits: Limits | None = Field(default=None, description="Limits of a server pod. Default: memory as requested, cpu without.")
+
+    @property
+    def memory_limit(self) -> str | None:
+        return (self.limits.memory if self.limits else None) or self.memory
 
 
 class LlamaCpp(Section):
@@ -46,13 +52,13 @@ class LlamaCpp(Section):
 _RESOURCES = {ServerType.LLAMA_CPP: ServerResources(cpu="500m", memory="1Gi", gpus=0)}
 
 
-class Serving(Union):
+class Serving(Union, Placement):
     type: ServerType = Field(default=ServerType.LLAMA_CPP, description="Model server. Default: LlamaCpp (llama-server).")
     artifact: GGUFType | None = Field(default=None, description="GGUF type that is served. Default: the first of export.gguf.")
     image: Annotated[str, Field(max_length=512, pattern=r"^[a-z0-9][-a-z0-9._/:@]*$")] | None = Field(
-        default=None, description="Server image, fixed when the version is registered. Default: the chart's."
+        default=None, description="Server image. Default: the chart's when the version was registered (status.image)."
     )
-    replicas: int = Field(default=1, ge=1, le=64, description="Server pods. Default: 1.")
+    replicas: int = Field(default=1, ge=1, le=64, description="Server pods, where no HorizontalPodAutoscaler says how many. Default: 1.")
     resources: ServerResources | None = Field(
         default=None, description="Resources of each server pod. Default: 500m, 1Gi and no GPU for LlamaCpp."
     )
@@ -72,5 +78,5 @@ class Serving(Union):
     @property
     def effective_resources(self) -> ServerResources:
         """What was asked for, and for the rest what the type of server needs."""
-        asked = self.resources.model_dump(exclude_none=True) if self.resources else {}
+        asked = {name: value for name, value in self.resources or () if value is not None}
         return _RESOURCES[self.type].model_copy(update=asked)

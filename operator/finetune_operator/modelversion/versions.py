@@ -37,6 +37,17 @@ class Successor:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """How much of the present step has counted: `counted`, and all time from `since` on where that is set."""
+
+    counted: timedelta = timedelta(0)
+    since: datetime | None = None
+
+    def at(self, now: datetime) -> timedelta:
+        return self.counted + (max(now - self.since, timedelta(0)) if self.since else timedelta(0))
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a version stands. `since`: when the step or stage began; `successor`: who took production over from it."""
 
@@ -45,6 +56,7 @@ class Place:
     since: datetime | None = None
     successor: Successor | None = None
     retired_from: Stage | None = None
+    hold: Hold = Hold()
     idle_since: datetime | None = None
 
 
@@ -129,6 +141,11 @@ class Version:
         return next((i for i, step in enumerate(self.steps) if step.stage == self.place.stage.value), None)
 
     @property
+    def weight_asked(self) -> int:
+        """Percent that the present step asks for; 0 in production, which gets what is left."""
+        return (self.step.weight or 0) if self.step else 0
+
+    @property
     def next_index(self) -> int | None:
         """Index of the step that comes next; None in production and at the ends."""
         if self.place.stage == Stage.REGISTERED:
@@ -187,6 +204,7 @@ def _place(status: ModelVersionStatus) -> Place:
         since=status.step_started_time,
         successor=Successor(status.replaced_by, status.replaced_by_content or "") if status.replaced_by else None,
         retired_from=status.retired_from,
+        hold=Hold(timedelta(seconds=status.held_seconds), status.held_since),
         idle_since=status.idle_since,
     )
 

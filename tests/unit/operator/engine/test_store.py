@@ -141,6 +141,14 @@ KEYS = {
         make("Event", "e", labels={}, involvedObject={"name": "demo-train-1", "uid": "j"}),
         {JOB_KEY},
     ),
+    "an autoscaler concerns the model whose servers it scales": (
+        make("HorizontalPodAutoscaler", "h", labels={}, spec={"scaleTargetRef": {"kind": "Deployment", "name": "bot-v1"}}),
+        {MODEL_KEY},
+    ),
+    "an autoscaler of something else concerns nobody": (
+        make("HorizontalPodAutoscaler", "h", labels={}, spec={"scaleTargetRef": {"kind": "StatefulSet", "name": "bot-v1"}}),
+        set(),
+    ),
     "a foreign object concerns nobody": (make("Pod", "x", labels={}), set()),
 }
 

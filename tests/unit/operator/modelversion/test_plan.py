@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from finetune_operator.core.plan import Delete, SetOwners
+from finetune_operator.core.plan import Apply, Delete, SetOwners
 
 from tests.unit.operator.modelversion.world import GATEWAY, STEPS, World, in_production, model_version, refused_pod
 
@@ -72,12 +72,16 @@ def test_three_versions_share_traffic() -> None:
     assert world.weights() == {"bot-v1": 85, "bot-v2": 10, "bot-v3": 5}
 
 
-def test_shares_above_100_are_cut_youngest_first() -> None:
+def test_a_candidate_waits_where_production_would_be_left_with_nothing() -> None:
     heavy = [{"name": "half", "stage": "Canary", "weight": 60, "hold": "1h"}, STEPS[2]]
     world = in_production(1)
     world.add(model_version(2, steps=heavy), model_version(3, steps=heavy))
     world.thrive()
-    assert world.weights() == {"bot-v1": 0, "bot-v2": 60, "bot-v3": 40}
+    assert (world.weights(), world.stages()["bot-v3"]) == ({"bot-v1": 40, "bot-v2": 60, "bot-v3": 0}, "Registered")
+    assert world.condition("bot-v3", "Progressing") == ("True", "WeightTaken")
+    world.edit("bot-v2", abort=True)
+    world.thrive()
+    assert world.weights() == {"bot-v1": 40, "bot-v2": 0, "bot-v3": 60}
 
 
 def test_step_of_a_pass_is_written_before_anything_is_done() -> None:
@@ -512,6 +516,13 @@ def test_a_share_goes_where_a_pod_answers_but_never_more_to_a_canary_than_its_st
         world.set_available(name, pods)
     world.settle()
     assert (world.weights(), world.routed()) == (weights, weights)
+
+
+def test_a_canary_does_not_get_the_share_of_a_production_version_whose_service_is_gone() -> None:
+    world = canary()
+    del world.children["Service", "bot-v1"]
+    (route,) = [action for action in world.plan().actions if isinstance(action, Apply) and action.body["kind"] == "HTTPRoute"]
+    assert {ref["name"]: ref["weight"] for ref in route.body["spec"]["rules"][0]["backendRefs"]} == {"bot-v1": 95, "bot-v2": 5}
 
 
 def test_kept_former_version_stands_in_for_production() -> None:

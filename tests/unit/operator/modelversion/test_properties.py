@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_api.modelversion import LIVE
 from finetune_operator.core.names import Object
 from finetune_operator.modelversion.policies.keep import DRAIN
+from finetune_operator.modelversion.versions import duration_of
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -31,6 +33,10 @@ class Model(RuleBasedStateMachine):
         self.world = World(after_write=self.after_write)
         self.stages: dict[str, str] = {}
         self.unrouted_since: dict[str, datetime] = {}
+        self.served: dict[tuple[str, int | None], timedelta] = {}
+        """How long the gateway really sent a step's weight to pods that really answered, by version and step."""
+        self.unseen = False
+        """Something happened that no pass has seen yet."""
         self.made = 0
         self.walks: set[str] = set()
         """Versions with files that were never served: they have to begin before their first step."""
@@ -86,6 +92,8 @@ class Model(RuleBasedStateMachine):
     def _delete(self, name: str) -> None:
         if self.world.versions.pop(name, None):
             self.walks.discard(name)
+            self.served = {key: served for key, served in self.served.items() if key[0] != name}
+            self.unseen = True
             self.stages.pop(name, None)
             for key in [key for key in self.world.children if key[1] == name]:
                 del self.world.children[key]
@@ -97,6 +105,7 @@ class Model(RuleBasedStateMachine):
     def pods(self, number: int, available: bool) -> None:
         if ("Deployment", f"bot-v{number}") in self.world.children:
             self.world.set_available(f"bot-v{number}", int(available))
+            self.unseen = True
 
     @rule()
     def all_pods_ready(self) -> None:
@@ -104,17 +113,57 @@ class Model(RuleBasedStateMachine):
 
     @rule(status=st.sampled_from(["True", "True", "True", "False"]))
     def gateway_answers(self, status: str) -> None:
+        self.unseen = True
         self.world.accept_route(status)
         self._note_unrouted()
 
     @rule(seconds=st.sampled_from([1, 15, 30, 61, 600, 3600]))
     def time_passes(self, seconds: int) -> None:
+        self._time_passes(seconds)
+
+    def _time_passes(self, seconds: int) -> None:
+        """With something unseen or undone the operator is away meanwhile; the next pass is one of a new process."""
+        for name in self.world.versions:
+            if self._is_served(name):
+                key = (name, self.world.status(name).get("stepIndex"))
+                self.served[key] = self.served.get(key, timedelta(0)) + timedelta(seconds=seconds)
         self.world.tick(seconds=seconds)
+        if self.unseen:
+            self.world.watched_since = self.world.now
+
+    @rule(what=st.sampled_from(["weight", "hostnames", "matches", "header rule", "filters", "labelled copy"]))
+    def edit_the_route(self, what: str) -> None:
+        """A person with kubectl edit: the API server counts a generation, and the Gateway has not seen it yet."""
+        route = self.world.children.get(("HTTPRoute", "bot"))
+        if route is None:
+            return
+        rule = route["spec"]["rules"][0]
+        if what == "labelled copy":
+            copied = json.loads(json.dumps(route))
+            copied["metadata"] |= {"name": "a-copy", "uid": "copy"}
+            self.world.children["HTTPRoute", "a-copy"] = copied
+            return
+        if what == "weight":
+            rule["backendRefs"][0]["weight"] = 77
+        elif what == "hostnames":
+            route["spec"]["hostnames"] = ["elsewhere.example"]
+        elif what == "matches":
+            rule["matches"] = [{"path": {"type": "PathPrefix", "value": "/"}, "headers": [{"name": "x", "value": "y"}]}]
+        elif what == "header rule":
+            route["spec"]["rules"].insert(
+                0, {"matches": [{"headers": [{"name": "x", "value": "y"}]}], "backendRefs": rule["backendRefs"][:1]}
+            )
+        else:
+            rule["filters"] = [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "a", "value": "b"}]}}]
+        route["metadata"]["generation"] += 1
+        self.unseen = True
 
     @rule(writes=st.sampled_from([None, None, None, 0, 1, 2, 3]))
     def one_pass(self, writes: int | None) -> None:
         before = self._indices()
         self.world.run_pass(writes)
+        self.unseen = writes is not None or bool(list(self.world.effects(self.world.plan())))
+        self._nobody_was_let_go_early(before)
         for name, index in self._indices().items():
             was = before.get(name)
             assert was is None or index is None or index <= was + 1, f"{name} went from step {was} to {index} in one pass"
@@ -122,14 +171,17 @@ class Model(RuleBasedStateMachine):
     @rule()
     def thrive(self) -> None:
         for _ in range(4):
+            before = self._indices()
             self.world.run_pass()
+            self._nobody_was_let_go_early(before)
             self.world.all_ready()
             self.world.accept_route()
             self._note_unrouted()
+        self.unseen = bool(list(self.world.effects(self.world.plan())))
 
     @rule()
     def holds_are_over(self) -> None:
-        self.world.tick(minutes=10)
+        self._time_passes(600)
         self.thrive()
 
     @precondition(lambda self: self.world.versions)
@@ -137,15 +189,39 @@ class Model(RuleBasedStateMachine):
     def lose_every_status(self) -> None:
         for version in self.world.versions.values():
             version.pop("status", None)
-        self.stages = {}
+        self.stages, self.served, self.unseen = {}, {}, True
 
     @rule(number=numbers)
     def lose_a_status(self, number: int) -> None:
         if version := self.world.versions.get(f"bot-v{number}"):
             version.pop("status", None)
             self.stages.pop(f"bot-v{number}", None)
+            self.served = {key: served for key, served in self.served.items() if key[0] != f"bot-v{number}"}
+            self.unseen = True
 
     # ------------------------------------------------------------------------------------------------------------- what must hold
+
+    def _is_served(self, name: str) -> bool:
+        """Whether the world, as the Gateway knows it, sends the version its step's share and a pod answers."""
+        status, route = self.world.versions[name].get("status") or {}, self.world.children.get(("HTTPRoute", "bot"))
+        if route is None or status.get("stage") not in {"Canary", "Staging"} or not self._answers(name):
+            return False
+        rules, conditions = route["spec"]["rules"], [c for p in route.get("status", {}).get("parents", []) for c in p["conditions"]]
+        accepted = [c["status"] == "True" and c["observedGeneration"] == route["metadata"]["generation"] for c in conditions]
+        plain = len(rules) == 1 and all(set(match) == {"path"} for match in rules[0]["matches"]) and not route["spec"].get("hostnames")
+        return bool(accepted) and all(accepted) and plain and self.world.routed().get(name, 0) > 0
+
+    def _nobody_was_let_go_early(self, before: dict[str, int | None]) -> None:
+        for name, index in self._indices().items():
+            was = before.get(name)
+            if was is None or index is None or index != was + 1:
+                continue
+            served = self.served.get((name, was), timedelta(0))
+            hold = duration_of(self.world.versions[name]["spec"]["rollout"]["steps"][was]["hold"])
+            assert served >= hold, f"{name} left step {was} after {served} of {hold}"
+        for key in list(self.served):
+            if before.get(key[0]) != self._indices().get(key[0]):
+                del self.served[key]
 
     def after_write(self, world: World) -> None:
         """After every single write, so also where the operator is killed next."""
