@@ -20,9 +20,10 @@ from finetune_operator.finetunejob.policies.progress import display, to_status
 from finetune_operator.finetunejob.resources.run_spec import StageRequest
 from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 from finetune_operator.kube.client import Client, Request, Response
+from finetune_operator.modelversion.observed import our_part, route_fact
 from finetune_operator.modelversion.resources.deployment import make_deployment, make_template
 from finetune_operator.modelversion.resources.disruption_budget import make_disruption_budget
-from finetune_operator.modelversion.resources.http_route import make_http_route
+from finetune_operator.modelversion.resources.http_route import make_http_route, route_mark
 from finetune_operator.modelversion.resources.service import make_service
 from finetune_operator.modelversion.versions import read_versions
 
@@ -255,3 +256,58 @@ def test_route_is_accepted_and_loses_the_owner_that_left(api: Api) -> None:
     answer = api.apply(path, one, force="true")
     assert contains(answer.body, one)
     assert [owner["name"] for owner in answer.body["metadata"]["ownerReferences"]] == [second]
+
+
+@pytest.mark.usefixtures("gateway_api")
+def test_a_route_edited_by_hand_is_seen_to_differ_and_put_right_but_for_what_is_peoples(api: Api) -> None:
+    live = [api.create(VERSIONS, version()).body for _ in range(2)]
+    versions = read_versions(live)[0]
+    path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/bot"
+    settings = GatewayAPI.model_validate(GATEWAY["gatewayAPI"])
+    weights = dict(zip((item.name for item in versions), (95, 5), strict=True))
+    wanted = make_http_route(versions, weights, settings)
+    made = api.apply(path, wanted, force="true").body
+    assert route_fact(made).ours == our_part(wanted["spec"]), "what the API server fills in is no difference"
+    rule = made["spec"]["rules"][0]
+    rule["matches"][0]["headers"] = [{"name": "x", "value": "y"}]
+    rule["timeouts"] = {"request": "30s"}
+    rule["filters"] = [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "a", "value": "b"}]}}]
+    made["spec"]["hostnames"] = ["elsewhere.example"]
+    edited = api.call("PUT", path, made)
+    assert edited.ok, edited.message
+    fact = route_fact(edited.body)
+    assert fact.ours != our_part(wanted["spec"])
+    assert fact.applied == route_mark(wanted)
+    again = make_http_route(versions, weights, settings, fact.theirs)
+    right = api.apply(path, again, force="true")
+    assert route_fact(right.body).ours == our_part(wanted["spec"])
+    assert right.body["spec"]["rules"][0]["timeouts"] == {"request": "30s"}
+    assert right.body["spec"]["rules"][0]["filters"] == rule["filters"]
+    assert "headers" not in right.body["spec"]["rules"][0]["matches"][0]
+    idle = api.apply(path, again, force="true")
+    assert idle.body["metadata"]["resourceVersion"] == right.body["metadata"]["resourceVersion"]
+
+
+def test_replicas_that_an_autoscaler_sets_are_applied_as_found_and_never_over_a_newer_value(api: Api) -> None:
+    live = api.create(VERSIONS, version(serving={"replicas": 3})).body
+    item = read_versions([live])[0][0]
+    assert item.artifact
+    body = make_deployment(item, make_template(item, item.artifact, "server:dev", one_node=True, settings=Settings()))
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{item.name}"
+    made = api.apply(path, body).body
+
+    def scale(replicas: int) -> Object:
+        patch = {"spec": {"replicas": replicas}}
+        answer = api.call("PATCH", f"{path}/scale", patch, type="application/merge-patch+json", fieldManager="kube-controller-manager")
+        assert answer.ok, answer.message
+        return api.call("GET", path).body
+
+    def applied(seen: Object) -> Any:
+        held = {"uid": made["metadata"]["uid"], "resourceVersion": seen["metadata"]["resourceVersion"]}
+        spec = {**body["spec"], "replicas": seen["spec"]["replicas"], "revisionHistoryLimit": 2}
+        return api.apply(path, {**body, "metadata": {**body["metadata"], **held}, "spec": spec}, force="true")
+
+    scaled = scale(5)
+    assert applied(scaled).body["spec"]["replicas"] == 5
+    assert scale(6)["spec"]["replicas"] == 6, "what was applied stands in nobody's way"
+    assert applied(scaled).code == 409

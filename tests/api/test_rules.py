@@ -171,7 +171,7 @@ RULES: list[tuple[str, Make, Make]] = [
     (
         "tolerationSeconds goes with effect NoExecute",
         lambda: version(serving={"tolerations": [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 5}]}),
-        lambda: job(publish={"model": "bot", "serving": {"tolerations": [{"key": "a", "effect": "NoExecute", "tolerationSeconds": 5}]}}),
+        lambda: version(serving={"tolerations": [{"key": "a", "effect": "NoExecute", "tolerationSeconds": 5}]}),
     ),
 ]
 

@@ -57,10 +57,11 @@ class DeploymentFact:
 
 @dataclass(frozen=True)
 class ChildFact:
-    """A child of which nothing matters but that it is there."""
+    """A child of which little matters but that it is there."""
 
     name: str
     uid: str
+    selector: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -370,7 +371,10 @@ def _first(items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _named(items: Iterable[Object]) -> dict[str, ChildFact]:
-    return {item["metadata"]["name"]: ChildFact(item["metadata"]["name"], item["metadata"]["uid"]) for item in items if _is_ours(item)}
+    facts = (
+        ChildFact(item["metadata"]["name"], item["metadata"]["uid"], item["spec"].get("selector") or {}) for item in items if _is_ours(item)
+    )
+    return {fact.name: fact for fact in facts}
 
 
 def _is_ours(item: Mapping[str, Any]) -> bool:

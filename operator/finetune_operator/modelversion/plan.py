@@ -165,9 +165,16 @@ def _children(version: Version, situation: Situation) -> list[Action]:
     deployment = make_deployment(version, _template(version, artifact, situation))
     return [
         Apply(deployment, version.name, yields=("replicas",) if scaled else ()),
-        Apply(make_service(version), f"Service {version.name}"),
+        _service(version, situation),
         *_disruption_budget(version, artifact, situation, several=scaled or version.spec.serving.replicas > 1),
     ]
+
+
+def _service(version: Version, situation: Situation) -> Action:
+    """By itself: a route that names no Service for a share would send it to others. One more label in the selector ends all traffic."""
+    wanted, there = make_service(version), situation.observed.services.get(version.name)
+    differs = there is not None and there.selector != wanted["spec"]["selector"]
+    return Apply(wanted, f"Service {version.name}", exactly=differs)
 
 
 def _disruption_budget(version: Version, artifact: PublishedArtifact, situation: Situation, *, several: bool) -> list[Action]:

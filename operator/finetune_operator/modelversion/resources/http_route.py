@@ -32,7 +32,7 @@ def make_http_route(live: Sequence[Version], backends: Mapping[str, int], settin
     }
     spec = {
         "parentRefs": [{"name": settings.gateway.name, "namespace": settings.gateway.namespace}],
-        **({"hostnames": list(settings.hostnames)} if settings.hostnames else {}),
+        "hostnames": list(settings.hostnames),  # none, said so: server-side apply leaves what others set where nothing is said
         "rules": [{**theirs, **rule}],
     }
     return {

@@ -154,6 +154,15 @@ def test_replicas_yield_to_an_autoscaler_and_status_says_who_sets_them() -> None
     assert world.children["Deployment", "bot-v1"]["spec"]["replicas"] == 7
 
 
+def test_a_label_that_somebody_put_into_the_services_selector_is_taken_out() -> None:
+    world = in_production(1)
+    selector = world.children["Service", "bot-v1"]["spec"]["selector"]
+    before = dict(selector)
+    selector["another"] = "label"
+    world.settle()
+    assert world.children["Service", "bot-v1"]["spec"]["selector"] == before
+
+
 def test_a_drain_takes_pods_one_by_one_where_there_are_several() -> None:
     world = in_production(1)
     assert ("PodDisruptionBudget", "bot-v1") not in world.children

@@ -269,7 +269,7 @@ class World:
             return
         if not contains(live["spec"], body["spec"]):
             live["metadata"]["generation"] += 1
-        live["spec"] = body["spec"]
+        live["spec"] |= body["spec"]  # server-side apply leaves members that others set
         live["metadata"] |= body["metadata"]
 
     # ---------------------------------------------------------------------------------------------------- what a test asks
