@@ -45,9 +45,11 @@ class RolloutLife(Life):
 
     def _check_production(self) -> None:
         """Between the two writes of a promotion the former version names the one that is about to take over; else somebody holds it."""
-        statuses = [live.get("status") or {} for id, live in self.cluster.objects.items() if id[0] == "modelversions"]
-        held = any(status.get("stage") == "Production" for status in statuses)
-        handing_over = any(status.get("replacedBy") for status in statuses)
+        statuses = {id[2]: live.get("status") or {} for id, live in self.cluster.objects.items() if id[0] == "modelversions"}
+        stages = {name: status.get("stage") for name, status in statuses.items()}
+        held = "Production" in stages.values()
+        steps = {(status.get("stage"), stages.get(status.get("replacedBy", ""))) for status in statuses.values()}
+        handing_over = steps & {("Archived", "Canary"), ("Archived", "Staging"), ("Archived", "Registered"), ("RolledBack", "Archived")}
         assert held or handing_over or not self.was_in_production, "production was vacated"
         self.was_in_production = self.was_in_production or held
 
