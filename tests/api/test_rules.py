@@ -274,7 +274,7 @@ def test_an_abort_can_be_taken_back_only_where_it_had_no_effect(api: Api, stage:
         ("spec.serving.nodeSelector", {"pool": "ml"}),
         ("spec.serving.affinity", {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}),
         ("spec.serving.imagePullSecrets", [{"name": "regcred"}]),
-        ("spec.serving.resources", {"limits": {"cpu": "4"}}),
+        ("spec.serving.resources", {"cpuLimit": "4"}),
         ("spec.lifecycle", "Retired"),
     ],
 )

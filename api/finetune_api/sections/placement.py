@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from finetune_api.section import ObjectName, Quantity, Section, map_list, rules
+from finetune_api.section import ObjectName, Section, map_list, rules
 from finetune_api.sections.pods import ImagePullSecret, Label, LabelValue
 
 
@@ -60,10 +60,3 @@ class Placement(Section):
     image_pull_secrets: Annotated[list[ImagePullSecret], Field(max_length=16)] = Field(
         default=[], description="Secrets with which the image is pulled. Default: none.", json_schema_extra=map_list("name")
     )
-
-
-class Limits(Section):
-    """Limits where they differ from what is requested."""
-
-    cpu: Quantity | None = Field(default=None, description="CPU limit, in cores. Default: none.")
-    memory: Quantity | None = Field(default=None, description="Memory limit, in bytes. Default: what is requested.")

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from finetune_api.section import Duration, ExtendedResource, Quantity, Section
 from finetune_api.sections.export import GGUFType
-from finetune_api.sections.placement import Limits, Placement
+from finetune_api.sections.placement import Placement
 from finetune_api.union import Union, member_of
 
 
@@ -26,6 +26,7 @@ class ServerResources(Section):
     """Resources of each server pod."""
 
     cpu: Quantity | None = Field(default=None, description="CPU request of a server pod, in cores. Default: 500m for LlamaCpp.")
+    cpu_limit: Quantity | None = Field(default=None, description="CPU limit of a server pod, in cores. Default: no limit.")
     memory: Quantity | None = Field(
         default=None, description="Memory request and limit of a server pod, in bytes. Default: 1Gi for LlamaCpp."
     )
@@ -33,11 +34,6 @@ class ServerResources(Section):
     gpu_resource_name: ExtendedResource = Field(
         default="nvidia.com/gpu", description="Extended resource that names a GPU. Default: nvidia.com/gpu."
     )
-    limits: Limits | None = Field(default=None, description="Limits of a server pod. Default: memory as requested, cpu without.")
-
-    @property
-    def memory_limit(self) -> str | None:
-        return (self.limits.memory if self.limits else None) or self.memory
 
 
 class LlamaCpp(Section):
@@ -78,5 +74,5 @@ class Serving(Union, Placement):
     @property
     def effective_resources(self) -> ServerResources:
         """What was asked for, and for the rest what the type of server needs."""
-        asked = {name: value for name, value in self.resources or () if value is not None}
+        asked = self.resources.model_dump(exclude_none=True) if self.resources else {}
         return _RESOURCES[self.type].model_copy(update=asked)

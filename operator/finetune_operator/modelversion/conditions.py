@@ -320,8 +320,8 @@ def _words(pod: PodFact, version: Version, *, told_at_once: bool) -> str:
     if pod.waiting.partition(":")[0] in CANNOT_START:
         return f"pod {pod.name}: {pod.waiting}"
     if pod.last_reason == "OOMKilled" and pod.restarts >= (1 if told_at_once else CRASHES):
-        memory = version.spec.serving.effective_resources.memory_limit
-        return f"pod {pod.name} was killed {pod.restarts} times for more memory than spec.serving.resources allows ({memory}): raise memory"
+        memory = version.spec.serving.effective_resources.memory
+        return f"pod {pod.name} was killed {pod.restarts} times for more memory than spec.serving.resources.memory ({memory}): raise it"
     if pod.restarts >= CRASHES:
         return f"pod {pod.name} ended {pod.restarts} times, the last time with code {pod.last_exit_code} {pod.last_message}".rstrip()
     return ""

@@ -142,8 +142,8 @@ def _arguments(version: Version) -> list[str]:
 def _resources(version: Version) -> Object:
     resources = version.spec.serving.effective_resources
     gpus = {resources.gpu_resource_name: str(resources.gpus)} if resources.gpus else {}
-    limits = {"memory": resources.memory} | (resources.limits.wire() if resources.limits else {})
-    return {"requests": {"cpu": resources.cpu, "memory": resources.memory, **gpus}, "limits": {**limits, **gpus}}
+    limits = {"memory": resources.memory} | ({"cpu": resources.cpu_limit} if resources.cpu_limit else {})
+    return {"requests": {"cpu": resources.cpu, "memory": resources.memory, **gpus}, "limits": limits | gpus}
 
 
 def _placed(version: Version, own: dict[str, str], *, one_node: bool) -> Object:

@@ -59,7 +59,7 @@ PLACED = {
     "priorityClassName": "serving",
     "runtimeClassName": "nvidia",
     "imagePullSecrets": [{"name": "regcred"}],
-    "resources": {"cpu": "1", "memory": "2Gi", "limits": {"cpu": "4", "memory": "3Gi"}},
+    "resources": {"cpu": "1", "cpuLimit": "4", "memory": "2Gi"},
 }
 
 MADE: dict[str, Callable[[], Object]] = {

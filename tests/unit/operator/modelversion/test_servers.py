@@ -259,5 +259,5 @@ def test_a_kill_for_memory_names_the_field(restarts: int, stalled: str) -> None:
     world.pods["bot-v1"] = server_pod("bot-v1", ready=False, **status)
     world.settle()
     told = {c["type"]: c for c in world.status("bot-v1")["conditions"]}
-    assert "spec.serving.resources allows (1Gi)" in told["Ready"]["message"]
+    assert "spec.serving.resources.memory (1Gi): raise it" in told["Ready"]["message"]
     assert told["Stalled"]["status"] == stalled
