@@ -68,7 +68,7 @@ def pytest(folder: str, extra: dict[str, str] | None = None, options: Sequence[s
 
 def side_by_side(spread: str) -> list[str]:
     """A worker for each CPU, at most four: one with torch takes 2 to 3 GB. `spread`: what goes to one worker together, as xdist names it."""
-    return ["-n", str(min(4, len(os.sched_getaffinity(0)))), "--dist", spread]
+    return ["-n", str(min(4, len(os.sched_getaffinity(0)))), "--dist", spread, "--no-loadscope-reorder"]
 
 
 def static() -> tuple[int, str]:
@@ -119,7 +119,7 @@ def e2e() -> tuple[int, str]:
 SUITES: dict[str, Callable[[], tuple[int, str]]] = {
     "static": static,
     "unit": lambda: pytest("unit", options=side_by_side("worksteal")),
-    "sim": lambda: pytest("sim", options=side_by_side("worksteal")),
+    "sim": lambda: pytest("sim"),
     "trainer": trainer,
     "api": api,
     "e2e": e2e,
