@@ -35,5 +35,5 @@ ACCEPTED: list[Any] = [
     "2Pi",
 ]
 
-REFUSED: list[Any] = ["", "1 Gi", "4GB", "4gi", "4g", "4K", "1core", "-1", -1, "1e", "1e3Gi", "1m5", ".", "0x10", "1_000", True, [1], {}]
+REFUSED: list[Any] = ["", "1 Gi", "4GB", "4gi", "4g", "4K", "1core", "-1", -1, "1e", "1e3Gi", "1m5", "0x10", "1_000", True, [1], {}]
 """`4K` is none: the letter of a thousand is small, that of 1024 is `Ki`."""

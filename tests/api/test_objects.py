@@ -105,7 +105,8 @@ def test_defaults_of_the_api_server_are_those_of_the_models(api: Api, make: Any,
     live = api.create(where(body).rpartition("/")[0], body).body
     assert model.model_validate(live["spec"]) == model.model_validate(body["spec"])
     assert model.model_validate(live["spec"]).wire() == model.model_validate(body["spec"]).wire()
-    assert contains(live["spec"], model.model_validate(body["spec"]).wire())
+    within_lists = {name: value for name, value in body["spec"].items() if isinstance(value, list)}  # the server fills nothing in there
+    assert contains(live["spec"], model.model_validate(body["spec"]).wire() | within_lists)
 
 
 def test_nested_defaults_are_filled_in(api: Api) -> None:
