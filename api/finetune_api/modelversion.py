@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from finetune_api.answer import METRICS_KEPT
 from finetune_api.section import ModelName, Section, Sha256, Text, map_list, rules
 from finetune_api.sections.rollout import Rollout
 from finetune_api.sections.serving import Serving
@@ -24,7 +25,7 @@ class Lineage(Section):
     job_ref: Text = Field(default="", description="Name of the FineTuneJob; informs only.")
     job_uid: Text = Field(default="", description="Uid of the FineTuneJob; informs only.")
     score_metric: Annotated[str, Field(max_length=80)] = Field(default="", description="Metric shown as SCORE: the first gate's.")
-    metrics: Annotated[dict[Annotated[str, Field(max_length=80)], float], Field(max_length=32)] = Field(
+    metrics: Annotated[dict[Annotated[str, Field(max_length=256)], float], Field(max_length=METRICS_KEPT)] = Field(
         default={}, description="Metrics of the served artifact, by name."
     )
 

@@ -384,7 +384,7 @@ class Reason(StrEnum):
     INVALID_STATUS = Row(
         "InvalidStatus",
         "The status cannot be read: another release or a hand wrote it. Nothing is done for the object meanwhile.",
-        "Mend the member that the message names (kubectl edit --subresource=status), or delete the object.",
+        "Mend the member that the message names, with the command that it names (kubectl edit … --subresource=status), or delete the object.",
     )
     FORBIDDEN_BY_POLICY = Row(
         "ForbiddenByPolicy",

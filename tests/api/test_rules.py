@@ -11,7 +11,8 @@ from finetune_api.union import members_of, types_of
 
 from tests.api.client import Api, Object
 from tests.api.conftest import CRDS
-from tests.api.manifests import GATEWAY, JOBS, SHA, STEPS, VERSIONS, job, version, with_
+from tests.api.manifests import GATEWAY, JOBS, NAMESPACE, SHA, STEPS, VERSIONS, job, version, with_
+from tests.quantities import ACCEPTED, REFUSED
 from tests.unions import cases, places
 
 Make = Callable[[], Object]
@@ -146,6 +147,7 @@ RULES: list[tuple[str, Make, Make]] = [
             ("weight is required before Production", some(steps=[{"name": "a", "stage": "Canary"}, STEPS[1]]), some()),
             ("weight is required before Production", some(steps=[STEPS[1] | {"weight": 5}]), some(steps=[STEPS[1]])),
             ("a Production step has no hold", some(steps=[STEPS[1] | {"hold": "5s"}]), some(steps=[STEPS[1] | {"hold": "0s"}])),
+            ("a Production step has no hold", some(steps=[STEPS[1] | {"hold": "1m"}]), some(steps=STEPS[1:])),
         )
     ),
     ("metadata.name must be <spec.model>-v<spec.version>", edited(version, "spec.version", 123456), version),
@@ -190,6 +192,7 @@ TYPES: list[tuple[str, Make]] = [
     ("spec.model.source in body should match", lambda: job(model={"source": "/etc/passwd"})),
     ("spec.training.globalBatchSize in body should be greater than or equal to 1", lambda: job(training={"globalBatchSize": 0})),
     ("spec.training.learningRate in body should be greater than 0", lambda: job(training={"learningRate": 0})),
+    ("spec.resources.cpu in body must be of type integer,string", lambda: job(resources={"cpu": 0.5})),
     ('spec.training.epochs in body must be of type number: "string"', lambda: job(training={"epochs": "3"})),
     ("spec.rollout.steps[1]: Duplicate value", rolled_out(steps=[STEPS[0], STEPS[0], STEPS[1]])),
     ("spec.rollout.steps[0].hold in body should match", rolled_out(steps=[STEPS[0] | {"hold": "soon"}, STEPS[1]])),
@@ -223,6 +226,27 @@ def test_schema_refuses(api: Api, words: str, bad: Make) -> None:
     refused = dry_create(api, bad())
     assert refused.code in (400, 422)
     assert words in refused.message.replace("Invalid value: ", "")
+
+
+def pod(cpu: Any) -> Object:
+    container = {"name": "a", "image": "a", "resources": {"requests": {"cpu": cpu}}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": [container]}}
+
+
+@pytest.mark.parametrize("value", ACCEPTED, ids=repr)
+def test_quantities_that_a_pod_takes(api: Api, value: Any) -> None:
+    for body in (job(resources={"cpu": value}), version(serving={"resources": {"cpu": value}})):
+        answer = dry_create(api, body)
+        assert answer.ok, answer.message
+    answer = api.call("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", pod(value), dryRun="All")
+    assert answer.ok, answer.message
+
+
+@pytest.mark.parametrize("value", REFUSED, ids=repr)
+def test_quantities_that_a_pod_refuses(api: Api, value: Any) -> None:
+    answer = dry_create(api, job(resources={"cpu": value}))
+    assert (answer.code, "spec.resources.cpu" in answer.message) == (422, True), answer.message
+    assert not api.call("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", pod(value), dryRun="All").ok
 
 
 def test_plain_objects_are_accepted(api: Api) -> None:

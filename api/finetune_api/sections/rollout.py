@@ -52,7 +52,7 @@ class Step(Section):
                 "weight is required before Production, and Production has none: it gets what is left",
             ),
             (
-                "self.stage != 'Production' || self.hold == '0s'",
+                "self.stage != 'Production' || !has(self.hold) || self.hold == '0s'",
                 "a Production step has no hold: it lasts until another version takes over",
             ),
         )

@@ -647,6 +647,10 @@ def test_history_keeps_the_last_50() -> None:
     assert (len(history), history[-1]["to"]) == (50, "Archived")
 
 
+def stalled_message(world: World, name: str) -> str:
+    return next(str(condition["message"]) for condition in world.status(name)["conditions"] if condition["type"] == "Stalled")
+
+
 def test_unreadable_live_version_freezes_the_model() -> None:
     world = canary()
     world.versions["bot-v2"]["spec"]["rollout"]["approval"] = "Perhaps"
@@ -655,6 +659,7 @@ def test_unreadable_live_version_freezes_the_model() -> None:
     assert (set(plan.statuses), plan.actions) == ({"bot-v2"}, ())
     world.settle()
     assert world.condition("bot-v2", "Stalled") == ("True", "InvalidSpec")
+    assert stalled_message(world, "bot-v2").endswith("kubectl edit modelversion/bot-v2 -n team")
     assert world.stages() == {"bot-v1": "Production", "bot-v2": "Canary"}
 
 
@@ -666,6 +671,7 @@ def test_a_status_that_does_not_parse_freezes_the_model_and_is_said_once() -> No
     assert [(name, event.type, event.reason) for name, event in plan.events] == [("bot-v2", "Warning", "InvalidStatus")]
     world.settle()
     assert world.condition("bot-v2", "Stalled") == ("True", "InvalidStatus")
+    assert stalled_message(world, "bot-v2").endswith("kubectl edit modelversion/bot-v2 -n team --subresource=status")
     assert world.status("bot-v2")["stage"] == "Canary"
     assert world.plan().events == ()
 
