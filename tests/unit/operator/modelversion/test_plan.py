@@ -447,6 +447,21 @@ def test_one_that_was_overtaken_meanwhile_stays_archived_and_says_so() -> None:
     assert world.stages() == {"bot-v1": "Production", "bot-v2": "RolledBack"}, "it held production, so it can return"
 
 
+def test_one_that_held_production_does_not_take_it_from_an_older_one_that_has_it_now() -> None:
+    world = in_production(1)
+    retire(world, "bot-v1")
+    world.thrive()
+    world.add(model_version(2, steps=[]))
+    world.thrive()
+    retire(world, "bot-v2")
+    retire(world, "bot-v1", "Active")
+    world.run_pass()
+    world.status("bot-v1").update(stage="Production", stepIndex=2)
+    retire(world, "bot-v2", "Active")
+    world.run_pass()
+    assert world.stages() == {"bot-v1": "Production", "bot-v2": "Registered"}
+
+
 def test_an_archived_version_says_when_it_returns() -> None:
     world = in_production(1, 2)
     progressing = next(c for c in world.status("bot-v1")["conditions"] if c["type"] == "Progressing")
