@@ -9,8 +9,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from finetune_api.quantity import Quantity as Quantity
-
 
 class Section(BaseModel):
     """A section of the API: camelCase on the wire, unknown members refused, immutable once read."""

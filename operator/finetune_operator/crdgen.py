@@ -18,6 +18,7 @@ from finetune_api.union import MEMBER_OF, REQUIRED
 from pydantic import BaseModel
 
 from finetune_operator.core import names
+from finetune_operator.core.containment import without_nulls
 
 Schema = dict[str, Any]
 
@@ -83,7 +84,7 @@ def _convert(node: Schema, definitions: Schema) -> Schema:
         made["enum"] = [node["const"]]
     _bounds_of_openapi(made, node)
     if node.get("default") is not None:
-        made["default"] = _without_nulls(node["default"])
+        made["default"] = without_nulls(node["default"])
     properties = node.get("properties")
     if properties is not None:
         made["type"] = "object"
@@ -118,12 +119,6 @@ def _bounds_of_openapi(made: Schema, node: Schema) -> None:
         if exclusive in node:
             made[bound] = node[exclusive]
             made[exclusive] = True
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(member) for key, member in value.items() if member is not None}
-    return value
 
 
 def lenient(schema: Schema) -> Schema:

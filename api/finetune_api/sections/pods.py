@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from finetune_api.section import ExtendedResource, ObjectName, Quantity, Section, mutable
+from finetune_api.quantity import Quantity
+from finetune_api.section import ExtendedResource, ObjectName, Section, mutable
 
 Label = Annotated[str, Field(max_length=317)]
 

@@ -12,7 +12,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.section import Duration, ExtendedResource, Quantity, Section
+from finetune_api.quantity import Quantity
+from finetune_api.section import Duration, ExtendedResource, Section
 from finetune_api.sections.export import GGUFType
 from finetune_api.sections.placement import Placement
 from finetune_api.union import Union, member_of

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from finetune_api.section import ObjectName, Quantity, Section, rules
+from finetune_api.quantity import Quantity
+from finetune_api.section import ObjectName, Section, rules
 from finetune_api.union import Union, member_of
 
 
