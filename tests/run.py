@@ -66,7 +66,7 @@ def pytest(folder: str, extra: dict[str, str] | None = None, options: Sequence[s
     return _stream([".venv/bin/pytest", "-q", "--durations=5", *options, f"tests/{folder}"], extra or {})
 
 
-def side_by_side(spread: str) -> list[str]:
+def on_all_cpus(spread: str) -> list[str]:
     """A worker for each CPU, at most four: one with torch takes 2 to 3 GB. `spread`: what goes to one worker together, as xdist names it."""
     return ["-n", str(min(4, len(os.sched_getaffinity(0)))), "--dist", spread, "--no-loadscope-reorder"]
 
@@ -101,7 +101,7 @@ def bring_up() -> tuple[int, str]:
 
 def trainer() -> tuple[int, str]:
     install.cluster("engine")
-    return pytest("trainer", _llama_home(), side_by_side("loadfile"))  # a file's tests share models made once
+    return pytest("trainer", _llama_home(), on_all_cpus("loadfile"))  # a file's tests share models made once
 
 
 def api() -> tuple[int, str]:
@@ -118,13 +118,15 @@ def e2e() -> tuple[int, str]:
 
 SUITES: dict[str, Callable[[], tuple[int, str]]] = {
     "static": static,
-    "unit": lambda: pytest("unit", options=side_by_side("worksteal")),
+    "unit": lambda: pytest("unit", options=on_all_cpus("worksteal")),
     "sim": lambda: pytest("sim"),
     "trainer": trainer,
     "api": api,
     "e2e": e2e,
 }
 _NEED_CLUSTER = {"trainer", "api", "e2e"}
+_USE_PROGRAMS = _NEED_CLUSTER | {"unit"}
+"""Suites with tests that run Helm or the cluster, and skip or fail without them."""
 
 
 def main(wanted: list[str]) -> int:
@@ -139,7 +141,7 @@ def main(wanted: list[str]) -> int:
     environment.sync()
     try:
         for suite in suites:
-            if "e2e" in suites and suite == on_cluster[0]:
+            if "e2e" in suites and suite == next(one for one in suites if one in _USE_PROGRAMS):
                 _run("bring up", bring_up, report)
             _run(suite, SUITES[suite], report)
     finally:

@@ -271,50 +271,48 @@ def test_children_are_accepted_and_then_as_wanted(api: Api, one_node: bool, reso
         assert contains(answer.body, body)
 
 
+ROUTE = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/bot"
+ROUTE_SETTINGS = GatewayAPI.model_validate(GATEWAY["gatewayAPI"])
+
+
 @pytest.mark.usefixtures("gateway_api")
 def test_route_is_accepted_and_loses_the_owner_that_left(api: Api) -> None:
-    live = [api.create(VERSIONS, version()).body for _ in range(2)]
-    versions = read_versions(live)[0]
-    path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/bot"
-    settings = GatewayAPI.model_validate(GATEWAY["gatewayAPI"])
+    versions = read_versions([api.create(VERSIONS, version()).body for _ in range(2)])[0]
     first, second = (item.name for item in versions)
-    both = make_http_route(versions, {first: 95, second: 5}, settings)
-    answer = api.apply(path, both, force="true")
+    both = make_http_route(versions, {first: 95, second: 5}, ROUTE_SETTINGS)
+    answer = api.apply(ROUTE, both, force="true")
     assert answer.ok, answer.message
     assert contains(answer.body, both)
-    one = make_http_route(versions[1:], {second: 100}, settings)
-    answer = api.apply(path, one, force="true")
+    one = make_http_route(versions[1:], {second: 100}, ROUTE_SETTINGS)
+    answer = api.apply(ROUTE, one, force="true")
     assert contains(answer.body, one)
     assert [owner["name"] for owner in answer.body["metadata"]["ownerReferences"]] == [second]
 
 
 @pytest.mark.usefixtures("gateway_api")
 def test_a_route_edited_by_hand_is_seen_to_differ_and_put_right_but_for_what_is_peoples(api: Api) -> None:
-    live = [api.create(VERSIONS, version()).body for _ in range(2)]
-    versions = read_versions(live)[0]
-    path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/bot"
-    settings = GatewayAPI.model_validate(GATEWAY["gatewayAPI"])
+    versions = read_versions([api.create(VERSIONS, version()).body for _ in range(2)])[0]
     weights = dict(zip((item.name for item in versions), (95, 5), strict=True))
-    wanted = make_http_route(versions, weights, settings)
-    made = api.apply(path, wanted, force="true").body
+    wanted = make_http_route(versions, weights, ROUTE_SETTINGS)
+    made = api.apply(ROUTE, wanted, force="true").body
     assert route_fact(made).ours == our_part(wanted["spec"]), "what the API server fills in is no difference"
     rule = made["spec"]["rules"][0]
     rule["matches"][0]["headers"] = [{"name": "x", "value": "y"}]
     rule["timeouts"] = {"request": "30s"}
     rule["filters"] = [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "a", "value": "b"}]}}]
     made["spec"]["hostnames"] = ["elsewhere.example"]
-    edited = api.call("PUT", path, made)
+    edited = api.call("PUT", ROUTE, made)
     assert edited.ok, edited.message
     fact = route_fact(edited.body)
     assert fact.ours != our_part(wanted["spec"])
     assert fact.applied == route_mark(wanted)
-    again = make_http_route(versions, weights, settings, fact.theirs)
-    right = api.apply(path, again, force="true")
+    again = make_http_route(versions, weights, ROUTE_SETTINGS, fact.theirs)
+    right = api.apply(ROUTE, again, force="true")
     assert route_fact(right.body).ours == our_part(wanted["spec"])
     assert right.body["spec"]["rules"][0]["timeouts"] == {"request": "30s"}
     assert right.body["spec"]["rules"][0]["filters"] == rule["filters"]
     assert "headers" not in right.body["spec"]["rules"][0]["matches"][0]
-    idle = api.apply(path, again, force="true")
+    idle = api.apply(ROUTE, again, force="true")
     assert idle.body["metadata"]["resourceVersion"] == right.body["metadata"]["resourceVersion"]
 
 

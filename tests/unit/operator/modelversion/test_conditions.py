@@ -12,6 +12,7 @@ from finetune_operator.core.plan import ActionProblem
 
 from tests.reasons import OPERATOR, reasons_named
 from tests.unit.operator.modelversion.world import GATEWAY, World, in_production, model_version, refused_pod, server_pod
+from tests.unit.operator.modelversion.world import canary as canary_world
 
 Setup = Callable[[], tuple[World, str]]
 
@@ -27,10 +28,7 @@ def production() -> tuple[World, str]:
 
 
 def canary() -> tuple[World, str]:
-    world = in_production(1)
-    world.add(model_version(2))
-    world.thrive()
-    return world, "bot-v2"
+    return canary_world(), "bot-v2"
 
 
 def archived() -> tuple[World, str]:

@@ -9,15 +9,7 @@ from finetune_operator.modelversion.observed import Observed, deployment_fact, p
 from finetune_operator.modelversion.policies.hold import counted
 from finetune_operator.modelversion.versions import Hold, Place, Version, read_versions
 
-from tests.unit.operator.modelversion.world import START, World, in_production, model_version
-
-
-def canary() -> World:
-    world = in_production(1)
-    world.add(model_version(2))
-    world.thrive()
-    assert world.stages()["bot-v2"] == "Canary"
-    return world
+from tests.unit.operator.modelversion.world import START, World, canary, in_production, model_version
 
 
 def stage_after(world: World, **duration: float) -> str:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from finetune_operator.core.plan import Apply, Delete, SetOwners
 
-from tests.unit.operator.modelversion.world import GATEWAY, STEPS, World, in_production, model_version, refused_pod
+from tests.unit.operator.modelversion.world import GATEWAY, STEPS, World, canary, in_production, model_version, refused_pod
 
 NONE = {"type": "None"}
 
@@ -118,14 +118,6 @@ def test_older_candidate_gives_way_to_a_newer_production_version() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- what holds a step
-
-
-def canary() -> World:
-    world = in_production(1)
-    world.add(model_version(2))
-    world.thrive()
-    assert world.stages()["bot-v2"] == "Canary"
-    return world
 
 
 def test_hold_is_kept_to_the_second() -> None:

@@ -9,16 +9,9 @@ import pytest
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import ActionProblem, Apply
 
-from tests.unit.operator.modelversion.world import GATEWAY, STEPS, World, in_production, model_version
+from tests.unit.operator.modelversion.world import GATEWAY, STEPS, World, canary, in_production, model_version
 
 FILTER = {"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x", "value": "y"}]}}
-
-
-def canary() -> World:
-    world = in_production(1)
-    world.add(model_version(2))
-    world.thrive()
-    return world
 
 
 def route(world: World) -> Object:

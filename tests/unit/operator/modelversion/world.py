@@ -317,6 +317,15 @@ def in_production(*numbers: int, **version: Any) -> World:
     return world
 
 
+def canary() -> World:
+    """Version 1 in production, and version 2 in its first step."""
+    world = in_production(1)
+    world.add(model_version(2))
+    world.thrive()
+    assert world.stages()["bot-v2"] == "Canary"
+    return world
+
+
 def _key(action: Apply) -> tuple[str, str]:
     return action.body["kind"], action.body["metadata"]["name"]
 
