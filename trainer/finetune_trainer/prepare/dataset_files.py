@@ -45,7 +45,10 @@ def locate(dataset: Dataset, run: RunSpec, storage: JobStorage) -> DatasetFiles:
 def _single_file(dataset: Dataset, listed: Listed) -> DatasetFiles:
     path = listed.fetch(listed.files) / listed.files[0]
     if path.suffix in COMPRESSED:
-        raise StageError(Reason.INVALID_DATASET, f"data set {dataset.name}: {path.name} is compressed ({path.suffix[1:]}); unpack it")
+        raise StageError(
+            Reason.INVALID_DATASET,
+            f"data set {dataset.name}: {path.name} is compressed ({COMPRESSED[path.suffix]}), which is not read; unpack it",
+        )
     if path.suffix not in SUFFIXES:
         raise StageError(
             Reason.INVALID_DATASET,
@@ -78,8 +81,8 @@ def _advice(names: list[str], split: str) -> str:
             f"datasets.load_from_disk(…)[{split!r}].to_parquet('{split}.parquet')"
         )
     if same := _of_split(names, split):
-        compressed = same.endswith(COMPRESSED)
-        return f"{same} is {'compressed: unpack it' if compressed else 'of another kind: write it as one of these'}"
+        packed = next((name for suffix, name in COMPRESSED.items() if same.endswith(suffix)), None)
+        return f"{same} is " + (f"compressed ({packed}): unpack it" if packed else "of another kind: write it as one of these")
     readable = sorted(name for name in names if name.endswith(SUFFIXES))
     if not readable:
         return f"it has {_some(sorted(names))}; check source, split and testSplit"

@@ -50,8 +50,7 @@ class Samples:
 
     def keep(self, location: Location, row: TokenRow, trained: bool) -> None:
         kept = self.texts.setdefault(location.dataset, [])
-        # A server would read the control tokens that a text quotes: of those there is nothing to compare.
-        if len(kept) < SAMPLES_PER_DATASET and len(row.rendered.text) <= _LONGEST_SAMPLE_CHARS and not row.rendered.quoted:
+        if len(kept) < SAMPLES_PER_DATASET and len(row.rendered.text) <= _LONGEST_SAMPLE_CHARS:
             kept.append(Sample(location, row.rendered.text, row.rendered.kind == "Chat"))
         if trained:
             self.shown.setdefault(location.dataset, row)

@@ -104,7 +104,7 @@ _OTHER_CONTENT = (
     (b"<html", "an HTML page and not the data; download the raw file"),
 )
 """How files begin that are often found under a data file's name, and what to do about them."""
-COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
+COMPRESSED = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip"}
 
 
 def refuse_other_content(path: Path, dataset: str) -> None:

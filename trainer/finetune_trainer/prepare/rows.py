@@ -308,19 +308,25 @@ _ANSWERS = ("answer", "response", "output", "completion", "reply", "assistant", 
 _TEXTS = ("text", "content", "body", "document", "article")
 
 
+_TURN_MEMBERS = frozenset({"role", "from"})
+
+
 def _suggestion(record: Record) -> str:
     """Which columns a record has, and the mapping that fits them. Names only; what may be no name is left out."""
     names = [name for name in record if re.fullmatch(r"[\w .:/-]{1,40}", name)][:20]
     rows = next((name for name in names if isinstance(record[name], list) and record[name] and isinstance(record[name][0], dict)), None)
-    if rows and len(record) == 1:
-        return f"there is one list, {rows!r}: write its objects one on each line, or set columns.messages where it is a conversation"
+    if rows and not _TURN_MEMBERS.intersection(record[rows][0]):
+        return f"there is a list of objects, {rows!r}: write them one on each line, or that array by itself"
     texts = [name for name in names if isinstance(record[name], str)]
     question, answer, text = (_like(texts, known) for known in (_QUESTIONS, _ANSWERS, _TEXTS))
     found = f"there are {', '.join(names) or 'none'}"
     if question and answer and question != answer:
         return f"{found}; set format: PromptCompletion with columns.prompt: {question} and columns.completion: {answer}"
     if rows:
-        return f"{found}; set format: Messages with columns.messages: {rows}"
+        by_role = "role" in record[rows][0]
+        return f"{found}; set " + (
+            f"format: Messages with columns.messages: {rows}" if by_role else f"format: ShareGPT with columns.conversations: {rows}"
+        )
     if text:
         return f"{found}; set format: Text with columns.text: {text}"
     return f"{found}; set format and columns"

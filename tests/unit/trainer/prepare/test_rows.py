@@ -247,7 +247,18 @@ INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a history of another shape": ({}, {"instruction": "a", "output": "b", "history": ["secret"]}, "[question, answer] pairs in 'history'"),
     "a column of another format is named": ({"columns": {"prompt": "text"}}, {"text": "secret"}, "has no columns.prompt"),
     "a system message for plain text": ({"systemMessage": "secret"}, {"text": "secret"}, "remove systemMessage"),
-    "a list of rows in one object": ({}, {"data": [{"messages": ["secret"]}]}, "there is one list, 'data'"),
+    "a list of rows in one object": (
+        {},
+        {"data": [{"messages": ["secret"]}]},
+        "there is a list of objects, 'data': write them one on each line",
+    ),
+    "a list of rows beside others": ({}, {"version": 1, "rows": [{"prompt": "secret"}]}, "there is a list of objects, 'rows'"),
+    "a conversation of another name": ({}, {"id": 1, "chat": [ASKED, ANSWERED]}, "set format: Messages with columns.messages: chat"),
+    "turns of another name": (
+        {},
+        {"turns": [{"from": "human", "value": "secret"}]},
+        "set format: ShareGPT with columns.conversations: turns",
+    ),
     "names that tell": (
         {},
         {"question": "secret", "answer_text": "secret"},

@@ -274,7 +274,7 @@ OTHERS: dict[str, tuple[list[str], str]] = {
     "a folder of another name": (["en/a.jsonl", "en/b.jsonl"], "set split: en"),
     "too deep": (["a/b/c/d.jsonl"], "it has a/b/c/d.jsonl; name the file train.jsonl, or its folder train"),
     "many": ([f"part{i}.jsonl" for i in range(9)], "it has part0.jsonl, part1.jsonl, part2.jsonl, part3.jsonl, part4.jsonl and 4 more; set split: part0"),
-    "compressed": (["train.jsonl.gz"], "train.jsonl.gz is compressed: unpack it"),
+    "compressed": (["train.jsonl.gz"], "train.jsonl.gz is compressed (gzip): unpack it"),
     "of another kind": (["train.csv", "train_more.jsonl"], "train.csv is of another kind: write it as one of these"),
     "nothing that is read": (["notes.txt"], "it has notes.txt; check source, split and testSplit"),
     "nothing at all": ([], "it has no files; check source, split and testSplit"),
@@ -300,7 +300,7 @@ def test_a_split_that_no_file_holds_is_refused_with_what_is_there_and_what_to_do
 
 def test_a_single_file_that_is_compressed(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(StageError, match=r"rows\.jsonl\.gz is compressed \(gz\); unpack it"):
+    with pytest.raises(StageError, match=r"rows\.jsonl\.gz is compressed \(gzip\), which is not read; unpack it"):
         located(tmp_path / "rows.jsonl.gz", tmp_path)
 
 

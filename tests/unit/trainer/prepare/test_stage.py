@@ -462,6 +462,23 @@ def test_claims_are_read_where_they_are_mounted(tmp_path: Path, model: Path) -> 
     assert prepared.model_folder == tmp_path / "claim/models/base"
 
 
+def test_a_model_whose_file_is_a_link_out_of_its_claim_is_refused(tmp_path: Path, model: Path) -> None:
+    shutil.copytree(model, tmp_path / "claim/models/base")
+    (tmp_path / "claim/models/base/model.safetensors").rename(tmp_path / "outside.safetensors")
+    (tmp_path / "claim/models/base/model.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    job = Job(
+        tmp_path,
+        model,
+        {"name": "d", "source": source},
+        model={"source": "pvc://data/models/base"},
+        claims={"data": str(tmp_path / "claim")},
+    )
+    refused = job.refused()
+    assert refused.reason == "UnsafePath"
+    assert "model.source: model.safetensors is a link that leads out of its claim" in refused.message
+
+
 def test_torch_is_not_imported_and_the_answer_is_one_line(tmp_path: Path, model: Path) -> None:
     source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
     run = {
