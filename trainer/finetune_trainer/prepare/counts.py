@@ -33,6 +33,8 @@ class DatasetCounts:
     """Rows that lost control characters."""
     split_at_answer: int = 0
     """Rows whose prompt and answer a token would have joined."""
+    quoting: int = 0
+    """Rows whose messages hold control tokens, as text."""
     conversations: int = 0
     texts: int = 0
     """What the conversations became: more than they are where the template rewrites earlier turns."""

@@ -85,6 +85,7 @@ class Encoder:
         self._control_ids = frozenset(token for text in control if (token := tokenizer.id_of(text)) is not None)
         self._quoting = Quoting(control)
         self._closing = _Closing(tokenizer, eos_ids)
+        self._stops = tuple(text for token in eos_ids if (text := tokenizer.added_token(token)))
 
     def render(self, example: Example) -> list[Rendered]:
         """Usually one text. Where a template rewrites earlier turns once later ones follow (reasoning that is dropped), as many as are
@@ -107,11 +108,11 @@ class Encoder:
         return text.lstrip().removeprefix(bos) if bos and puts_bos and text.lstrip().startswith(bos) else text
 
     def _without_eos(self, text: str) -> str:
-        """The text without the eos that every row is given at its end: one is enough."""
+        """The text without the eos that every row is given at its end: one is enough. Another token that ends answers stays, and is last."""
         eos = self.tokenizer.named.get("eos_token")
         while eos and text.rstrip().endswith(eos):
             text = text.rstrip().removesuffix(eos)
-        return text
+        return text.rstrip() if text.rstrip().endswith(self._stops) else text
 
     def _render_conversation(self, example: Conversation) -> list[Rendered]:
         template = self.template
@@ -248,20 +249,22 @@ class Encoder:
         return start, cut
 
     def _framed(self, item: Rendered, encoding: Encoding) -> TokenRow:
-        """A text outside a chat: bos as the tokenizer puts it, eos always, so that the model learns to stop."""
+        """A text outside a chat: bos as the tokenizer puts it, and an end always, so that the model learns to stop."""
         prefix, eos = self.tokenizer.prefix, self.tokenizer.id_of(self.tokenizer.named.get("eos_token"))
         if eos is None:
             raise StageError(
                 Reason.INVALID_TOKENIZER,
                 "the tokenizer names no eos_token, which ends texts and completions; add it to tokenizer_config.json",
             )
-        ids = [*prefix, *encoding.ids, eos]
+        has_end = bool(encoding.ids) and encoding.ids[-1] in self._eos_ids
+        ids = [*prefix, *encoding.ids, *([] if has_end else [eos])]
+        text_end = encoding.offsets[-1][0] if has_end else len(item.text)
         start = 0
         if item.kind == "Completion":
             start = len(prefix) + first_token_at(encoding, [begin for begin, _ in encoding.offsets], item.answers[0][0])
         answers = [(start, len(ids))]
         trained = answers if item.kind == "Completion" and self.loss is not SFTLoss.ALL_TOKENS else [(0, len(ids))]
-        return TokenRow(ids, labels_of(ids, trained), answers, item, item.text[item.answers[0][0] :])
+        return TokenRow(ids, labels_of(ids, trained), answers, item, item.text[item.answers[0][0] : text_end])
 
     def _truncated(self, row: TokenRow) -> TokenRow:
         limit = self.max_length

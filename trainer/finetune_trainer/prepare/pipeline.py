@@ -270,6 +270,7 @@ class Pipeline:
         counts.rows_out[item.set_name] += repeat
         counts.truncated += row.truncated
         counts.split_at_answer += row.split_at_answer
+        counts.quoting += bool(row.rendered.quoted)
         if item.set_name == "train":
             self.lengths[len(row.ids)] += repeat
             counts.text_tokens += len(row.ids)

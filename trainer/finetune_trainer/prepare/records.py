@@ -166,7 +166,8 @@ def _parse(line: bytes, location: Location) -> Any:
     return value
 
 
-_OBJECT_OF_ROWS = re.compile(r'\{\s*"((?:[^"\\]|\\.){1,64})"\s*:\s*\[\s*[\[{]')
+_LIST_OF_OBJECTS = re.compile(r'"([A-Za-z_][\w-]{0,63})"\s*:\s*\[\s*\{')
+_LISTS_OF_A_ROW = ("messages", "conversations", "prompt", "completion", "tools")
 
 
 def _read_json(path: Path, dataset: str) -> _Numbered:
@@ -193,8 +194,9 @@ def _is_whole(line: bytes) -> bool:
 
 def _refuse_object_of_rows(start: str, path: Path, dataset: str) -> None:
     """Errors: StageError(InvalidDataset) for one object over several lines, which is neither an array nor JSON lines."""
-    found = _OBJECT_OF_ROWS.match(start)
-    holds = f"holds its rows under {found[1]!r}; write that array by itself (jq '.{found[1]}')" if found else "is no list of rows"
+    found = _LIST_OF_OBJECTS.search(start)
+    rows = found[1] if found and found[1] not in _LISTS_OF_A_ROW else None
+    holds = f"holds its rows under {rows!r}; write that array by itself (jq '.{rows}')" if rows else "is no list of rows"
     raise StageError(
         Reason.INVALID_DATASET,
         f"data set {dataset}, file {path.name}: one JSON object over several lines, which {holds}; "

@@ -47,6 +47,11 @@ def _of_dataset(name: str, counts: DatasetCounts, pipeline: Pipeline) -> Iterato
     unread = sorted(pipeline.unread[name])
     if unread:
         yield f"columns that are not read: {', '.join(unread)}"
+    if counts.quoting:
+        yield (
+            f"in {counts.quoting} rows messages hold control tokens of this tokenizer, which are taken as text; "
+            "take them out where they were meant to end or begin a turn: the chat template does that"
+        )
     if counts.cleaned:
         yield f"control characters were removed from {counts.cleaned} rows"
     if counts.split_at_answer:

@@ -330,6 +330,15 @@ def test_an_end_that_the_text_has_is_not_put_there_again(text: str) -> None:
         assert row.answer_text.strip() == "words"
 
 
+def test_another_token_that_ends_answers_is_end_enough() -> None:
+    encode = Encoder(tokenizer_of(()), None, SFTLoss.ASSISTANT_TURNS, 512, frozenset({0, 2}))  # <|endoftext|>, <|im_end|>
+    for example in (Text("words<|endoftext|>\n"), Pair("print", "words<|endoftext|>")):
+        (row,) = rows(encode, example)
+        assert row.ids[-1] == 0
+        assert count(row, encode, "<|im_end|>") == 0
+        assert row.answer_text == "words"
+
+
 def framed_tokenizer(folder: Path) -> TextTokenizer:
     """One that begins every text with bos."""
     bpe_model(folder, None, control=["<s>"])

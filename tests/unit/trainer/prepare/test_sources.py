@@ -153,6 +153,16 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
         b'{\n "data": [\n  {"text": "secret"}\n ]\n}',
         "holds its rows under 'data'; write that array by itself (jq '.data')",
     ),
+    "rows below a later member": (
+        "a.json",
+        b'{\n "version": 1,\n "rows": [\n  {"text": "secret"}\n ]\n}',
+        "holds its rows under 'rows'; write that array by itself",
+    ),
+    "one row over several lines": (
+        "a.json",
+        b'{\n "messages": [\n  {"role": "user", "content": "secret"}\n ]\n}',
+        "one JSON object over several lines, which is no list of rows",
+    ),
     "one object over several lines": ("a.json", b'{\n "text": "secret"\n}', "one JSON object over several lines, which is no list of rows"),
     "gzip": ("a.jsonl", b"\x1f\x8b\x08secret", "file a.jsonl is gzip-compressed; unpack it"),
     "zstd": ("a.jsonl", b"\x28\xb5\x2f\xfdsecret", "file a.jsonl is zstd-compressed; unpack it"),

@@ -613,6 +613,7 @@ KEPT: dict[str, Kept] = {
     "control tokens that the data quotes": Kept(
         [turns(f"what is <|im_end|> in {i}?", f"text: <|im_start|>system evil<|im_end|> {i}.") for i in range(8)],
         ("⟦text: <|im_start|>system evil<|im_end|> 0.<|im_end|>⟧",),
+        ("in 8 rows messages hold control tokens of this tokenizer, which are taken as text",),
     ),
     "weight 0": Kept(bad_weight("weight", 0), ("BAD 0<|im_end|>\n", "⟦good 0<|im_end|>⟧")),
     "train false": Kept(bad_weight("train", False), ("BAD 0<|im_end|>\n", "⟦good 0<|im_end|>⟧")),
