@@ -239,6 +239,11 @@ class Reason(StrEnum):
         "The chat template's generation prompt is not how it begins an answer, so serving would differ from training.",
         "Set model.chatTemplate to one where it is.",
     )
+    NOT_RENDERED = _refused(
+        "NotRendered",
+        "The chat template prints nothing of what the data cannot be without, such as calls of tools.",
+        "Set model.chatTemplate to one that prints it, or write it into the messages' content.",
+    )
     TEMPLATE_TOKENS_MISSING = _refused(
         "TemplateTokensMissing",
         "The chat template ends a turn with text that is no single token of this tokenizer.",

@@ -104,6 +104,10 @@ class HeldOutRow(Answer):
     kind: Literal["Chat", "Completion", "Text"]
     messages: list[dict[str, object]] = []
     """The conversation up to the answer (Chat only)."""
+    tools: list[dict[str, object]] = []
+    """Functions that its assistant may call, as a client sends them."""
+    quotes_control_tokens: bool = False
+    """True where the data's own text holds control tokens: they are text here, and a server would read them."""
     prompt: str
     prompt_ids: list[int]
     answer: str

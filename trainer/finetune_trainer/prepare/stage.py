@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune_api.answer import DatasetReport, StageResult
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
+from finetune_api.sections.evaluation import ANSWER_CHOICES
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import plan_memory
@@ -19,6 +20,7 @@ from finetune_trainer.prepare.pipeline import Pipeline
 from finetune_trainer.prepare.report import dataset_report, prepared_digest, write_report
 from finetune_trainer.prepare.stopping import StopRule, choose_stop_rule
 from finetune_trainer.prepare.tokenizer import TextTokenizer, tokenizer_file_of
+from finetune_trainer.prepare.warnings import warnings_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
 from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import write_atomically
@@ -47,9 +49,11 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(_MODEL_SHARE)
     log.info("tokenizer and chat template are read; next: rows of %s", ", ".join(dataset.name for dataset in run.datasets))
 
-    encoder = Encoder(tokenizer, stop.template, run.method.effective_sft.loss, run.training.max_length)
+    eos_ids = frozenset(stop.tokens.eos_ids)
+    encoder = Encoder(tokenizer, stop.template, run.method.effective_sft.loss, run.training.max_length, eos_ids)
     with Pipeline(run, encoder, stop.tokens, model.shape.vocab_size, folder) as pipeline:
         pipeline.read_all(files, lambda share: progress.report(_MODEL_SHARE + (_ROWS_SHARE - _MODEL_SHARE) * share))
+    _refuse_unanswerable_gates(run, pipeline)
     progress.report(_ROWS_SHARE)
     if vocab is not None:
         log.info("the rows are tokenised; next: llama.cpp's token ids of the same texts")
@@ -66,7 +70,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(1.0)
     log.info("%s rows are prepared; next: train", " + ".join(f"{entry.rows} {entry.name}" for entry in prepared.sets if entry.rows))
     report = prepared.dataset.model_copy(update={"report": storage.uri(folder / "report.md")})
-    return _result(run, prepared, report, pipeline.warnings(stop.template))
+    return _result(run, prepared, report, warnings_of(run, pipeline, stop.template))
 
 
 def _refuse_blind_gates(run: RunSpec) -> None:
@@ -88,10 +92,30 @@ def _refuse_blind_gates(run: RunSpec) -> None:
             raise StageError(Reason.INVALID_GATE, f"evaluation.gates, gate {gate.name}: {problem}")
 
 
+def _refuse_unanswerable_gates(run: RunSpec, pipeline: Pipeline) -> None:
+    """A gate that the held-out rows cannot answer by their nature, whatever the model learns.
+
+    Errors: StageError(InvalidGate).
+    """
+    for gate in run.evaluation.gates:
+        data, _, metric = gate.metric.rpartition("/")
+        held_out = pipeline.writers[f"{data}/test" if data else "test"]
+        problem = None
+        if held_out.rows and metric != "Perplexity" and not held_out.questions:
+            problem = f"its {held_out.rows} test rows are plain text and ask nothing; take Perplexity"
+        elif held_out.questions and metric == "AnswerChoice" and held_out.different_answers < ANSWER_CHOICES:
+            problem = (
+                f"AnswerChoice lets the model choose among {ANSWER_CHOICES} different answers, and its {held_out.questions} test rows have "
+                f"{held_out.different_answers}; take ExactMatch where there are so few"
+            )
+        if problem:
+            raise StageError(Reason.INVALID_GATE, f"evaluation.gates, gate {gate.name}: {problem}")
+
+
 def _describe(run: RunSpec, model: PreparedModel, stop: StopRule, pipeline: Pipeline, folder: Path) -> PreparedFile:
-    template = stop.template.text if stop.template is not None else None
+    templates = [stop.template.text, stop.template.tool_use] if stop.template is not None else [None, None]
     sets = pipeline.sets()
-    digest = prepared_digest(folder, sets, model.digest, template, stop.tokens.model_dump_json())
+    digest = prepared_digest(folder, sets, model.digest, *templates, stop.tokens.model_dump_json())
     return PreparedFile(
         model=model,
         tokens=stop.tokens,
