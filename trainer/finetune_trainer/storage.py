@@ -162,6 +162,30 @@ def is_whole(folder: Path, recorded: bool = False) -> bool:
     return False
 
 
+_PROBE_BYTES = 1 << 20
+
+
+def refuse_full(folder: Path, program: str) -> None:
+    """Tells a full disk from a program's own verdict, after it failed while it wrote below `folder`; what it left half done is still there.
+
+    Programs say so in their own words or not at all, and a quota is in no figure of the file system: a byte that cannot be written is.
+    Errors: StageError(StorageError) where nothing more can be written.
+    """
+    probe = folder / f".{uuid.uuid4().hex}"
+    try:
+        with probe.open("wb") as file:
+            file.write(b"\1" * _PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StageError(
+            Reason.STORAGE_ERROR, f"{program} could not write on: {error.strerror}; free space on the job's storage or enlarge it"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
 def sync_file(path: Path) -> None:
     """Makes a file's bytes durable."""
     with path.open("rb") as file:

@@ -171,7 +171,7 @@ def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
     store = job.controls.store
     log.info("trained %d steps, mean loss %.3g; next: package", trained.steps, reporting.mean_loss(trained.history) or 0.0)
     if int(os.environ.get("RANK", "0")) == 0:
-        job.controls.trained.leave(trained.model, job.prepared.model_folder, folder)
+        _leave_weights(job, trained, folder)
         reporting.write_curve(trained.history, folder / CURVE_FILE)
         store.check_claim()
     return StageResult(
@@ -184,3 +184,16 @@ def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
         resumed_from_step=trained.resumed_from_step,
         warnings=[*store.skipped, *trained.warnings],
     )
+
+
+def _leave_weights(job: TrainingJob, trained: Trained, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        job.controls.trained.leave(trained.model, job.prepared.model_folder, folder)
+    except SafetensorError as error:  # safetensors' own word for what the system says of its file
+        raise StageError(
+            Reason.STORAGE_ERROR,
+            f"the trained weights cannot be written: {error}; free space on the job's storage or enlarge it"[:400],
+            StageResult(stage=Stage.TRAIN, checkpoint=job.controls.store.report()),
+        ) from error
