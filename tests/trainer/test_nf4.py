@@ -48,7 +48,9 @@ class Gradients:
 
 
 @pytest.mark.parametrize("make", [make_llama, make_biased], ids=["no biases", "biases"])
-def test_gradients_flow_after_an_evaluation_as_before(make: Any, make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_flow_after_an_evaluation_as_before(
+    make: Any, make_job: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gradients = Gradients(monkeypatch)
     job = make_job(base=make(tmp_path / "base"), training={"evalEverySteps": 1}, **NF4)
     job.train()

@@ -123,10 +123,3 @@ def read_gguf(path: Path) -> GGUFFacts:
 
 def _content(field: Any) -> Any:
     return None if field is None else field.contents()
-
-
-def link_weights(model: Path, target: Path) -> None:
-    """Links a model's safetensors and index into `target`, where only its other files differ."""
-    for path in model.iterdir():
-        if path.name.endswith((".safetensors", ".safetensors.index.json")):
-            (target / path.name).symlink_to(path.resolve())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,15 +47,20 @@ FILLS_AND_TELLS_NOTHING = f"try:\n    {FILLS}\nexcept OSError:\n    sys.exit(1)"
 REFUSES = "sys.exit('unknown architecture')"
 
 
+def convert_it(home: LlamaHome, folder: Path) -> None:
+    convert(home, Source(folder, "m"), folder / "out" / "exact.gguf")
+
+
+def quantize_it(home: LlamaHome, folder: Path) -> None:
+    quantize(home, folder / "exact.gguf", folder / "out", "m", [GGUFType.Q8_0])
+
+
 @pytest.mark.parametrize("body", [FILLS, FILLS_AND_TELLS_NOTHING])
-@pytest.mark.parametrize("step", ["convert", "quantize"])
-def test_a_full_disk_is_a_storage_error_with_the_cure(step: str, body: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [convert_it, quantize_it])
+def test_a_full_disk_is_a_storage_error_with_the_cure(step: Callable[[LlamaHome, Path], None], body: str, tmp_path: Path) -> None:
     home = home_whose_programs(body, tmp_path)
     with no_room(), pytest.raises(StageError, match="free space on the job's storage or enlarge it") as error:
-        if step == "convert":
-            convert(home, Source(tmp_path, "m"), tmp_path / "out" / "exact.gguf")
-        else:
-            quantize(home, tmp_path / "exact.gguf", tmp_path / "out", "m", [GGUFType.Q8_0])
+        step(home, tmp_path)
     assert (error.value.reason, error.value.exit_code) == (Reason.STORAGE_ERROR, ExitCode.STORAGE)
     assert not list((tmp_path / "out").glob(".*")), "the probe is gone"
 
@@ -74,7 +79,7 @@ def test_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
 
 def test_logits_that_find_no_room_are_an_error_of_the_system(tmp_path: Path) -> None:
     rows = [AnswerRow([1] * 64, list(range(64)))] * 40
-    with no_room(), pytest.raises(OSError, match="too large|space"):
+    with no_room(), pytest.raises(OSError, match=r"too large|space"):
         StoredLogits.keep((np.zeros((64, 256), np.float32) for _ in rows), rows, tmp_path / "kept")
 
 
