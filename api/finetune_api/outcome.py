@@ -299,8 +299,18 @@ class Reason(StrEnum):
     UNSUPPORTED_ATTENTION = _refused(
         "UnsupportedAttention", "The model cannot use the attention that was asked for.", "Change model.attentionImplementation."
     )
+    SETTINGS_REFUSED = _refused(
+        "SettingsRefused",
+        "The training library refuses settings that do not go together, or not with this model.",
+        "Change the setting that its words in the message are about: training.args, adapter or quantization.",
+    )
     UNKNOWN_MODULES = _refused(
         "UnknownModules", "The adapter names modules that the model does not have.", "Choose among those that the message lists."
+    )
+    UNSUPPORTED_MODULES = _refused(
+        "UnsupportedModules",
+        "The adapter cannot be put on modules that it names, or could not be merged there afterwards.",
+        "Name other modules: linear layers that are single tensors of the checkpoint.",
     )
     DOCUMENTS_LEAK = _refused(
         "DocumentsLeak", "The model's attention would mix rows that are packed together.", "Set training.packing to None."
@@ -352,7 +362,9 @@ class Reason(StrEnum):
     DECODING_FAILED = Row("DecodingFailed", "llama.cpp failed while it ran a model.", "Look at the pod's log.", ExitCode.CRASH)
     SERVER_FAILED = Row("ServerFailed", "llama-server did not start or answer.", "Read the end of its log in the message.", ExitCode.CRASH)
     ROW_TOO_LONG = _refused(
-        "RowTooLong", "A row does not fit into the context in which the model is measured.", "Lower training.maxLength."
+        "RowTooLong",
+        "A row is longer than the model has positions, or than the context in which it is measured.",
+        "Lower training.maxLength.",
     )
 
     # ------------------------------------------------------------------------------------------------------------------ evaluate

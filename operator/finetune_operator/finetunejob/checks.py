@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.arguments import argument_findings
+from finetune_api.arguments import training_findings
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.outcome import Reason
 from finetune_api.uri import ClaimPath
@@ -45,7 +45,7 @@ def parse(spec: Any) -> FineTuneJobSpec | Finding:
 
 
 def training_arguments_are_known(subject: Subject) -> Iterator[Finding]:
-    for key, problem in argument_findings(dict(subject.spec.training.args)):
+    for key, problem in training_findings(subject.spec.training):
         yield Finding(Reason.INVALID_ARGUMENT, f"spec.training.args.{key}: {problem}")
 
 

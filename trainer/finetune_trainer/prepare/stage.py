@@ -16,6 +16,7 @@ from finetune_trainer.prepare.base_model import resolve_model
 from finetune_trainer.prepare.dataset_files import locate
 from finetune_trainer.prepare.encoding import Encoder
 from finetune_trainer.prepare.llama_proof import LlamaVocab
+from finetune_trainer.prepare.model_checks import refuse_adapter, refuse_long_rows, with_known_pad
 from finetune_trainer.prepare.pipeline import Pipeline
 from finetune_trainer.prepare.report import dataset_report, prepared_digest, write_report
 from finetune_trainer.prepare.stopping import StopRule, choose_stop_rule
@@ -24,6 +25,8 @@ from finetune_trainer.prepare.warnings import warnings_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
 from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import write_atomically
+from finetune_trainer.tokenizer_files import read_optional_json
+from finetune_trainer.weight_files import weight_files
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +43,12 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(0.0)
     _refuse_blind_gates(run)
     model_folder, model = resolve_model(run, storage)
+    warnings = [*weight_files(model_folder).warnings, *refuse_adapter(run, model)]
     log.info("base model %s, %s parameters; next: its tokenizer", model.architecture, f"{model.shape.total_parameters:,}")
     files = [(dataset, locate(dataset, run, storage)) for dataset in run.datasets]
     tokenizer_file = tokenizer_file_of(model_folder, storage)
     tokenizer = TextTokenizer(tokenizer_file, model_folder)
-    stop = choose_stop_rule(run, model_folder, tokenizer)
+    stop, of_padding = with_known_pad(choose_stop_rule(run, model_folder, tokenizer), model.shape.vocab_size)
     vocab = LlamaVocab(storage, model_folder, stop.tokens, stop.own_template) if run.export.gguf else None
     progress.report(_MODEL_SHARE)
     log.info("tokenizer and chat template are read; next: rows of %s", ", ".join(dataset.name for dataset in run.datasets))
@@ -54,6 +58,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     with Pipeline(run, encoder, stop.tokens, model.shape.vocab_size, folder) as pipeline:
         pipeline.read_all(files, lambda share: progress.report(_MODEL_SHARE + (_ROWS_SHARE - _MODEL_SHARE) * share))
     _refuse_unanswerable_gates(run, pipeline)
+    refuse_long_rows(model, read_optional_json(model_folder / "config.json"), folder, pipeline.sets())
     progress.report(_ROWS_SHARE)
     if vocab is not None:
         log.info("the rows are tokenised; next: llama.cpp's token ids of the same texts")
@@ -70,7 +75,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(1.0)
     log.info("%s rows are prepared; next: train", " + ".join(f"{entry.rows} {entry.name}" for entry in prepared.sets if entry.rows))
     report = prepared.dataset.model_copy(update={"report": storage.uri(folder / "report.md")})
-    return _result(run, prepared, report, warnings_of(run, pipeline, stop.template))
+    return _result(run, prepared, report, [*warnings, *of_padding, *warnings_of(run, pipeline, stop.template)])
 
 
 def _refuse_blind_gates(run: RunSpec) -> None:

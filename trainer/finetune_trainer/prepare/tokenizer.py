@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.prepared import TOKENIZER_FILE
-from finetune_trainer.storage import JobStorage
+from finetune_trainer.storage import JobStorage, refuse_full
 from finetune_trainer.tokenizer_files import TOKENIZER_FILES, read_optional_json
 
 log = logging.getLogger(__name__)
@@ -205,5 +205,6 @@ def _convert(model_folder: Path, target: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     refuse_killed("the tokenizer's conversion", done.returncode)
     if done.returncode != 0:
+        refuse_full(target, "the tokenizer's conversion")
         last = (done.stderr.strip().splitlines() or ["no words"])[-1][:300]
         raise StageError(Reason.INVALID_TOKENIZER, f"transformers cannot convert tokenizer.model: {last}")

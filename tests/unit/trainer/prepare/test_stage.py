@@ -364,7 +364,6 @@ def without(name: str) -> Callable[[Path], None]:
 
 BAD_MODELS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "an encoder-decoder": (edit("config.json", is_encoder_decoder=True), "EncoderDecoderUnsupported", "LlamaForCausalLM"),
-    "code of its own": (edit("config.json", auto_map={"AutoModel": "x.Y"}), "RemoteCodeRefused", "auto_map"),
     "quantized": (edit("config.json", quantization_config={"bits": 4}), "QuantizedBase", "unquantized"),
     "a classifier": (edit("config.json", architectures=["BertForSequenceClassification"]), "UnsupportedArchitecture", "generates no text"),
     "pickled weights": (only_pickles, "SafetensorsOnly", "convert them to safetensors"),
