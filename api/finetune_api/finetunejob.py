@@ -139,6 +139,10 @@ class CurrentAttempt(Loose):
     stage: Stage = Field(description="Stage that it is of.")
     number: int = Field(description="Number within the stage, from 1: the Job is <job>-<stage>-<number>.")
     failures: int = Field(default=0, description="Earlier attempts of this stage that count against recovery.maxAttempts.")
+    interruptions: int | None = Field(
+        default=None,
+        description="Attempts of this stage in a row that were interrupted within ten minutes of their start: each makes the next wait longer.",
+    )
     not_before: Time | None = Field(default=None, description="When its Job may be made at the earliest (RFC 3339); absent: at once.")
     report: bool | None = Field(
         default=None,

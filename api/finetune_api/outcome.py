@@ -427,6 +427,11 @@ class Reason(StrEnum):
     )
     NOT_SUSPENDED = Row("NotSuspended", "spec.suspend is false.")
     RESUMED = Row("Resumed", "spec.suspend is false again; the run goes on.")
+    FORMER_POD_ALIVE = Row(
+        "FormerPodAlive",
+        "A pod of an attempt before still runs; the next one starts when it has ended.",
+        "Nothing; where it should not go on, delete it as the message says.",
+    )
     POD_REFUSED = Row(
         "PodRefused", "The API server refuses to create the stage's pod.", "Mend what the message names: a quota, or Pod Security."
     )
@@ -440,6 +445,12 @@ class Reason(StrEnum):
 
     # --------------------------------------------------------------- FineTuneJob: a pod ended without a word of the trainer's
     PREEMPTED = Row("Preempted", "The pod was preempted, evicted or drained.", retry=Retry.UNCOUNTED)
+    POD_REJECTED = Row(
+        "PodRejected",
+        "The node turned the stage's pod away before anything ran.",
+        "Nothing where the next attempt starts; else look at the node (devices, disk, taints), which the message names.",
+        retry=Retry.UNCOUNTED,
+    )
     KILLED = Row("Killed", "A signal ended the stage's process.", "Look at the pod's log and the node's.", retry=Retry.COUNTED)
     POD_FAILED = Row("PodFailed", "The pod failed without an exit code.", "Look at the message and the node.", retry=Retry.COUNTED)
     STAGE_FAILED = Row(
@@ -468,6 +479,7 @@ class Reason(StrEnum):
         "DeadlineExceeded",
         "The run was active for longer than spec.activeDeadlineSeconds; its checkpoints are kept.",
         "Start a new job with spec.resumeFrom and a longer deadline.",
+        retry=Retry.NEVER,
     )
     SUCCEEDED = Row("Succeeded", "The run is done.")
     FAILED = Row("Failed", "The run is over without a result; the event's message begins with the reason.", "See that reason.")

@@ -29,12 +29,13 @@ async def observe(job: Object, world: World) -> Observed:
     """Facts about a job. Reads beside the store: what the spec names, cached, and nothing once the job has ended."""
     metadata = job["metadata"]
     key = Key(names.FINETUNEJOB, metadata["namespace"], metadata["name"])
-    jobs = _job_facts(world, key, metadata["uid"])
+    jobs, orphans = _job_facts(world, key, metadata["uid"]), _orphans(world, key, metadata["uid"])
     spec, status = checks.parse(job.get("spec") or {}), read_status(job)
     if isinstance(spec, checks.Finding) or isinstance(status, Unreadable) or _has_ended(status):
-        return Observed(jobs=jobs, problems=world.problems.get(key, ()))
+        return Observed(jobs=jobs, orphans=orphans, problems=world.problems.get(key, ()))
     return Observed(
         jobs=jobs,
+        orphans=orphans,
         claims=_own_claims(world, key, metadata["uid"])
         | (await _named_claims(spec, metadata["namespace"], world) if status.start_time is None else {}),
         config_maps=await _config_maps(spec, metadata["namespace"], world),
@@ -58,8 +59,18 @@ def _has_ended(status: FineTuneJobStatus) -> bool:
 def _job_facts(world: World, key: Key, uid: str) -> tuple[JobFact, ...]:
     pods = world.store.of(key, POD.kind)
     refusals = world.store.of(key, REFUSAL.kind)
-    own = [live for live in world.store.of(key, JOB.kind) if _controller(live) == uid]
+    own = _own_jobs(world, key, uid)
     return tuple(job_fact(live, [pod for pod in pods if _controller(pod) == live["metadata"]["uid"]], refusals) for live in own)
+
+
+def _own_jobs(world: World, key: Key, uid: str) -> list[Object]:
+    return [live for live in world.store.of(key, JOB.kind) if _controller(live) == uid]
+
+
+def _orphans(world: World, key: Key, uid: str) -> tuple[PodFact, ...]:
+    owners = {live["metadata"]["uid"] for live in _own_jobs(world, key, uid)}
+    own = [pod for pod in world.store.of(key, POD.kind) if (pod["metadata"].get("labels") or {}).get(names.JOB_UID_LABEL) == uid]
+    return tuple(pod_fact(pod) for pod in own if _controller(pod) not in owners)
 
 
 def _controller(live: Object) -> str | None:
@@ -112,6 +123,7 @@ def pod_fact(pod: Object) -> PodFact:
         disruption=disrupted.get("reason") if disrupted.get("status") == "True" else None,
         deleting="deletionTimestamp" in metadata,
         gone_by=moment(metadata.get("deletionTimestamp")),
+        began=any(set(container.get("state") or {}) & {"running", "terminated"} for container in containers),
     )
 
 

@@ -34,6 +34,12 @@ class PodFact:
     deleting: bool = False
     gone_by: datetime | None = None
     """The end of its grace, where it is being deleted."""
+    began: bool = True
+    """Whether a container of it ever ran."""
+
+    @property
+    def alive(self) -> bool:
+        return self.phase not in ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class OlderJob:
 class Observed:
     jobs: tuple[JobFact, ...] = ()
     """Stage Jobs whose controller is this job (by uid)."""
+    orphans: tuple[PodFact, ...] = ()
+    """Pods of this job (by its uid) whose stage Job is gone: it was deleted by hand, and they may still run."""
     claims: Mapping[str, ClaimFact | None] = field(default_factory=dict)
     """Claims that the spec names or that carry this job's uid label; None: looked for and not there."""
     config_maps: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)

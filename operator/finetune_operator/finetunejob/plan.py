@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, ProgressStatus, VersionRef
+from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, FineTuneJobStatus, ProgressStatus, VersionRef
 from finetune_api.outcome import Reason
 from finetune_api.run import Stage
 
@@ -78,6 +78,8 @@ def _has_changed(draft: Draft, spec: FineTuneJobSpec) -> bool:
     draft.set(ConditionType.VALIDATED, "False", Reason.SPEC_CHANGED, message)
     draft.stalled = (Reason.SPEC_CHANGED, message)
     draft.recheck(draft.now + timedelta(seconds=draft.settings.missing_recheck_s))
+    if not _deadline(draft, spec) and spec.suspend and draft.status.attempt:
+        attempt.suspend(draft, draft.status.attempt.stage)
     return True
 
 
@@ -169,7 +171,10 @@ def _deadline(draft: Draft, spec: FineTuneJobSpec) -> bool:
     if due > draft.now:
         draft.recheck(due)
         return False
-    fail(draft, Reason.DEADLINE_EXCEEDED, f"the run was active for {spec.active_deadline_seconds} s; checkpoints are kept on its storage")
+    seconds = active_seconds(draft.status, draft.now)
+    message = f"the run was active for {seconds} s, spec.activeDeadlineSeconds is {spec.active_deadline_seconds}; checkpoints are kept"
+    attempt.record_stopped(draft, Reason.DEADLINE_EXCEEDED)
+    fail(draft, Reason.DEADLINE_EXCEEDED, message, draft.status.attempt.stage if draft.status.attempt else None)
     return True
 
 
@@ -226,16 +231,21 @@ def _succeed(draft: Draft, reason: Reason, message: str) -> None:
 
 def fail(draft: Draft, reason: str, message: str, stage: Stage | None = None) -> None:
     """The end for good: live pods are stopped with their grace, checkpoints stay where they are."""
-    kept = draft.status.checkpoint
-    where = f"; the last checkpoint (step {kept.step}) is at {kept.uri}" if kept else ""
-    if stage is not None:
+    whole = message + _where(draft.status)
+    if stage is not None and not draft.is_true(CONDITION[stage]):
         draft.set(CONDITION[stage], "False", reason, message)
-    draft.set(ConditionType.SUCCEEDED, "False", reason, message + where)
-    draft.stalled = (reason, message)
+    draft.set(ConditionType.SUCCEEDED, "False", reason, whole)
+    draft.set(ConditionType.SUSPENDED, "False", Reason.NOT_SUSPENDED)
+    draft.stalled = (reason, whole)
     draft.reconciling = ""
     _close(draft)
     draft.event(Reason.FAILED, f"{reason}: {message}", warning=True)
     _stop_live_jobs(draft)
+
+
+def _where(status: FineTuneJobStatus) -> str:
+    kept = status.checkpoint
+    return f"; the last checkpoint (step {kept.step}) is at {kept.uri}" if kept else ""
 
 
 def _close(draft: Draft) -> None:
@@ -243,8 +253,7 @@ def _close(draft: Draft) -> None:
     status.active_seconds = active_seconds(status, draft.now)
     status.active_since = None
     status.completion_time = draft.now
-    if status.progress:
-        status.progress = status.progress.model_copy(update={"eta_seconds": None})
+    attempt.stands_still(draft)
 
 
 def _stop_live_jobs(draft: Draft) -> None:
@@ -252,11 +261,20 @@ def _stop_live_jobs(draft: Draft) -> None:
         draft.stop(live)
 
 
+def _hear_the_last_pod(draft: Draft) -> None:
+    """A pod that the end stopped saves its work within its grace: what it saved is the newest checkpoint there is."""
+    last = draft.status.attempt
+    if last and not draft.is_true(CONDITION[last.stage]):
+        attempt.hear(draft, last.stage)
+
+
 def _after_the_end(draft: Draft) -> None:
     """Terminal never leaves: only leftovers are cleaned, and the TTL counts from the recorded end."""
     old = draft.was(ConditionType.SUCCEEDED)
     if old and old.status == "False":
-        draft.stalled = (old.reason, old.message)
+        _hear_the_last_pod(draft)
+        draft.set(ConditionType.SUCCEEDED, "False", old.reason, old.message.removesuffix(_where(draft.before)) + _where(draft.status))
+        draft.stalled = (old.reason, old.message.removesuffix(_where(draft.before)) + _where(draft.status))
     _stop_live_jobs(draft)
     ttl = (draft.job.get("spec") or {}).get("ttlSecondsAfterFinished")
     if ttl is None or draft.status.completion_time is None:

@@ -14,6 +14,7 @@ from finetune_operator.finetunejob.observed import JobFact, PodFact
 _FIRST_BACKOFF = timedelta(seconds=10)
 _LONGEST_BACKOFF = timedelta(minutes=5)
 _WATCH_LAG = timedelta(seconds=10)
+_WORKED_FOR_A_WHILE = timedelta(minutes=10)
 _UNSAID: dict[int, Reason] = {
     ExitCode.CRASH: Reason.CRASHED,
     ExitCode.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY,
@@ -80,6 +81,11 @@ def outcome(job: JobFact) -> Outcome:
         return ended(Reason.PREEMPTED, f"pod {pod.name} was stopped: {pod.disruption}", **known)
     if pod.terminated_reason == "OOMKilled":
         return ended(Reason.OUT_OF_MEMORY, f"stage {job.stage} went over its memory limit; raise {memory_field(job.stage)}", **known)
+    if pod.terminated_reason == "ContainerStatusUnknown":
+        return ended(Reason.NODE_LOST, f"the node of pod {pod.name} went down while it ran", **known)
+    if pod.exit_code is None and not pod.began:
+        words = pod.terminated_reason or job.message or "no reason is given"
+        return ended(Reason.POD_REJECTED, f"node {pod.node} turned pod {pod.name} away before anything ran: {words}", **known)
     if pod.exit_code is None:
         return ended(
             Reason.POD_FAILED, f"pod {pod.name} failed without an exit code: {pod.terminated_reason or job.message or 'unknown'}", **known
@@ -100,6 +106,16 @@ def _reason(exit_code: int) -> Reason:
     return _UNSAID.get(exit_code, Reason.KILLED if exit_code >= SIGNALLED else Reason.STAGE_FAILED)
 
 
-def backoff(failures: int) -> timedelta:
-    """Wait before the next attempt after `failures` counted ones: 10 s, 20 s, … up to 5 min; none after an uncounted one."""
-    return timedelta() if failures == 0 else min(_FIRST_BACKOFF * 2 ** min(failures - 1, 10), _LONGEST_BACKOFF)
+def interruptions(before: int, outcome: Outcome, job: JobFact, now: datetime) -> int:
+    """Attempts in a row that were interrupted soon after their start, this one included; 0 after one that worked for a while."""
+    worked = (job.finished_at or now) - job.created_at
+    return 0 if outcome.counted or worked >= _WORKED_FOR_A_WHILE else before + 1
+
+
+def backoff(failures: int, interrupted: int = 0) -> timedelta:
+    """Wait before the next attempt: after `failures` counted ones 10 s, 20 s, … up to 5 min.
+
+    An interruption costs no wait; of `interrupted` ones in a row the second and later do, as failures.
+    """
+    repeats = failures or interrupted - 1
+    return timedelta() if repeats <= 0 else min(_FIRST_BACKOFF * 2 ** min(repeats - 1, 10), _LONGEST_BACKOFF)

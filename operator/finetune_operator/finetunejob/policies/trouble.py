@@ -13,6 +13,7 @@ from finetune_operator.finetunejob.observed import JobFact, PodFact
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 _KUBELET_GRACE = timedelta(seconds=30)
 """From the end of a pod's own grace until its kubelet is believed to be gone."""
+_LOOK_AGAIN = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,14 @@ def _pod_trouble(pod: PodFact, now: datetime) -> Trouble | None:
         lasts_at = pod.unschedulable_since + SCHEDULING_GRACE if pod.unschedulable_since else None
         return Trouble(Reason.UNSCHEDULABLE, f"pod {pod.name}: {pod.unschedulable}; it goes on by itself once a node has room", lasts_at)
     return None
+
+
+def lingering(pod: PodFact, now: datetime) -> Trouble:
+    """What the next attempt waits for: a pod of one before it."""
+    if pod.deleting:
+        return stopping(pod, now)
+    words = f"pod {pod.name} of an attempt before still runs; the next one starts when it has ended, or with: kubectl delete pod {pod.name}"
+    return Trouble(Reason.FORMER_POD_ALIVE, words, now + _LOOK_AGAIN)
 
 
 def stopping(pod: PodFact, now: datetime) -> Trouble:
