@@ -61,6 +61,12 @@ def _same_quantity(live: str, desired: str) -> bool:
     return bool(old and new) and _amount(old) == _amount(new)
 
 
+def quantity(text: str) -> float | None:
+    """A quantity's value; None for what is none."""
+    match = _QUANTITY.match(text.strip())
+    return float(_amount(match)) if match else None
+
+
 def _amount(match: re.Match[str] | None) -> Decimal:
     assert match is not None
     return Decimal(match[1]) * _SUFFIX[match[2]]

@@ -14,6 +14,7 @@ from finetune_operator.engine.actions import Actor, Done, NotLeading, Stale, pro
 from finetune_operator.engine.metrics import Metrics
 from finetune_operator.engine.queue import Outcome
 from finetune_operator.engine.recorder import Recorder
+from finetune_operator.engine.refusals import Refusals
 from finetune_operator.engine.store import Key
 from finetune_operator.engine.world import World
 from finetune_operator.kube.errors import ApiError, Retryable, Unreachable
@@ -52,6 +53,9 @@ class Reconciler:
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     _failures: dict[Key, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._refusals = Refusals(lambda: self.now())
+
     async def reconcile(self, key: Key) -> Outcome:
         """One pass. Raises NotLeading: this replica must not write any more."""
         with self.metrics.passes.labels(key.kind).time():
@@ -75,7 +79,7 @@ class Reconciler:
     async def _pass(self, key: Key) -> Outcome:
         work = await self._plan(key)
         if work is None:
-            self.world.problems.pop(key, None)
+            self._remember(key, ())
             return Outcome()
         if work.status_first and self._differing(work):
             written = await self._write_statuses(work)
@@ -88,7 +92,8 @@ class Reconciler:
             replanned = await self._plan(key)
             work = replanned if replanned and not replanned.status_first else work
         written = await self._write_statuses(work)
-        return Outcome(again=acted or written or problems != before, failed=bool(problems), recheck_at=work.recheck_at)
+        moments = [moment for moment in (work.recheck_at, self._refusals.until(key)) if moment is not None]
+        return Outcome(again=acted or written or problems != before, failed=bool(problems), recheck_at=min(moments, default=None))
 
     async def _plan(self, key: Key) -> Work | None:
         return await self.planners[key.kind](key, self.world, self.now())
@@ -112,21 +117,29 @@ class Reconciler:
 
     async def _do(self, key: Key, action: Action) -> Done:
         """An action; a failure of the API server itself is worth a condition only when it lasts, and no answer at all never is."""
+        held = self._refusals.problem(key, action)
+        if held:
+            return held
+        asked_s = None
         try:
-            return await self.actor.do(action)
+            done = await self.actor.do(action)
         except Unreachable:
             raise
         except Retryable as error:
             self._failures[key] = self._failures.get(key, 0) + 1
             if self._failures[key] < _FAILURES_TOLD:
                 raise
-            return problem_of(action, error)
+            done, asked_s = problem_of(action, error), error.retry_after_s
+        if isinstance(done, ActionProblem):
+            self._refusals.hold(key, action, done, asked_s)
+        return done
 
     def _remember(self, key: Key, problems: tuple[ActionProblem, ...]) -> None:
         if problems:
             self.world.problems[key] = problems
         else:
             self.world.problems.pop(key, None)
+            self._refusals.forget(key)
 
     def _differing(self, work: Work) -> dict[str, Object]:
         """Merge patches of the statuses that differ from the live ones, by name, in the plan's order."""

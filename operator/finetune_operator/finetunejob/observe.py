@@ -12,6 +12,7 @@ from finetune_operator.core import names
 from finetune_operator.core.conditions import find, moment, parse_timestamp
 from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, unschedulable
 from finetune_operator.core.names import Object
+from finetune_operator.core.refusal import steady
 from finetune_operator.core.unreadable import Unreadable
 from finetune_operator.engine.store import MODEL, Key
 from finetune_operator.engine.world import World
@@ -139,7 +140,7 @@ def _refusal(uid: str, refusals: Iterable[Object]) -> str | None:
     """The Job controller's last words on why it cannot create a pod."""
     own = [refusal for refusal in refusals if refusal["involvedObject"].get("uid") == uid]
     last = max(own, key=lambda refusal: str(refusal.get("lastTimestamp") or refusal.get("eventTime") or ""), default=None)
-    return str(last.get("message", "")) if last else None
+    return steady(str(last.get("message", ""))) if last else None
 
 
 # ------------------------------------------------------------------------------------------------------- what the spec names

@@ -8,12 +8,15 @@ from datetime import datetime, timedelta
 from finetune_api.outcome import Reason
 
 from finetune_operator.core.facts import SCHEDULING_GRACE
+from finetune_operator.core.refusal import is_quota, never_fits
 from finetune_operator.finetunejob.observed import JobFact, PodFact
 
 _STARTING = frozenset({"ContainerCreating", "PodInitializing"})
 _KUBELET_GRACE = timedelta(seconds=30)
 """From the end of a pod's own grace until its kubelet is believed to be gone."""
 _LOOK_AGAIN = timedelta(minutes=1)
+_QUOTA_GRACE = timedelta(minutes=1)
+"""How long a quota race is no news: another pod's share is given back after its end, and the Job controller tries again ever later."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Trouble:
 def trouble_of(fact: JobFact, now: datetime) -> Trouble | None:
     """What keeps a pod from running, in kubelet's, scheduler's or admission's words."""
     if fact.refused and not fact.pods:
-        return Trouble(Reason.POD_REFUSED, fact.refused)
+        passes = is_quota(fact.refused) and not never_fits(fact.refused)
+        return Trouble(Reason.POD_REFUSED, fact.refused, fact.created_at + _QUOTA_GRACE if passes else None)
     return next((found for pod in fact.pods if (found := _pod_trouble(pod, now))), None)
 
 

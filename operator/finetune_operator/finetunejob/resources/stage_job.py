@@ -62,7 +62,7 @@ def make_dry_run_pod(stage_job: Object) -> Object:
         "kind": "Pod",
         "metadata": {
             **template["metadata"],
-            "generateName": stage_job["metadata"]["name"] + "-",
+            "name": stage_job["metadata"]["name"],  # a random one would make each refusal differ from the last
             "namespace": stage_job["metadata"]["namespace"],
         },
         "spec": template["spec"],

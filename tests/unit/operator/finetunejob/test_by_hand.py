@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from finetune_operator.core.plan import ActionProblem, Create, Delete
+from finetune_operator.core.refusal import never_fits, steady
 from finetune_operator.finetunejob.observed import PodFact
 
 from tests.unit.operator.finetunejob.test_plan import ANSWERS, NOW, World, report, run_to
@@ -243,3 +244,38 @@ def test_a_run_whose_spec_was_changed_can_be_stopped(edit: dict[str, Any]) -> No
     made = world.step()
     assert [type(action) for action in made.actions] == [Delete]
     assert not any(isinstance(action, Create) for action in world.step(jobs=()).actions)
+
+
+# -------------------------------------------------------------------------------------------------------------------- quota races
+
+RACE = "exceeded quota: team, requested: pods=1, used: pods=1, limited: pods=1"
+NEVER = "exceeded quota: team, requested: requests.memory=8Gi,pods=1, used: pods=0,requests.memory=0, limited: pods=9,requests.memory=4Gi"
+
+
+def test_a_quota_race_needs_no_person_unless_it_lasts() -> None:
+    world = run_to("train")
+    world.set_job("job-train-1", refused=RACE)
+    made = world.step()
+    assert (world.condition("Trained")["reason"], world.condition("Stalled")["status"]) == ("PodRefused", "False")
+    assert made.recheck_at is not None
+    world.now = made.recheck_at
+    world.step()
+    assert (world.condition("Stalled")["status"], world.condition("Stalled")["message"]) == ("True", RACE)
+
+
+def test_a_quota_that_could_never_be_met_needs_one_at_once() -> None:
+    world = run_to("train")
+    world.set_job("job-train-1", refused=NEVER)
+    world.step()
+    assert world.condition("Stalled")["reason"] == "PodRefused"
+
+
+@pytest.mark.parametrize(("words", "never"), [(RACE, False), (NEVER, True), ("exceeded quota", False), ("", False)])
+def test_a_quota_by_its_words(words: str, never: bool) -> None:
+    assert never_fits(words) is never
+
+
+def test_a_random_name_is_no_news() -> None:
+    told = {steady(f'Error creating: pods "demo-train-1-0-{end}" is forbidden: no') for end in ("x7k2j", "bcdfg", "44444")}
+    assert told == {'Error creating: pods "demo-train-1-0" is forbidden: no'}
+    assert steady('pods "demo-train-1" is forbidden') == 'pods "demo-train-1" is forbidden'

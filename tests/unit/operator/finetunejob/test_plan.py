@@ -716,9 +716,9 @@ def test_a_lost_node_is_told_of_while_a_run_is_being_suspended() -> None:
 
 def test_a_refused_pod_is_reported_in_the_apis_words() -> None:
     world = run_to("train")
-    world.set_job("job-train-1", refused="exceeded quota: gpus")
+    world.set_job("job-train-1", refused="violates PodSecurity")
     world.step()
-    assert (world.condition("Stalled")["reason"], world.condition("Stalled")["message"]) == ("PodRefused", "exceeded quota: gpus")
+    assert (world.condition("Stalled")["reason"], world.condition("Stalled")["message"]) == ("PodRefused", "violates PodSecurity")
 
 
 def test_a_refused_write_is_a_condition_and_is_tried_again() -> None:
