@@ -392,10 +392,29 @@ class Reason(StrEnum):
         "Name what is allowed, or have it added to the chart's policies.",
     )
     CLAIM_NOT_FOUND = Row(
-        "ClaimNotFound", "A PersistentVolumeClaim that the spec names is not there.", "Create it; the job goes on by itself."
+        "ClaimNotFound",
+        "A PersistentVolumeClaim that the spec names is not there.",
+        "Create it or name another one; the job goes on by itself.",
     )
     CONFIG_MAP_NOT_FOUND = Row(
-        "ConfigMapNotFound", "A ConfigMap or key that the spec names is not there.", "Create it; the job goes on by itself."
+        "ConfigMapNotFound",
+        "A ConfigMap or key that the spec names is not there.",
+        "Create it or name another one; the job goes on by itself.",
+    )
+    CONFIG_MAP_TOO_LARGE = Row(
+        "ConfigMapTooLarge",
+        "The text that a ConfigMap key holds does not fit into a pod's annotations, by which the run is told.",
+        "Shorten it; the message has both sizes.",
+    )
+    TEMPLATE_LOST = Row(
+        "TemplateLost",
+        "The chat template that the run was started with is neither in its ConfigMap nor in an earlier pod any more.",
+        "Put it back, or create another job.",
+    )
+    STORAGE_CLASS_NOT_FOUND = Row(
+        "StorageClassNotFound",
+        "The StorageClass that spec.storage names is not there.",
+        "Name one that is there, or create it; the job goes on by itself.",
     )
     OLDER_JOB_NOT_FOUND = Row("OlderJobNotFound", "The job that spec.resumeFrom names is not there.", "Name one of this namespace.")
     VERSION_TAKEN = Row(
@@ -406,12 +425,11 @@ class Reason(StrEnum):
         "A version was made by a run of the same content; nothing was run.",
         "Nothing; to run it again, set spec.runId on a new object.",
     )
-    SPEC_CHANGED = Row(
-        "SpecChanged", "The spec, or a ConfigMap that it names, is not what was started.", "Put it back, or create another job."
-    )
+    SPEC_CHANGED = Row("SpecChanged", "The spec is not what was started, and pods of that have run.", "Put it back, or create another job.")
 
     # ---------------------------------------------------------------------------------------------- FineTuneJob: while it runs
     STARTED = Row("Started", "The run has begun.")
+    STARTED_ANEW = Row("StartedAnew", "The spec changed before any pod of the run was there; it is checked and started as it is now.")
     PREPARED_PENDING = Row("PreparedPending", "Stage prepare is due or under way.")
     TRAINED_PENDING = Row("TrainedPending", "Stage train is due or under way.")
     PACKAGED_PENDING = Row("PackagedPending", "Stage package is due or under way.")
@@ -434,6 +452,16 @@ class Reason(StrEnum):
     )
     POD_REFUSED = Row(
         "PodRefused", "The API server refuses to create the stage's pod.", "Mend what the message names: a quota, or Pod Security."
+    )
+    VOLUME_ELSEWHERE = Row(
+        "VolumeElsewhere",
+        "The volume of the run's claim lies where the stage's pod cannot run.",
+        "Create another job whose stages may all run on the same nodes, or on storage that all nodes reach.",
+    )
+    CLAIM_LOST = Row(
+        "ClaimLost",
+        "The claim with the run's files is gone, or has lost its volume.",
+        "Restore it under its name, and the run goes on; else create another job.",
     )
     UNSCHEDULABLE = Row("Unschedulable", "No node has room for the stage's pod.", "Make room, or change what the stage asks for.")
     NODE_LOST = Row(
@@ -512,7 +540,11 @@ class Reason(StrEnum):
     )
     CLAIM_BOUND = Row("ClaimBound", "The claim that holds the artifact is there.")
     CLAIM_MISSING = Row("ClaimMissing", "The claim that holds the artifact is not there.", "Restore it: its volume holds the artifact.")
-    CLAIM_NOT_BOUND = Row("ClaimNotBound", "The claim that holds the artifact has no volume.", "Bind it to the volume of the artifact.")
+    CLAIM_NOT_BOUND = Row(
+        "ClaimNotBound",
+        "A claim that a pod needs has no volume.",
+        "Look at the claim's events and StorageClass; a version's claim must be bound to the volume of its artifact.",
+    )
     CLAIM_NOT_SHAREABLE = Row(
         "ClaimNotShareable",
         "The claim's access mode does not let the server pods use it where they can run.",

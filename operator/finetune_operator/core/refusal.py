@@ -6,6 +6,9 @@ import re
 
 from finetune_operator.core.containment import quantity
 
+REFUSED_S = 60.0
+"""How long a refusal of a pod is believed before the pod is asked for again."""
+
 _RANDOM_NAME = re.compile(r'pods "([-a-z0-9.]+)-[bcdfghjklmnpqrstvwxz2456789]{5}"')
 _QUOTA = re.compile(r"requested: (?P<requested>.*?), used: .*?, limited: (?P<limited>[^\s]*)")
 

@@ -95,6 +95,7 @@ class Actor:
         self._fence()
         try:
             self._learn(await self.client.create(body))
+            log.info("%s %s was created", body["kind"], body["metadata"]["name"], extra={"namespace": body["metadata"]["namespace"]})
         except AlreadyExists:
             return await self._settle(body)
         return True
@@ -141,6 +142,7 @@ class Actor:
         self._fence()
         name = Name(action.kind, action.namespace, action.name)
         try:
+            log.info("%s %s is deleted", action.kind, action.name, extra={"namespace": action.namespace})
             answer = await self.client.delete(resource, action.namespace, action.name, uid=action.uid, propagation=action.propagation)
         except NotFound:
             self._tell(self.store.forget(name, action.uid))
@@ -224,6 +226,10 @@ def problem_of(action: Action, error: ApiError) -> ActionProblem:
         kind, name = action.body["kind"], action.body["metadata"]["name"]
     else:
         kind, name = action.kind, action.name
+    return problem_about(kind, name, error)
+
+
+def problem_about(kind: str, name: str, error: ApiError) -> ActionProblem:
     return _problem(kind, name, _reason(error), error.message)
 
 

@@ -73,7 +73,7 @@ class Reconciler:
                 return Outcome(failed=True)
             except Exception:
                 self.metrics.pass_errors.labels(key.kind, "Bug").inc()
-                log.exception("pass failed", extra={"key": "/".join(key)})
+                log.exception("pass failed", extra=_about(key))
                 return Outcome(failed=True)
 
     async def _pass(self, key: Key) -> Outcome:
@@ -82,7 +82,7 @@ class Reconciler:
             self._remember(key, ())
             return Outcome()
         if work.status_first and self._differing(work):
-            written = await self._write_statuses(work)
+            written = await self._write_statuses(key, work)
             return Outcome(again=written, recheck_at=work.recheck_at)
         before = self.world.problems.get(key, ())
         acted, problems = await self._act(key, work.actions)
@@ -91,7 +91,7 @@ class Reconciler:
             # the status must tell what just happened; what else this plan wants is for the next pass
             replanned = await self._plan(key)
             work = replanned if replanned and not replanned.status_first else work
-        written = await self._write_statuses(work)
+        written = await self._write_statuses(key, work)
         moments = [moment for moment in (work.recheck_at, self._refusals.until(key)) if moment is not None]
         return Outcome(again=acted or written or problems != before, failed=bool(problems), recheck_at=min(moments, default=None))
 
@@ -150,18 +150,35 @@ class Reconciler:
         }
         return {name: patch for name, patch in patches.items() if patch}
 
-    async def _write_statuses(self, work: Work) -> bool:
+    async def _write_statuses(self, key: Key, work: Work) -> bool:
         """True where any was written."""
         patches = self._differing(work)
         for name, patch in patches.items():
             live = await self.actor.write_status(work.subjects[name], patch)
             if merge_patch(live.get("status") or {}, without_nulls(work.statuses[name])):
                 log.error("the API server changed a status that was written: is the CRD older than the operator?", extra={"object": name})
+            _log_phase(key, name, work)
         for name, event in work.events:
             if name in patches:
                 self.recorder.record(work.subjects[name], event)
+                log.info("%s %s: %s: %s", key.kind, name, event.reason, event.message, extra=_about(key))
         return bool(patches)
 
     def _failed(self, key: Key, reason: str, message: str) -> None:
         self.metrics.pass_errors.labels(key.kind, reason).inc()
-        log.warning("pass not finished: %s: %s", reason, message, extra={"key": "/".join(key)})
+        log.warning("pass not finished: %s: %s", reason, message, extra=_about(key))
+
+
+def _log_phase(key: Key, name: str, work: Work) -> None:
+    before, after = (_shown(status) for status in (work.subjects[name].get("status"), work.statuses[name]))
+    if before != after:
+        log.info("%s %s is %s (was %s)", key.kind, name, after, before or "new", extra=_about(key))
+
+
+def _shown(status: Object | None) -> str:
+    """What people see of a status: a job's phase, a version's stage."""
+    return str((status or {}).get("phase") or (status or {}).get("stage") or "")
+
+
+def _about(key: Key) -> dict[str, str]:
+    return {"key": "/".join(key)}

@@ -9,10 +9,11 @@ from datetime import datetime, timedelta
 from finetune_api.outcome import Reason
 
 from finetune_operator.core.plan import PASSING_PROBLEMS, Action, ActionProblem
+from finetune_operator.core.refusal import REFUSED_S
 from finetune_operator.engine.store import Key
 
 _FIRST = timedelta(seconds=2)
-_LONGEST = timedelta(minutes=1)
+_LONGEST = timedelta(seconds=REFUSED_S)
 _LONGEST_ASKED_S = 120.0
 _SOON = PASSING_PROBLEMS | {Reason.QUOTA_EXCEEDED}
 """Reasons whose cause may be gone in a moment: tried again sooner at first."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.answer import read_answer
 from finetune_api.finetunejob import ATTEMPTS_KEPT, AttemptRecord, ConditionType, CurrentAttempt, FineTuneJobSpec, ProgressStatus
 from finetune_api.outcome import Reason
 from finetune_api.run import Stage
@@ -12,13 +11,14 @@ from finetune_api.status import timestamp
 
 from finetune_operator.core.names import stage_job_name
 from finetune_operator.core.plan import Create
+from finetune_operator.finetunejob import obstacles
 from finetune_operator.finetunejob.draft import Draft
-from finetune_operator.finetunejob.evidence import absorb, summary
+from finetune_operator.finetunejob.evidence import absorb, hear, stands_still, summary
 from finetune_operator.finetunejob.observed import JobFact, PodFact
 from finetune_operator.finetunejob.policies import progress as progress_policy
 from finetune_operator.finetunejob.policies import retry
 from finetune_operator.finetunejob.policies.deadline import active_seconds
-from finetune_operator.finetunejob.policies.trouble import Trouble, lingering, trouble_of
+from finetune_operator.finetunejob.policies.trouble import trouble_of
 from finetune_operator.finetunejob.resources.run_spec import StageRequest, images_of
 from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 from finetune_operator.finetunejob.status import CONDITION
@@ -127,7 +127,7 @@ def suspend(draft: Draft, stage: Stage) -> bool:
             draft.stop(job)
         draft.set(ConditionType.SUSPENDED, "False", Reason.SUSPENDING, "pods are saving their work")
         draft.set(CONDITION[stage], "False", Reason.SUSPENDING, f"stage {stage} is being stopped for spec.suspend and saves its work")
-        _mind_pods_that_stay(draft)
+        obstacles.mind_pods_that_stay(draft)
         return True
     if not draft.is_true(ConditionType.SUSPENDED):
         draft.status.active_seconds = active_seconds(draft.status, draft.now)
@@ -139,36 +139,10 @@ def suspend(draft: Draft, stage: Stage) -> bool:
     return True
 
 
-def _mind_pods_that_stay(draft: Draft) -> None:
-    """A pod on a lost node is a person's, and so is one whose Job was deleted without it: pods are never deleted from here."""
-    orphans = [pod for pod in draft.observed.orphans if pod.alive]
-    for pod in [*(pod for pod in draft.alive_pods if pod.deleting), *orphans]:
-        trouble = lingering(pod, draft.now)
-        if trouble.lasts_at and trouble.reason != Reason.FORMER_POD_ALIVE:
-            draft.recheck(trouble.lasts_at)
-        else:
-            draft.stalled = (trouble.reason, trouble.message)
-
-
-def hear(draft: Draft, stage: Stage) -> None:
-    """What pods of the stage that are being removed said when they ended: above all which checkpoint they saved."""
-    removed = sorted((job for job in draft.observed.jobs if job.deleting), key=lambda job: job.attempt)
-    pods = [*(pod for job in removed for pod in job.pods), *draft.observed.orphans]
-    for result in (read_answer(pod.message) for pod in pods if pod.message and not pod.alive):
-        if result and result.stage is stage:
-            absorb(draft, result)
-
-
 def record_stopped(draft: Draft, reason: Reason) -> None:
     """Attempts that are about to be stopped, which they are not to blame for."""
     for job in draft.live_jobs:
         _record(draft, job, retry.ended(reason, ""))
-
-
-def stands_still(draft: Draft) -> None:
-    """Without a pod that works there is no time at which it will be done."""
-    if draft.status.progress:
-        draft.status.progress = draft.status.progress.model_copy(update={"eta_seconds": None})
 
 
 def _resume(draft: Draft) -> None:
@@ -224,8 +198,11 @@ def _record(draft: Draft, fact: JobFact, outcome: retry.Outcome) -> None:
 def _create(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> bool:
     if attempt.not_before and attempt.not_before > draft.now:
         draft.recheck(attempt.not_before)
+        obstacles.mind_interruptions(draft, attempt)
         return True
-    if _another_goes_first(draft, attempt):
+    if obstacles.another_goes_first(draft, attempt):
+        return True
+    if obstacles.lacks_its_template(draft, spec, attempt.stage) or obstacles.lacks_its_claim(draft, spec, CONDITION[attempt.stage]):
         return True
     _drop_oldest(draft, attempt)
     images = draft.before.images or images_of(spec, draft.settings)
@@ -236,17 +213,6 @@ def _create(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> boo
     if attempt.progress_seen:  # of a pod that was suspended
         draft.status.attempt = attempt.model_copy(update={"progress_seen": None})
     return True
-
-
-def _another_goes_first(draft: Draft, attempt: CurrentAttempt) -> bool:
-    """At most one live attempt, judged by pods: one may outlive its Job, by its grace or for good."""
-    hear(draft, attempt.stage)
-    stands_still(draft)
-    for job in draft.live_jobs:
-        draft.stop(job)
-    if draft.alive_pods:
-        _tell(draft, attempt.stage, lingering(draft.alive_pods[0], draft.now))
-    return bool(draft.live_jobs or draft.alive_pods)
 
 
 def _tell_refusal(draft: Draft, stage: Stage, name: str) -> None:
@@ -268,26 +234,13 @@ def _drop_oldest(draft: Draft, attempt: CurrentAttempt) -> None:
 
 def _wait(draft: Draft, attempt: CurrentAttempt, fact: JobFact) -> None:
     stage = attempt.stage
-    trouble = trouble_of(fact, draft.now)
+    trouble = trouble_of(fact, draft.observed, draft.now)
     if trouble:
-        _tell(draft, stage, trouble)
+        obstacles.tell(draft, CONDITION[stage], trouble)
         return
     if draft.status_of(CONDITION[stage]) != "False" or draft.reason_was(CONDITION[stage]) != Reason.RUNNING:
         draft.set(CONDITION[stage], "False", Reason.RUNNING, f"stage {stage} is under way")
     _take_progress(draft, attempt)
-
-
-def _tell(draft: Draft, stage: Stage, trouble: Trouble) -> None:
-    """The stage says at once what it waits for, in the words it was first seen with; Stalled says it when it lasts."""
-    if trouble.lasts_at and trouble.lasts_at > draft.now:
-        if draft.reason_was(CONDITION[stage]) != trouble.reason:
-            draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
-        draft.recheck(trouble.lasts_at)
-        return
-    if draft.reason_was(ConditionType.STALLED) != trouble.reason:
-        draft.event(trouble.reason, trouble.message, warning=True)
-    draft.stalled = (trouble.reason, trouble.message)
-    draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
 
 
 def _take_progress(draft: Draft, attempt: CurrentAttempt) -> None:

@@ -88,7 +88,7 @@ class Draft:
         shown = [self._conditions[type] for type in ConditionType if type is not ConditionType.PUBLISHED or self._publishes()]
         status.observed_generation = generation
         status.conditions = conditions.merge(self.before.conditions, shown, generation, self.now)
-        status.display = progress.display(status.progress)
+        status.display = progress.display(status.progress, ended=self.status_of(ConditionType.SUCCEEDED) != "Unknown")
         status.phase = phase_of(status)
         return Plan(
             status=status.wire(),
@@ -111,7 +111,6 @@ class Draft:
             self.set(ConditionType.RECONCILING, "True", self.reconciling)
         else:
             self.set(ConditionType.RECONCILING, "False", self.stalled[0] if self.stalled else Reason.SETTLED)
-
 
     def _set_succeeded(self) -> None:
         """Until the end it says what the run is at, or what it waits for: columns show its reason."""

@@ -99,9 +99,19 @@ class Observed:
     older_job: OlderJob | None = None
     progress: TrainerStatus | None = None
     """The newest report of the present attempt's pod."""
+    shares_one_node: bool = False
+    """The job's own claim can be used on one node at a time: where prepare binds it, all other stages run."""
+    small_hosts: tuple[str, ...] = ()
+    """While the claim may not be bound yet: host names of nodes that could not hold each stage; empty where none could, or is known."""
+    storage_class_missing: bool = False
+    """Before the start: the StorageClass that the spec names is known not to be there."""
+    claim_words: Mapping[str, str] = field(default_factory=dict)
+    """Why a claim has no volume, in the words of its last Warning Event, where a pod waits for it."""
     largest_node_gpus: int | None = None
     """Most GPUs any node offers of the spec's resource; None: not known."""
     status_ca: str = ""
     """CA certificate (PEM) of the progress endpoint."""
+    refused_pods: Mapping[str, ActionProblem] = field(default_factory=dict)
+    """Before the start: the stages whose pods the API server would refuse now, and why."""
     problems: tuple[ActionProblem, ...] = ()
     """Actions of earlier passes that could not be done."""

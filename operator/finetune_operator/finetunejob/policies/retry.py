@@ -10,6 +10,7 @@ from finetune_api.answer import StageResult, read_answer
 from finetune_api.outcome import SIGNALLED, ExitCode, Reason, Retry, retry_of
 
 from finetune_operator.finetunejob.observed import JobFact, PodFact
+from finetune_operator.finetunejob.policies.refusal import memory_field
 
 _FIRST_BACKOFF = timedelta(seconds=10)
 _LONGEST_BACKOFF = timedelta(minutes=5)
@@ -77,6 +78,20 @@ def outcome(job: JobFact) -> Outcome:
         return ended(Reason.NODE_LOST, f"the pod of stage {job.stage} vanished with its node")
     result = answer(job)
     known: dict[str, Any] = {"exit_code": pod.exit_code, "node": pod.node, "result": result}
+    told = _by_the_cluster(job, pod, known)
+    if told:
+        return told
+    assert pod.exit_code is not None
+    if pod.exit_code == ExitCode.TERMINATED:
+        words = (result.message if result else "") or "stopped from outside"
+        return Outcome(Reason.TERMINATED, f"pod {pod.name}: {words}", Retry.UNCOUNTED if pod.deleting else retry_of(pod.exit_code), **known)
+    reason = result.reason if result and result.reason != Reason.COMPLETED else _reason(pod.exit_code)
+    message = (result.message if result else "") or f"stage {job.stage} ended with exit code {pod.exit_code}; see the log of pod {pod.name}"
+    return Outcome(reason, message, retry_of(pod.exit_code), **known)
+
+
+def _by_the_cluster(job: JobFact, pod: PodFact, known: dict[str, Any]) -> Outcome | None:
+    """What kubelet, scheduler or eviction ended, whatever the stage itself would have said; None: the stage ended by itself."""
     if pod.disruption:
         return ended(Reason.PREEMPTED, f"pod {pod.name} was stopped: {pod.disruption}", **known)
     if pod.terminated_reason == "OOMKilled":
@@ -90,16 +105,7 @@ def outcome(job: JobFact) -> Outcome:
         return ended(
             Reason.POD_FAILED, f"pod {pod.name} failed without an exit code: {pod.terminated_reason or job.message or 'unknown'}", **known
         )
-    if pod.exit_code == ExitCode.TERMINATED:
-        words = (result.message if result else "") or "stopped from outside"
-        return Outcome(Reason.TERMINATED, f"pod {pod.name}: {words}", Retry.UNCOUNTED if pod.deleting else retry_of(pod.exit_code), **known)
-    reason = result.reason if result and result.reason != Reason.COMPLETED else _reason(pod.exit_code)
-    message = (result.message if result else "") or f"stage {job.stage} ended with exit code {pod.exit_code}; see the log of pod {pod.name}"
-    return Outcome(reason, message, retry_of(pod.exit_code), **known)
-
-
-def memory_field(stage: str) -> str:
-    return "spec.resources.memory" if stage == "train" else f"spec.stages.{stage}.memory"
+    return None
 
 
 def _reason(exit_code: int) -> Reason:

@@ -448,3 +448,21 @@ IDENTITIES = {
 def test_whose_object_it_is(case: str) -> None:
     live, wanted, ours = IDENTITIES[case]
     assert is_ours(live, wanted) is ours
+
+
+# --------------------------------------------------------------------------------------------------------------------------- logs
+
+
+async def test_each_change_and_decision_is_one_line_of_the_log_and_a_pass_that_does_nothing_none(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "finetune_operator")
+    event = Event("Warning", "Retrying", "stage train, attempt 1 ended: Crashed")
+    bench = Bench(lambda job, _: work(job, {"phase": "Training"}, Create(batch_job(job)), events=(("demo", event),)))
+    for _ in range(3):
+        await bench.run()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "Job demo-train-1 was created",
+        "FineTuneJob demo is Training (was new)",
+        "FineTuneJob demo: Retrying: stage train, attempt 1 ended: Crashed",
+    ]
+    assert {record.__dict__.get("key", "") for record in caplog.records[1:]} == {"FineTuneJob/team/demo"}

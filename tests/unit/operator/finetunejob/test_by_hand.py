@@ -23,7 +23,9 @@ def pod(**facts: Any) -> PodFact:
 
 def orphaned(world: World, **facts: Any) -> None:
     """The stage's Job is deleted by hand, and its pod is still there."""
-    world.observed = replace(world.observed, jobs=tuple(job for job in world.observed.jobs if job.stage != "train"), orphans=(pod(**facts),))
+    world.observed = replace(
+        world.observed, jobs=tuple(job for job in world.observed.jobs if job.stage != "train"), orphans=(pod(**facts),)
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- deleted by hand
@@ -91,7 +93,7 @@ def test_no_more_jobs_of_a_stage_are_kept_than_status_tells_of() -> None:
         world.now += timedelta(minutes=6)
         world.step()
         world.observed = replace(world.observed, jobs=tuple(job for job in world.observed.jobs if not job.deleting))
-    assert [job.name for job in world.observed.jobs if job.stage == "train"][0] == "job-train-7"
+    assert next(job.name for job in world.observed.jobs if job.stage == "train") == "job-train-7"
     assert "job-prepare-1" in [job.name for job in world.observed.jobs]
 
 
@@ -111,6 +113,28 @@ def test_interruptions_in_a_row_wait_longer_and_longer() -> None:
         assert world.live() == [f"job-train-{number + 1}"]
     assert waits == [0, 10, 20, 40, 80, 160, 300, 300, 300]
     assert world.job["status"]["attempt"]["failures"] == 0
+
+
+def test_many_interruptions_in_a_row_are_told_to_a_person_while_nothing_runs() -> None:
+    world = run_to("train")
+    stalled = []
+    for number in range(1, 7):
+        world.end(f"job-train-{number}", None, -1, phase="Failed", terminated_reason="UnexpectedAdmissionError", began=False)
+        world.step()
+        world.step()
+        stalled.append(world.condition("Stalled")["status"])
+        world.now += timedelta(minutes=6)
+        world.step()
+        assert world.condition("Stalled")["status"] == "False"
+    assert stalled == ["False"] * 4 + ["True"] * 2
+
+
+def test_what_an_older_pod_says_late_is_no_news() -> None:
+    world = run_to("train")
+    world.job["status"]["checkpoint"] = {"step": 60, "uri": "pvc://c/60", "digest": "d", "time": "t"}
+    orphaned(world, phase="Failed", message=STOPPED)
+    world.step()
+    assert world.job["status"]["checkpoint"]["step"] == 60
 
 
 def test_an_attempt_that_worked_for_a_while_forgets_what_was_before() -> None:
@@ -234,6 +258,19 @@ def test_the_reason_of_a_run_is_what_it_is_at() -> None:
     world.set_job("job-train-1", pods=(waiting,))
     world.step()
     assert (world.condition("Succeeded")["status"], world.condition("Succeeded")["reason"]) == ("Unknown", "ErrImagePull")
+
+
+def test_a_pull_that_fails_again_and_again_is_written_once() -> None:
+    world = run_to("train")
+    told = []
+    for reason, message in [("ErrImagePull", "no such image"), ("ImagePullBackOff", "Back-off")] * 3:
+        world.set_job("job-train-1", pods=(pod(phase="Pending", waiting=(reason, message)),))
+        made = world.step()
+        told.append((world.condition("Stalled")["reason"], world.condition("Trained")["message"], len(made.events)))
+    assert {(reason, message) for reason, message, _ in told} == {("ErrImagePull", told[0][1])}
+    assert "no such image" in told[0][1]
+    assert "another spec.image takes another job" in told[0][1]
+    assert sum(events for _, _, events in told) == 1
 
 
 @pytest.mark.parametrize("edit", [{"suspend": True}, {"activeDeadlineSeconds": 1}])

@@ -791,12 +791,13 @@ def test_the_phase_of_a_second_attempt_does_not_forget_that_it_trains() -> None:
     assert json.dumps(world.step(progress=None).status) == told
 
 
-def test_the_loss_of_training_stays_in_its_column() -> None:
+def test_the_loss_of_training_is_shown_beside_training_and_at_the_end() -> None:
     world = run_to("train")
     world.step(progress=report(42))
     world.end("job-train-1", ANSWERS["train"])
     world.step(progress=None)
-    assert world.job["status"]["display"] == {"progress": "", "eta": "", "loss": "1.23"}
+    assert world.job["status"]["display"] == {"progress": "", "eta": "", "loss": ""}
+    assert world.job["status"]["progress"]["loss"] == 1.234
     ended = run_to_end()
     assert ended.job["status"]["display"] == {"progress": "100%", "eta": "", "loss": "1.5"}
 
