@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-
-from finetune_api.section import digest_of
 
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import ActionProblem
@@ -42,16 +43,15 @@ class Admission:
 
     async def refused(self, key: Key, pods: Mapping[str, Object]) -> Mapping[str, ActionProblem]:
         """The pods (by any name) that would be refused, and why. Raises Retryable while a failure of the API server may pass."""
-        digest = digest_of(pods)
+        digest = _digest(pods)
         known = self._known.get(key)
         if known and known.digest == digest:
             if self.monotonic() < known.until:
                 return known.refused
             first = next(iter(known.refused), None)
-            if first and (again := await self._ask(key, pods[first])):
-                return self._remember(key, digest, {**known.refused, first: again})
-        answers = {name: await self._ask(key, pod) for name, pod in pods.items()}
-        return self._remember(key, digest, {name: problem for name, problem in answers.items() if problem})
+            if first and (again := await self._ask(key, {first: pods[first]})):
+                return self._remember(key, digest, {**known.refused, **again})
+        return self._remember(key, digest, await self._ask(key, pods))
 
     def _remember(self, key: Key, digest: str, refused: Mapping[str, ActionProblem]) -> Mapping[str, ActionProblem]:
         self._known[key] = _Known(digest, self.monotonic() + (REFUSED_S if refused else _ACCEPTED_S), refused)
@@ -60,18 +60,29 @@ class Admission:
             self._known.popitem(last=False)
         return refused
 
-    async def _ask(self, key: Key, pod: Object) -> ActionProblem | None:
+    async def _ask(self, key: Key, pods: Mapping[str, Object]) -> dict[str, ActionProblem]:
+        """Those that are refused. Raises Retryable where the API server fails, or could not be reached, unless it has for a while."""
+        answers = await asyncio.gather(*(self._answer(pod) for pod in pods.values()))
+        failed = next((error for error in answers if isinstance(error, Retryable)), None)
+        if failed is None:
+            self._failures.pop(key, None)
+        else:
+            self._failures[key] = self._failures.get(key, 0) + 1
+            if isinstance(failed, Unreachable) or failed.status == _TOO_MANY_REQUESTS or self._failures[key] < _FAILURES_TOLD:
+                raise failed
+        return {
+            name: problem_about("Pod", pods[name]["metadata"]["name"], error) for name, error in zip(pods, answers, strict=True) if error
+        }
+
+    async def _answer(self, pod: Object) -> ApiError | None:
         try:
             with suppress(AlreadyExists):
                 await self.client.create(pod, dry_run=True)
-        except Unreachable:
-            raise
-        except Retryable as error:
-            self._failures[key] = self._failures.get(key, 0) + 1
-            if error.status == _TOO_MANY_REQUESTS or self._failures[key] < _FAILURES_TOLD:
-                raise
-            return problem_about("Pod", pod["metadata"]["name"], error)
         except ApiError as error:
-            return problem_about("Pod", pod["metadata"]["name"], error)
-        self._failures.pop(key, None)
+            return error
         return None
+
+
+def _digest(pods: Mapping[str, Object]) -> str:
+    """They are made in the same order each time, so that nothing needs to be sorted."""
+    return hashlib.sha256(json.dumps(pods).encode()).hexdigest()

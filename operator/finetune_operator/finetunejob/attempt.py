@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from finetune_api.finetunejob import ATTEMPTS_KEPT, AttemptRecord, ConditionType, CurrentAttempt, FineTuneJobSpec, ProgressStatus
 from finetune_api.outcome import Reason
@@ -11,6 +12,7 @@ from finetune_api.status import timestamp
 
 from finetune_operator.core.names import stage_job_name
 from finetune_operator.core.plan import Create
+from finetune_operator.core.refusal import REFUSED_S
 from finetune_operator.finetunejob import obstacles
 from finetune_operator.finetunejob.draft import Draft
 from finetune_operator.finetunejob.evidence import absorb, hear, stands_still, summary
@@ -23,6 +25,7 @@ from finetune_operator.finetunejob.resources.run_spec import StageRequest, image
 from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 from finetune_operator.finetunejob.status import CONDITION
 
+_ASKED_LONG_AGO = timedelta(seconds=REFUSED_S)
 _PENDING: dict[Stage, Reason] = {
     Stage.PREPARE: Reason.PREPARED_PENDING,
     Stage.TRAIN: Reason.TRAINED_PENDING,
@@ -208,11 +211,17 @@ def _create(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> boo
     images = draft.before.images or images_of(spec, draft.settings)
     request = StageRequest(attempt.stage, attempt.number, images.trainer, report=bool(attempt.report))
     body = make_stage_job(spec, draft.job, request, draft.observed, draft.settings)
-    draft.actions.append(Create(body, make_dry_run_pod(body)))
+    draft.actions.append(Create(body, None if _was_asked_just_now(draft, attempt) else make_dry_run_pod(body)))
     _tell_refusal(draft, attempt.stage, body["metadata"]["name"])
     if attempt.progress_seen:  # of a pod that was suspended
         draft.status.attempt = attempt.model_copy(update={"progress_seen": None})
     return True
+
+
+def _was_asked_just_now(draft: Draft, attempt: CurrentAttempt) -> bool:
+    """The pods of all stages were, before the start."""
+    since = draft.now - draft.status.start_time if draft.status.start_time else _ASKED_LONG_AGO
+    return attempt.stage is Stage.PREPARE and attempt.number == 1 and since < _ASKED_LONG_AGO and not draft.observed.problems
 
 
 def _tell_refusal(draft: Draft, stage: Stage, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -122,13 +123,17 @@ def chat_template_exists(subject: Subject) -> Iterator[Finding]:
 
 def run_fits_into_annotations(subject: Subject) -> Iterator[Finding]:
     """The run travels in an annotation, and all of a pod's together are bounded."""
+    text = template_text(subject.spec, subject.observed.config_maps)
+    # escaped, a character takes at most six bytes
+    if 6 * (len(json.dumps(subject.job.get("spec"))) + len(text or "")) < ANNOTATIONS_BYTES // 2:
+        return
     request = StageRequest(Stage.PREPARE, 1, images_of(subject.spec, subject.settings).trainer)
     body = make_stage_job(subject.spec, subject.job, request, subject.observed, subject.settings)
     annotations = body["spec"]["template"]["metadata"]["annotations"]
     size = sum(len(name.encode()) + len(value.encode()) for name, value in annotations.items())
     if size <= ANNOTATIONS_BYTES:
         return
-    reference, text = subject.spec.model.chat_template.config_map, template_text(subject.spec, subject.observed.config_maps)
+    reference = subject.spec.model.chat_template.config_map
     if reference is None or not text:
         message = f"spec: the run and spec.podMetadata.annotations take {size} bytes, and a pod's annotations hold {ANNOTATIONS_BYTES}; shorten them"
         yield Finding(Reason.INVALID_SPEC, message)

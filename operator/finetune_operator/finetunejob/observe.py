@@ -28,7 +28,7 @@ from finetune_operator.finetunejob.policies.room import small_hosts
 from finetune_operator.finetunejob.policies.trouble import waits_for_a_volume
 from finetune_operator.finetunejob.resources.pod_resources import largest_request
 from finetune_operator.finetunejob.resources.run_spec import StageRequest, images_of, source_claims, storage_claim
-from finetune_operator.finetunejob.resources.stage_job import CONTAINER, make_dry_run_pod, make_stage_job
+from finetune_operator.finetunejob.resources.stage_job import CONTAINER, make_dry_run_pod, make_stage_job, shape_of
 from finetune_operator.finetunejob.status import read_status
 from finetune_operator.kube.resources import CLAIM, CONFIGMAP, JOB, MODELVERSION, POD, REFUSAL, STORAGECLASS
 
@@ -262,9 +262,13 @@ async def _refused_pods(spec: FineTuneJobSpec, job: Object, observed: Observed, 
     if checks.findings(checks.Subject(spec, job, observed, world.settings)):
         return {}
     image = images_of(spec, world.settings).trainer
-    bodies = {stage: make_stage_job(spec, job, StageRequest(stage, 1, image), observed, world.settings) for stage in Stage}
+    pods = {
+        stage.value: make_dry_run_pod(make_stage_job(spec, job, StageRequest(stage, 1, image), observed, world.settings)) for stage in Stage
+    }
+    first_alike = {shape_of(pod): stage for stage, pod in reversed(pods.items())}
     key = Key(names.FINETUNEJOB, job["metadata"]["namespace"], job["metadata"]["name"])
-    return await world.admission.refused(key, {stage.value: make_dry_run_pod(body) for stage, body in bodies.items()})
+    refused = await world.admission.refused(key, {stage: pods[stage] for stage in sorted(first_alike.values(), key=list(pods).index)})
+    return {stage: refused[alike] for stage, pod in pods.items() if (alike := first_alike[shape_of(pod)]) in refused}
 
 
 def _versions(spec: FineTuneJobSpec, namespace: str, world: World) -> tuple[VersionFact, ...]:

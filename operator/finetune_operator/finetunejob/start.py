@@ -37,7 +37,9 @@ def _is_another_run(draft: Draft, spec: FineTuneJobSpec) -> bool:
     """Until a pod of the run was there another spec is another start. Later CEL refuses it, and this is for what got by."""
     if _is_unchanged(draft, spec):
         draft.status.spec_digest = spec_digest(spec)
-        if draft.status.first_pod_time is None and (_has_worked(draft) or any(job.pods for job in draft.observed.jobs)):
+        if draft.status.first_pod_time is None and (
+            _has_worked(draft) or any(job.pods for job in draft.observed.jobs) or draft.observed.orphans
+        ):
             draft.status.first_pod_time = draft.now
         draft.set(ConditionType.VALIDATED, "True", Reason.VALID)
         return False

@@ -68,6 +68,14 @@ def make_dry_run_pod(stage_job: Object) -> Object:
     }
 
 
+def shape_of(pod: Object) -> str:
+    """What admission looks at in a pod of `make_dry_run_pod`: the same of two stages where one answer is good for both."""
+    spec = pod["spec"]
+    (container,) = spec["containers"]
+    asked = {name: member for name, member in container.items() if name not in ("command", "env", "volumeMounts")}
+    return json.dumps({**spec, "containers": [asked], "volumes": [sorted(volume) for volume in spec["volumes"]]})
+
+
 def _labels(job: Object, request: StageRequest) -> dict[str, str]:
     return names.job_labels(job, **{names.STAGE_LABEL: request.stage.value, names.ATTEMPT_LABEL: str(request.attempt)})
 

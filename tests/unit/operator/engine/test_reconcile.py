@@ -18,7 +18,7 @@ from finetune_operator.engine.reconcile import Reconciler, Work
 from finetune_operator.engine.recorder import Recorder
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.engine.world import Lookups, World
-from finetune_operator.kube.client import Client, Request
+from finetune_operator.kube.client import Client, Request, Response
 
 from tests.sim.cluster import Cluster, Refusal
 
@@ -218,6 +218,29 @@ async def test_another_content_is_sent_at_once_and_so_is_the_same_after_it_was_w
         bench.plan = lambda job, _, body=body: work(job, None, *([Create(body)] if body["spec"] else []))  # type: ignore[misc]
         await bench.run()
     assert [body["spec"] for body in tries] == [{"a": 1}, {"a": 2}, {"a": 2}]
+
+
+async def test_a_failing_api_server_is_left_alone_for_as_long_as_it_asked() -> None:
+    bench = Bench(lambda job, problems: work(job, {"told": [p.reason for p in problems]}, Create(batch_job(job))))
+    send = bench.cluster.send
+    tries: list[datetime] = []
+
+    async def fail(request: Request) -> Response:
+        if request.method != "POST":
+            return await send(request)
+        tries.append(bench.now)
+        return Response(503, b'{"message": "overloaded"}', "90")
+
+    bench.reconciler.actor.client.send = fail
+    for _ in range(4):
+        assert (await bench.run()).retry_after_s in (90, None)
+    for second in range(90):
+        bench.now = NOW + timedelta(seconds=second)
+        await bench.run()
+    assert len(tries) == 4
+    bench.now = NOW + timedelta(seconds=90)
+    await bench.run()
+    assert len(tries) == 5
 
 
 async def test_a_quota_is_asked_again_soon_at_first() -> None:

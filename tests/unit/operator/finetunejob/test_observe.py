@@ -356,7 +356,30 @@ async def test_pods_of_all_stages_are_asked_for_before_the_start_once_nothing_el
 
     bench.cluster.admit = refuse
     observed = await observe(bench.job, bench.world)
-    assert bench.cluster.dry_runs == ["demo-prepare-1", "demo-package-1", "demo-evaluate-1"]
+    assert bench.cluster.dry_runs == ["demo-prepare-1"], "package and evaluate are asked for in the same shape"
     assert {stage: problem.message for stage, problem in observed.refused_pods.items()} == {"train": 'RuntimeClass "nvidia" not found'}
     bench.job["status"] = STARTED
     assert (await observe(bench.job, bench.world)).refused_pods == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked"),
+    [
+        ({}, ["prepare", "train"]),
+        ({"stages": {"package": {"memory": "9Gi"}}}, ["prepare", "train", "package"]),
+        ({"stages": {"evaluate": {"tolerations": []}}, "scheduling": {"tolerations": [{"key": "a"}]}}, ["prepare", "train", "evaluate"]),
+    ],
+)
+async def test_pods_of_the_same_shape_are_asked_for_once_and_refused_together(spec: dict[str, Any], asked: list[str]) -> None:
+    bench = Bench(**spec)
+    bench.cluster.put_new("persistentvolumeclaims", {"metadata": {"name": "base", "namespace": "team"}, "spec": {}})
+    seen: list[str] = []
+
+    def refuse(body: dict[str, Any]) -> None:
+        seen.append(body["metadata"]["name"].split("-")[1])
+        raise Refusal(403, "Forbidden", "no")
+
+    bench.cluster.admit = refuse
+    observed = await observe(bench.job, bench.world)
+    assert seen == asked
+    assert list(observed.refused_pods) == ["prepare", "train", "package", "evaluate"]

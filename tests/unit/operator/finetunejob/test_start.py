@@ -157,6 +157,26 @@ def test_a_run_of_an_earlier_release_is_as_fixed_as_it_was() -> None:
     assert world.job["status"]["firstPodTime"]
 
 
+def test_a_pod_that_outlives_its_job_holds_the_new_start() -> None:
+    world = started()
+    world.job["spec"]["stages"] = {"prepare": {"memory": "1Gi"}}
+    alive = PodFact("p", "u", "Running", deleting=True)
+    assert "startTime" in world.step(jobs=(), orphans=(alive,)).status
+    assert "startTime" not in world.step(orphans=()).status
+
+
+def test_the_first_pod_is_not_asked_for_twice_in_a_minute() -> None:
+    world = World()
+    world.step()
+    (create,) = [action for action in world.step().actions if isinstance(action, Create) and action.body["kind"] == "Job"]
+    assert create.dry_run_pod is None
+    late = World()
+    late.step()
+    late.now += timedelta(minutes=1)
+    (create,) = [action for action in late.step().actions if isinstance(action, Create) and action.body["kind"] == "Job"]
+    assert create.dry_run_pod is not None
+
+
 # -------------------------------------------------------------------------------------------------------------------- ConfigMaps
 
 
