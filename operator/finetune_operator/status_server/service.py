@@ -20,6 +20,7 @@ from finetune_operator.kube.errors import ApiError
 from finetune_operator.status_server.certificates import Keys, load_into, server_context
 from finetune_operator.status_server.endpoint import make_endpoint_slice
 from finetune_operator.status_server.keystore import KeyStore
+from finetune_operator.status_server.listener import Listener
 from finetune_operator.status_server.server import StatusServer
 from finetune_operator.status_server.tokens import Tokens
 
@@ -85,8 +86,10 @@ class StatusService:
         server = StatusServer(tokens, self.store, self.reports, self.metrics, self.leading)
         runner = web.AppRunner(server.application(), access_log=None)
         await runner.setup()
+        assert runner.server is not None
+        listener = Listener(runner.server, self.listening.port, context, self.metrics.progress_refused.inc)
+        listener.start()
         try:
-            await web.TCPSite(runner, port=self.listening.port, ssl_context=context).start()
             await self._announce()
             self._show(keys)
             while True:
@@ -95,6 +98,7 @@ class StatusService:
                 load_into(context, keys.server)
                 self._show(keys)
         finally:
+            await listener.stop()
             await runner.cleanup()
 
     async def _announce(self) -> None:
