@@ -12,7 +12,7 @@ import pytest
 from finetune_operator.core.names import Object
 
 from tests.sim.operator_process import OperatorProcess
-from tests.sim.scenario import NAMESPACE, Life, make_job
+from tests.sim.scenario import NAMESPACE, Life, Meddling, make_job
 
 ROUTE = ("httproutes", NAMESPACE, "bot")
 PUBLISH = {
@@ -42,19 +42,24 @@ class RolloutLife(Life):
             shares = {backend["name"]: backend["weight"] for backend in route["spec"]["rules"][0]["backendRefs"]}
             if not self.weights or self.weights[-1] != shares:
                 self.weights.append(shares)
+        in_production = "Production" in stages(self).values()
+        self.was_in_production = self.was_in_production or in_production
+        # two writes change the one in production: a kill may fall between them
+        assert in_production or not self.was_in_production or self.crashes, "nobody is in production any more"
 
-    def submit_both(self) -> None:
-        self.submit(make_job("first", publish=PUBLISH))
+    meddling_in_second: list[Meddling] = field(default_factory=list)
+    """What people do once the second version is on its way."""
 
     async def run_both(self) -> OperatorProcess:
         self.submit(make_job("first", publish=PUBLISH))
         await self.run()
         self.submit(make_job("second", publish=PUBLISH, runId="two"))
+        self.meddling += self.meddling_in_second
         return await self.run()
 
 
 def stages(life: Life) -> dict[str, str]:
-    return {id[2]: live["status"]["stage"] for id, live in life.cluster.objects.items() if id[0] == "modelversions"}
+    return {id[2]: (live.get("status") or {}).get("stage", "") for id, live in life.cluster.objects.items() if id[0] == "modelversions"}
 
 
 @cache
