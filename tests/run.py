@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -62,8 +62,13 @@ def _stream(command: list[str], extra: dict[str, str]) -> tuple[int, str]:
             process.wait(60)
 
 
-def pytest(folder: str, extra: dict[str, str] | None = None) -> tuple[int, str]:
-    return _stream([".venv/bin/pytest", "-q", "--durations=5", f"tests/{folder}"], extra or {})
+def pytest(folder: str, extra: dict[str, str] | None = None, options: Sequence[str] = ()) -> tuple[int, str]:
+    return _stream([".venv/bin/pytest", "-q", "--durations=5", *options, f"tests/{folder}"], extra or {})
+
+
+def side_by_side(spread: str) -> list[str]:
+    """A worker for each CPU, at most four: one with torch takes 2 to 3 GB. `spread`: what goes to one worker together, as xdist names it."""
+    return ["-n", str(min(4, len(os.sched_getaffinity(0)))), "--dist", spread, "--no-loadscope-reorder"]
 
 
 def static() -> tuple[int, str]:
@@ -96,7 +101,7 @@ def bring_up() -> tuple[int, str]:
 
 def trainer() -> tuple[int, str]:
     install.cluster("engine")
-    return pytest("trainer", {**_llama_home(), "OMP_NUM_THREADS": "2"})
+    return pytest("trainer", _llama_home(), side_by_side("loadfile"))  # a file's tests share models made once
 
 
 def api() -> tuple[int, str]:
@@ -113,7 +118,7 @@ def e2e() -> tuple[int, str]:
 
 SUITES: dict[str, Callable[[], tuple[int, str]]] = {
     "static": static,
-    "unit": lambda: pytest("unit"),
+    "unit": lambda: pytest("unit", options=side_by_side("worksteal")),
     "sim": lambda: pytest("sim"),
     "trainer": trainer,
     "api": api,

@@ -33,7 +33,7 @@ class Answer(Section):
 class Artifact(Answer):
     """A published file, or a folder whose `sha256` is that of its manifest lines (`<sha256>  <path>`, sorted by path)."""
 
-    name: Annotated[str, Field(max_length=256)] = Field(description="Name of the artifact, unique in the job.")
+    name: Annotated[str, Field(max_length=64)] = Field(description="Name of the artifact, unique in the job.")
     format: Literal["Safetensors", "GGUF", "Adapter"] = Field(description="Format of the artifact.")
     uri: Uri = Field(description="Where it lies: pvc://claim/path.")
     sha256: Annotated[str, Field(max_length=256)] = Field(
@@ -111,9 +111,13 @@ class GateReport(Answer):
     evidence: Long = Field(description="One sentence with the bound, the threshold and the sample count.")
 
 
+METRICS_KEPT = 100
+"""Of a run's evaluation; a version's lineage has as many."""
+
+
 class EvaluationReport(Answer):
     artifact: Short = Field(default="", description="Name of the artifact that was judged, as it will be served.")
-    metrics: Annotated[list[MetricReport], AtMost(100)] = Field(default=[], description="Metrics of each model.")
+    metrics: Annotated[list[MetricReport], AtMost(METRICS_KEPT)] = Field(default=[], description="Metrics of each model.")
     gates: Annotated[list[GateReport], AtMost(32)] = Field(default=[], description="Gates and how they were judged.")
 
 

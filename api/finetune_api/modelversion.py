@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from finetune_api.answer import METRICS_KEPT
 from finetune_api.section import ModelName, Section, Sha256, Text, map_list, rules
 from finetune_api.sections.rollout import Rollout
 from finetune_api.sections.serving import Serving
@@ -24,7 +25,7 @@ class Lineage(Section):
     job_ref: Text = Field(default="", description="Name of the FineTuneJob; informs only.")
     job_uid: Text = Field(default="", description="Uid of the FineTuneJob; informs only.")
     score_metric: Annotated[str, Field(max_length=80)] = Field(default="", description="Metric shown as SCORE: the first gate's.")
-    metrics: Annotated[dict[Annotated[str, Field(max_length=80)], float], Field(max_length=32)] = Field(
+    metrics: Annotated[dict[Annotated[str, Field(max_length=256)], float], Field(max_length=METRICS_KEPT)] = Field(
         default={}, description="Metrics of the served artifact, by name."
     )
 
@@ -52,7 +53,6 @@ class ModelVersionSpec(Section):
                 "self.artifacts == oldSelf.artifacts && self.lineage == oldSelf.lineage",
                 "artifacts and lineage are what was proven: they cannot change",
             ),
-            ("!oldSelf.rollout.abort || self.rollout.abort", "abort cannot be undone: publish another version"),
             (
                 "self.artifacts.exists(a, a.format == 'GGUF' && (!has(self.serving.artifact) || a.name == self.serving.artifact))",
                 "serving.artifact must name a GGUF among artifacts: llama.cpp serves nothing else",
@@ -128,7 +128,22 @@ class ModelVersionStatus(Loose):
         default=None, description="Since when an accepted route sends nothing here, out of service; the pods go some seconds later."
     )
     replaced_by: Short | None = Field(
-        default=None, description="The version that took production over; if it is aborted, this one returns."
+        default=None, description="The version that took production over from this one; if it is aborted, this one returns."
+    )
+    replaced_by_content: Short | None = Field(
+        default=None, description="Digest of what that version serves: one that comes back without status is known by it."
+    )
+    retired_from: Stage | None = Field(
+        default=None, description="Stage in which lifecycle was set to Retired; Active again, the version goes on from there."
+    )
+    held_seconds: int = Field(
+        default=0, ge=0, description="Seconds of the present step that counted before an interruption: weight accepted, a pod answering."
+    )
+    held_since: Time | None = Field(
+        default=None, description="Since when the present step counts without an interruption (RFC 3339); absent while it does not."
+    )
+    image: Annotated[str, AtMost(512)] | None = Field(
+        default=None, description="Server image where spec.serving.image names none: the chart's when the version was registered."
     )
     endpoint: Short | None = Field(default=None, description="OpenAI-compatible URL within the cluster.")
     conditions: Annotated[list[ConditionStatus], AtMost(16)] = Field(
@@ -142,6 +157,11 @@ class ModelVersionStatus(Loose):
 
 
 ROOT_RULES = (
+    (
+        "!oldSelf.spec.rollout.abort || self.spec.rollout.abort"
+        " || (has(self.status) && has(self.status.stage) && self.status.stage == 'Production')",
+        "abort cannot be undone: publish another version",
+    ),
     (
         "self.metadata.name.startsWith(self.spec.model + '-v')"
         " && self.metadata.name.substring(self.spec.model.size() + 2).matches('^[1-9][0-9]{0,5}$')"

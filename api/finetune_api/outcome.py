@@ -384,7 +384,7 @@ class Reason(StrEnum):
     INVALID_STATUS = Row(
         "InvalidStatus",
         "The status cannot be read: another release or a hand wrote it. Nothing is done for the object meanwhile.",
-        "Mend the member that the message names (kubectl edit --subresource=status), or delete the object.",
+        "Mend the member that the message names, with the command that it names (kubectl edit … --subresource=status), or delete the object.",
     )
     FORBIDDEN_BY_POLICY = Row(
         "ForbiddenByPolicy",
@@ -521,13 +521,38 @@ class Reason(StrEnum):
     NO_TRAFFIC_YET = Row("NoTrafficYet", "The version is not in the route before its pods are ready.")
     WAITING_FOR_GATEWAY = Row("WaitingForGateway", "The Gateway has not answered for the route as it is now.")
     ROUTE_NOT_ACCEPTED = Row("RouteNotAccepted", "The Gateway refused the route.", "Mend what the message has in the Gateway's words.")
+    GATEWAY_SILENT = Row(
+        "GatewaySilent",
+        "Nobody has answered for the Gateway that the route names, or not for the route as it is now.",
+        "Look whether that Gateway exists, takes routes from this namespace, and has a controller that runs.",
+    )
+    HOSTNAMES_TAKEN = Row(
+        "HostnamesTaken",
+        "The route of another model on the same Gateway has the same host names: one of the two would get no requests.",
+        "Give each model host names of its own in spec.rollout.traffic.gatewayAPI.hostnames.",
+    )
+    ROUTE_PUT_RIGHT = Row(
+        "RoutePutRight",
+        "Somebody changed what belongs to the operator in the HTTPRoute; it was put right.",
+        "Change spec.rollout instead; filters, timeouts and the like of the rule may be set, and rules of one's own in another HTTPRoute.",
+    )
     GATEWAY_API_MISSING = Row("GatewayAPIMissing", "The cluster does not serve HTTPRoutes.", "Install the Gateway API and a Gateway.")
     DIFFERS_FROM_PRODUCTION = Row(
         "DiffersFromProduction",
         "rollout.traffic is not the same as that of the version which the route follows.",
         "Make them equal, or leave the version without traffic.",
     )
+    NOBODY_RETURNS = Row(
+        "NobodyReturns",
+        "rollout.abort is set on the version in production, and no former one can return: it stays until another takes over.",
+        "Unset it, or publish another version; to take the model out of service, set spec.lifecycle to Retired.",
+    )
     STARTING = Row("Starting", "Waits for its pods before the first step.")
+    WEIGHT_TAKEN = Row(
+        "WeightTaken",
+        "The weights of all candidates together would leave nothing for the version in production.",
+        "Wait for the others, lower a step's weight, or abort one.",
+    )
     HOLDING = Row("Holding", "In a step whose hold is not over.")
     AWAITING_APPROVAL = Row(
         "AwaitingApproval", "rollout.approval is Manual and the step is not approved.", "Set spec.rollout.approvedStep to let it go on."

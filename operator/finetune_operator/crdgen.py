@@ -7,7 +7,7 @@ bounded: without bounds the API server refuses the CRD for the estimated cost of
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ Schema = dict[str, Any]
 
 _MUTABLE = "x-finetune-mutable"
 _DROPPED = ("title", "$defs", "additionalProperties", "propertyNames", "discriminator", _MUTABLE, MEMBER_OF, REQUIRED)
+_TYPED = frozenset({"type", "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"})
 _BOUNDS = {"string": ("maxLength", "enum", "format"), "array": ("maxItems",), "object": ("maxProperties",)}
 _UNSEEN = {"observedGeneration": -1}
 """Status of an object that no operator has looked at: without any, kstatus (Helm --wait, Flux) takes it for finished."""
@@ -66,7 +67,11 @@ def kinds() -> tuple[Kind, Kind]:
 
 
 def structural(model: type[BaseModel]) -> Schema:
-    """The model's JSON schema as the API server wants it: no references, no unions with null, one type per node."""
+    """The model's JSON schema as the API server wants it: no references, no unions with null, one type per node.
+
+    Items of lists get no defaults: clients compare lists whole, so one that the server added to is sent again with every apply, and
+    told as a change. What reads the spec fills them in.
+    """
     raw = model.model_json_schema(by_alias=True)
     return _convert(raw, raw.get("$defs", {}))
 
@@ -90,8 +95,8 @@ def _convert(node: Schema, definitions: Schema) -> Schema:
     if isinstance(values, dict) and not made.get("x-kubernetes-preserve-unknown-fields"):
         made["additionalProperties"] = _convert(values, definitions)
     if "items" in node:
-        made["items"] = _convert(node["items"], definitions)
-    if "type" not in made and "x-kubernetes-preserve-unknown-fields" not in made:
+        made["items"] = _without_defaults(_convert(node["items"], definitions))
+    if not _TYPED & made.keys():
         made["x-kubernetes-preserve-unknown-fields"] = True
     return made
 
@@ -123,15 +128,29 @@ def _without_nulls(value: Any) -> Any:
 
 def lenient(schema: Schema) -> Schema:
     """A status schema: nothing defaulted, and nothing required but the keys of lists (the API server insists on those)."""
-    made = {key: value for key, value in schema.items() if key not in ("required", "default")}
+    return _rewritten(_without_defaults(schema), _requires_keys_only)
+
+
+def _requires_keys_only(node: Schema) -> Schema:
+    made = {key: value for key, value in node.items() if key != "required"}
+    if keys := made.get("x-kubernetes-list-map-keys"):
+        made["items"] = {**made["items"], "required": list(keys)}
+    return made
+
+
+def _without_defaults(schema: Schema) -> Schema:
+    return _rewritten(schema, lambda node: {key: value for key, value in node.items() if key != "default"})
+
+
+def _rewritten(schema: Schema, node: Callable[[Schema], Schema]) -> Schema:
+    """The schema with `node` applied to each part of it, those within first."""
+    made = dict(schema)
     for member in ("items", "additionalProperties"):
         if isinstance(made.get(member), dict):
-            made[member] = lenient(made[member])
-    if keys := made.get("x-kubernetes-list-map-keys"):
-        made["items"]["required"] = list(keys)
+            made[member] = _rewritten(made[member], node)
     if "properties" in made:
-        made["properties"] = {name: lenient(member) for name, member in made["properties"].items()}
-    return made
+        made["properties"] = {name: _rewritten(member, node) for name, member in made["properties"].items()}
+    return node(made)
 
 
 def unbounded(schema: Schema, path: str = "") -> Iterator[str]:

@@ -33,7 +33,9 @@ async def plan_job(key: Key, world: World, now: datetime) -> Work | None:
 async def plan_model(key: Key, world: World, now: datetime) -> Work | None:
     versions = world.store.of(key, names.MODELVERSION)
     if not versions:
+        world.planned_since.pop(key, None)
         return None
+    world.planned_since.setdefault(key, now.replace(microsecond=0))
     plan = modelversion_plan.plan_model(versions, await observe_model(key, versions, world), world.settings, now)
     return Work(
         subjects={version["metadata"]["name"]: version for version in versions},

@@ -27,6 +27,7 @@ from finetune_operator.engine.sync import Sync
 from finetune_operator.engine.world import Lookups, World
 from finetune_operator.kube.client import Client, Send
 from finetune_operator.kube.errors import ApiError
+from finetune_operator.kube.release import owned_by_secret
 from finetune_operator.kube.resources import FINETUNEJOB, HTTPROUTE, MODELVERSION, Resource
 from finetune_operator.status_server.service import Listening, StatusService
 
@@ -79,12 +80,14 @@ class Runtime:
         # a connection of its own: whatever else fills the first one must not cost the Lease
         lease_send = await self._stack.enter_async_context(self.connect())
         client = Client(send, self.metrics.count_call)
+        owners = owned_by_secret(client, self.settings.namespace, self.options.listening.secret)
         self._leader = Leader(
             Client(lease_send, self.metrics.count_call, self.timing.request_s),
             self.settings.namespace,
             self.options.lease,
             self.settings.identity,
             self.timing,
+            owners=owners,
         )
         self._sync = Sync(client, self.store, self.settings.watch_namespaces, self._mark, self._count_correction, self._start_anew)
         self.metrics.unlisted.set_function(lambda: len(self._sync.blind))
@@ -95,7 +98,7 @@ class Runtime:
         self._recorder = Recorder(client, self.settings.identity, self.metrics.events_dropped.inc)
         self._served = await _patiently(lambda: self._probe(client))
         self._status = StatusService(
-            client, self.settings, self.options.listening, self.store, self.reports, self.metrics, lambda: self.leading
+            client, self.settings, self.options.listening, self.store, self.reports, self.metrics, lambda: self.leading, owners
         )
         actor = Actor(client, self.store, lambda: self._leader.may_write, self._mark)
         self._reconciler = Reconciler(actor, self._world(client), self._recorder, self.planners, self.metrics)

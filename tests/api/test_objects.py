@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,8 +23,10 @@ from finetune_operator.finetunejob.policies.progress import display, to_status
 from finetune_operator.finetunejob.resources.run_spec import StageRequest
 from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 from finetune_operator.kube.client import Client, Request, Response
-from finetune_operator.modelversion.resources.deployment import make_deployment
-from finetune_operator.modelversion.resources.http_route import make_http_route
+from finetune_operator.modelversion.observed import our_part, route_fact
+from finetune_operator.modelversion.resources.deployment import make_deployment, make_template
+from finetune_operator.modelversion.resources.disruption_budget import make_disruption_budget
+from finetune_operator.modelversion.resources.http_route import make_http_route, route_mark
 from finetune_operator.modelversion.resources.service import make_service
 from finetune_operator.modelversion.versions import read_versions
 
@@ -46,7 +51,22 @@ def where(body: Object) -> str:
     return f"{JOBS if body['kind'] == 'FineTuneJob' else VERSIONS}/{body['metadata']['name']}"
 
 
-OBJECTS = [job, version, lambda: job(**RICH_JOB), lambda: version(rollout={"traffic": GATEWAY, "steps": STEPS})]
+def with_numbers() -> Object:
+    """Quantities without quotation marks, as in any Pod."""
+    return job(
+        resources={"cpu": 2, "memory": 4294967296, "sharedMemory": 0},
+        stages={"prepare": {"cpu": 1}},
+        storage={"persistentVolumeClaim": {"size": 1073741824}},
+    )
+
+
+OBJECTS = [
+    job,
+    version,
+    with_numbers,
+    lambda: job(**RICH_JOB),
+    lambda: version(rollout={"traffic": GATEWAY, "steps": STEPS}, serving={"resources": {"cpu": 1}}),
+]
 
 
 @pytest.mark.parametrize("make", OBJECTS)
@@ -60,6 +80,16 @@ def test_applying_again_changes_nothing(api: Api, make: Any) -> None:
     read = api.call("GET", where(body)).body
     assert again.body["metadata"]["resourceVersion"] == first.body["metadata"]["resourceVersion"] == read["metadata"]["resourceVersion"]
     assert read["metadata"]["generation"] == 1
+
+
+@pytest.mark.parametrize("make", OBJECTS)
+def test_kubectl_apply_again_says_unchanged(api: Api, kubeconfig: Path, kubectl: Path, make: Any) -> None:
+    """As Argo CD does, kubectl compares what was applied with what is there, and lists as a whole."""
+    body = json.dumps(make())
+    command = [str(kubectl), f"--kubeconfig={kubeconfig}", "apply", "-f", "-"]
+    said = [subprocess.run(command, input=body, check=True, capture_output=True, text=True, timeout=60).stdout for _ in range(2)]
+    assert said[0].strip().endswith("created")
+    assert said[1].strip().endswith("unchanged")
 
 
 @pytest.mark.parametrize("make", OBJECTS)
@@ -77,13 +107,14 @@ def test_defaults_of_the_api_server_are_those_of_the_models(api: Api, make: Any,
     live = api.create(where(body).rpartition("/")[0], body).body
     assert model.model_validate(live["spec"]) == model.model_validate(body["spec"])
     assert model.model_validate(live["spec"]).wire() == model.model_validate(body["spec"]).wire()
-    assert contains(live["spec"], model.model_validate(body["spec"]).wire())
+    within_lists = {name: value for name, value in body["spec"].items() if isinstance(value, list)}  # the server fills nothing in there
+    assert contains(live["spec"], model.model_validate(body["spec"]).wire() | within_lists)
 
 
 def test_nested_defaults_are_filled_in(api: Api) -> None:
     live = api.create(JOBS, job(publish={"model": "bot", "rollout": {"traffic": GATEWAY, "steps": STEPS}}, export={"gguf": ["F16"]})).body
     assert live["spec"]["publish"]["serving"]["keepPrevious"] == "1h"
-    assert live["spec"]["publish"]["rollout"]["steps"][1] == {"name": "production", "stage": "Production", "hold": "0s"}
+    assert live["spec"]["publish"]["rollout"]["steps"] == STEPS, "items of lists are left as they were written"
     assert live["spec"]["preparation"]["split"] == {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42}
 
 
@@ -224,15 +255,16 @@ def test_a_misspelt_toleration_is_refused_before_a_pod_is_made(api: Api) -> None
     assert 'unknown field "spec.tolerations[2].kee"' in answer.message
 
 
+@pytest.mark.parametrize("resources", [{"cpu": "0.5", "memory": "1024Mi"}, {"cpu": 1, "memory": "129e6"}, {"memory": 1073741824}])
 @pytest.mark.parametrize("one_node", [True, False])
-def test_children_are_accepted_and_then_as_wanted(api: Api, one_node: bool) -> None:
+def test_children_are_accepted_and_then_as_wanted(api: Api, one_node: bool, resources: Object) -> None:
     """Strictly: no misspelt member; and what comes back contains what was sent, so that the next pass writes nothing."""
-    live = api.create(VERSIONS, version(serving={"resources": {"cpu": "0.5", "memory": "1024Mi"}, "replicas": 2})).body
+    live = api.create(VERSIONS, version(serving={"resources": resources, "replicas": 2})).body
     item = read_versions([live])[0][0]
     assert item.artifact
-    deployment = make_deployment(item, item.artifact, "server:dev", one_node=one_node, settings=Settings())
-    service = make_service(item)
-    for path, body in (("apis/apps/v1", deployment), ("api/v1", service)):
+    deployment = make_deployment(item, make_template(item, item.artifact, "server:dev", one_node=one_node, settings=Settings()))
+    budget = make_disruption_budget(item)
+    for path, body in (("apis/apps/v1", deployment), ("api/v1", make_service(item)), ("apis/policy/v1", budget)):
         plural = f"{body['kind'].lower()}s"
         answer = api.apply(f"/{path}/namespaces/{NAMESPACE}/{plural}/{item.name}", body)
         assert answer.ok, answer.message
@@ -254,3 +286,58 @@ def test_route_is_accepted_and_loses_the_owner_that_left(api: Api) -> None:
     answer = api.apply(path, one, force="true")
     assert contains(answer.body, one)
     assert [owner["name"] for owner in answer.body["metadata"]["ownerReferences"]] == [second]
+
+
+@pytest.mark.usefixtures("gateway_api")
+def test_a_route_edited_by_hand_is_seen_to_differ_and_put_right_but_for_what_is_peoples(api: Api) -> None:
+    live = [api.create(VERSIONS, version()).body for _ in range(2)]
+    versions = read_versions(live)[0]
+    path = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/bot"
+    settings = GatewayAPI.model_validate(GATEWAY["gatewayAPI"])
+    weights = dict(zip((item.name for item in versions), (95, 5), strict=True))
+    wanted = make_http_route(versions, weights, settings)
+    made = api.apply(path, wanted, force="true").body
+    assert route_fact(made).ours == our_part(wanted["spec"]), "what the API server fills in is no difference"
+    rule = made["spec"]["rules"][0]
+    rule["matches"][0]["headers"] = [{"name": "x", "value": "y"}]
+    rule["timeouts"] = {"request": "30s"}
+    rule["filters"] = [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "a", "value": "b"}]}}]
+    made["spec"]["hostnames"] = ["elsewhere.example"]
+    edited = api.call("PUT", path, made)
+    assert edited.ok, edited.message
+    fact = route_fact(edited.body)
+    assert fact.ours != our_part(wanted["spec"])
+    assert fact.applied == route_mark(wanted)
+    again = make_http_route(versions, weights, settings, fact.theirs)
+    right = api.apply(path, again, force="true")
+    assert route_fact(right.body).ours == our_part(wanted["spec"])
+    assert right.body["spec"]["rules"][0]["timeouts"] == {"request": "30s"}
+    assert right.body["spec"]["rules"][0]["filters"] == rule["filters"]
+    assert "headers" not in right.body["spec"]["rules"][0]["matches"][0]
+    idle = api.apply(path, again, force="true")
+    assert idle.body["metadata"]["resourceVersion"] == right.body["metadata"]["resourceVersion"]
+
+
+def test_replicas_that_an_autoscaler_sets_are_applied_as_found_and_never_over_a_newer_value(api: Api) -> None:
+    live = api.create(VERSIONS, version(serving={"replicas": 3})).body
+    item = read_versions([live])[0][0]
+    assert item.artifact
+    body = make_deployment(item, make_template(item, item.artifact, "server:dev", one_node=True, settings=Settings()))
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{item.name}"
+    made = api.apply(path, body).body
+
+    def scale(replicas: int) -> Object:
+        patch = {"spec": {"replicas": replicas}}
+        answer = api.call("PATCH", f"{path}/scale", patch, type="application/merge-patch+json", fieldManager="kube-controller-manager")
+        assert answer.ok, answer.message
+        return api.call("GET", path).body
+
+    def applied(seen: Object) -> Any:
+        held = {"uid": made["metadata"]["uid"], "resourceVersion": seen["metadata"]["resourceVersion"]}
+        spec = {**body["spec"], "replicas": seen["spec"]["replicas"], "revisionHistoryLimit": 2}
+        return api.apply(path, {**body, "metadata": {**body["metadata"], **held}, "spec": spec}, force="true")
+
+    scaled = scale(5)
+    assert applied(scaled).body["spec"]["replicas"] == 5
+    assert scale(6)["spec"]["replicas"] == 6, "what was applied stands in nobody's way"
+    assert applied(scaled).code == 409

@@ -11,7 +11,8 @@ from finetune_api.union import members_of, types_of
 
 from tests.api.client import Api, Object
 from tests.api.conftest import CRDS
-from tests.api.manifests import GATEWAY, JOBS, SHA, STEPS, VERSIONS, job, version, with_
+from tests.api.manifests import GATEWAY, JOBS, NAMESPACE, SHA, STEPS, VERSIONS, job, version, with_
+from tests.quantities import ACCEPTED, REFUSED
 from tests.unions import cases, places
 
 Make = Callable[[], Object]
@@ -146,6 +147,7 @@ RULES: list[tuple[str, Make, Make]] = [
             ("weight is required before Production", some(steps=[{"name": "a", "stage": "Canary"}, STEPS[1]]), some()),
             ("weight is required before Production", some(steps=[STEPS[1] | {"weight": 5}]), some(steps=[STEPS[1]])),
             ("a Production step has no hold", some(steps=[STEPS[1] | {"hold": "5s"}]), some(steps=[STEPS[1] | {"hold": "0s"}])),
+            ("a Production step has no hold", some(steps=[STEPS[1] | {"hold": "1m"}]), some(steps=STEPS[1:])),
         )
     ),
     ("metadata.name must be <spec.model>-v<spec.version>", edited(version, "spec.version", 123456), version),
@@ -158,6 +160,21 @@ RULES: list[tuple[str, Make, Make]] = [
     ),
     ("serving.artifact must name a GGUF", lambda: version(serving={"artifact": "F16"}), lambda: version(serving={"artifact": "Q8_0"})),
     ("serving.artifact must name a GGUF", edited(version, "spec.artifacts.0.format", "Safetensors"), version),
+    (
+        "value has no meaning with operator Exists",
+        lambda: version(serving={"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}),
+        lambda: version(serving={"tolerations": [{"key": "a", "value": "b"}, {"operator": "Exists"}]}),
+    ),
+    (
+        "key may be left out with operator Exists only",
+        lambda: version(serving={"tolerations": [{"value": "b"}]}),
+        lambda: version(serving={"tolerations": [{"operator": "Exists", "effect": "NoSchedule"}]}),
+    ),
+    (
+        "tolerationSeconds goes with effect NoExecute",
+        lambda: version(serving={"tolerations": [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 5}]}),
+        lambda: version(serving={"tolerations": [{"key": "a", "effect": "NoExecute", "tolerationSeconds": 5}]}),
+    ),
 ]
 
 TYPES: list[tuple[str, Make]] = [
@@ -175,6 +192,7 @@ TYPES: list[tuple[str, Make]] = [
     ("spec.model.source in body should match", lambda: job(model={"source": "/etc/passwd"})),
     ("spec.training.globalBatchSize in body should be greater than or equal to 1", lambda: job(training={"globalBatchSize": 0})),
     ("spec.training.learningRate in body should be greater than 0", lambda: job(training={"learningRate": 0})),
+    ("spec.resources.cpu in body must be of type integer,string", lambda: job(resources={"cpu": 0.5})),
     ('spec.training.epochs in body must be of type number: "string"', lambda: job(training={"epochs": "3"})),
     ("spec.rollout.steps[1]: Duplicate value", rolled_out(steps=[STEPS[0], STEPS[0], STEPS[1]])),
     ("spec.rollout.steps[0].hold in body should match", rolled_out(steps=[STEPS[0] | {"hold": "soon"}, STEPS[1]])),
@@ -210,6 +228,27 @@ def test_schema_refuses(api: Api, words: str, bad: Make) -> None:
     assert words in refused.message.replace("Invalid value: ", "")
 
 
+def pod(cpu: Any) -> Object:
+    container = {"name": "a", "image": "a", "resources": {"requests": {"cpu": cpu}}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": [container]}}
+
+
+@pytest.mark.parametrize("value", ACCEPTED, ids=repr)
+def test_quantities_that_a_pod_takes(api: Api, value: Any) -> None:
+    for body in (job(resources={"cpu": value}), version(serving={"resources": {"cpu": value}})):
+        answer = dry_create(api, body)
+        assert answer.ok, answer.message
+    answer = api.call("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", pod(value), dryRun="All")
+    assert answer.ok, answer.message
+
+
+@pytest.mark.parametrize("value", REFUSED, ids=repr)
+def test_quantities_that_a_pod_refuses(api: Api, value: Any) -> None:
+    answer = dry_create(api, job(resources={"cpu": value}))
+    assert (answer.code, "spec.resources.cpu" in answer.message) == (422, True), answer.message
+    assert not api.call("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", pod(value), dryRun="All").ok
+
+
 def test_plain_objects_are_accepted(api: Api) -> None:
     for body in (job(), version()):
         assert dry_create(api, body).ok
@@ -238,6 +277,16 @@ def test_edits_of_a_version(api: Api, words: str, path: str, bad: Any, good: Any
         assert api.call("PUT", where, with_(live, path, good), dryRun="All").ok
 
 
+@pytest.mark.parametrize(("stage", "may"), [("Production", True), ("RolledBack", False), ("Archived", False), ("Canary", False)])
+def test_an_abort_can_be_taken_back_only_where_it_had_no_effect(api: Api, stage: str, may: bool) -> None:
+    """The version in production stays there until somebody can return."""
+    live = api.create(VERSIONS, version(rollout={"abort": True})).body
+    where = f"{VERSIONS}/{live['metadata']['name']}"
+    live["status"] = {"stage": stage}
+    live = api.call("PUT", f"{where}/status", live).body
+    assert api.call("PUT", where, with_(live, "spec.rollout.abort", False), dryRun="All").ok is may
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -246,6 +295,10 @@ def test_edits_of_a_version(api: Api, words: str, path: str, bad: Any, good: Any
         ("spec.rollout.approval", "Manual"),
         ("spec.serving.keepPrevious", "5m"),
         ("spec.serving.replicas", 3),
+        ("spec.serving.nodeSelector", {"pool": "ml"}),
+        ("spec.serving.affinity", {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}),
+        ("spec.serving.imagePullSecrets", [{"name": "regcred"}]),
+        ("spec.serving.resources", {"cpuLimit": "4"}),
         ("spec.lifecycle", "Retired"),
     ],
 )

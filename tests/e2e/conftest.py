@@ -81,6 +81,14 @@ def example(example_base: str, namespace: str) -> Object:
     return cluster.get("finetunejob", demo.JOB, namespace)
 
 
+@pytest.fixture(scope="session")
+def control(example_base: str, namespace: str) -> str:
+    """The example's job on shuffled answers, applied: it takes minutes, in which other cases run."""
+    demo.apply(demo.Kubectl(), "shuffled.yaml", images())
+    manifest = yaml.safe_load((EXAMPLE / "shuffled.yaml").read_text())
+    return str(manifest["metadata"]["name"])
+
+
 def quick_job(name: str, **spec: Any) -> Object:
     """The example cut down to seconds: the tiny base, no gate, no rollout, three steps. `spec` replaces whole members."""
     job = copy.deepcopy(yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text()))

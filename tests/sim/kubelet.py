@@ -42,8 +42,8 @@ class Kubelet:
     most_live: int = 0
     """Most pods of stages that ever were alive at once, by job."""
     flaps: int = 0
-    """So often a server pod that answers stops to, for `down`."""
-    down: timedelta = timedelta(seconds=20)
+    """So often a server pod that answers stops to, for `recovers_after`."""
+    recovers_after: timedelta = timedelta(seconds=20)
     never_ready: set[str] = field(default_factory=set)
     """Deployments whose pods never answer."""
     gateway_delay: timedelta = timedelta()
@@ -266,7 +266,7 @@ class Kubelet:
             return lambda: self.cluster.remove(id)
         if self._answers(id) or self._deployment_of(pod) in self.never_ready:
             return None
-        waits = self.down if pod["status"]["phase"] == "Running" else timedelta()
+        waits = self.recovers_after if pod["status"]["phase"] == "Running" else timedelta()
         return (lambda: self._set_ready(id, "True")) if self._is_due(id, "ready", waits) else None
 
     def _deployment_of(self, pod: Object) -> str:

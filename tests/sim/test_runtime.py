@@ -235,3 +235,26 @@ async def test_requests_that_are_never_answered_do_not_cost_the_lease(world: Wor
     for task in asking:
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
+
+
+MADE = [("leases", "system", "finetune-operator"), ("endpointslices", "system", "status")]
+
+
+async def test_what_the_operator_makes_for_itself_goes_with_the_release(world: World) -> None:
+    runtime = await world.start("a")
+    await world.until(lambda: runtime.leading)
+    assert all(id in world.cluster.objects for id in MADE)
+    await world.runtimes.pop("a").stop()
+    assert not world.cluster.collect(), "and not before"
+    world.cluster.remove(("secrets", "system", "tls"))
+    world.cluster.collect()
+    assert not any(id in world.cluster.objects for id in MADE)
+
+
+@pytest.mark.parametrize("id", MADE)
+async def test_what_is_deleted_by_hand_is_there_again(world: World, id: tuple[str, str, str]) -> None:
+    runtime = await world.start("a")
+    await world.until(lambda: runtime.leading)
+    world.cluster.remove(id)
+    await world.until(lambda: id in world.cluster.objects)
+    assert world.exits == {}

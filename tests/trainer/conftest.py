@@ -30,6 +30,23 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 torch.set_num_threads(1)
 
+
+def _keep_to_own_cpus() -> None:
+    """One of several workers takes its share of the CPUs: threads of ggml that outnumber them spin at barriers and wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:
+        cpus, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        os.sched_setaffinity(0, cpus[int(worker.removeprefix("gw")) % len(cpus) :: workers])
+
+
+_keep_to_own_cpus()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: what other workers do meanwhile is short enough to fill what is left."""
+    items.sort(key=lambda item: item.path.stem != "test_real_model")
+
+
 VOCABULARY = 96
 ROWS = 24
 VALIDATION_ROWS = 6

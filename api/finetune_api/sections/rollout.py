@@ -19,7 +19,9 @@ class GatewayRef(Section):
 class GatewayAPI(Section):
     gateway: GatewayRef = Field(description="The Gateway that the route attaches to. Required.")
     hostnames: Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=16)] = Field(
-        default=[], description="Host names of the route. Default: any.", json_schema_extra={"x-kubernetes-list-type": "set"}
+        default=[],
+        description="Host names of the route; one that another model's route on this Gateway has is not taken over. Default: any.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
@@ -30,7 +32,8 @@ class Traffic(Union):
     gateway_api: GatewayAPI | None = Field(
         default=None,
         alias="gatewayAPI",
-        description="The route; with type GatewayAPI only, and required there. No default.",
+        description="The HTTPRoute; with type GatewayAPI only, and required there. It is kept as written here, but for filters, timeouts and the "
+        "like that others set in its rule. No default.",
         json_schema_extra=member_of("GatewayAPI", required=True),
     )
 
@@ -49,7 +52,7 @@ class Step(Section):
                 "weight is required before Production, and Production has none: it gets what is left",
             ),
             (
-                "self.stage != 'Production' || self.hold == '0s'",
+                "self.stage != 'Production' || !has(self.hold) || self.hold == '0s'",
                 "a Production step has no hold: it lasts until another version takes over",
             ),
         )
@@ -97,5 +100,7 @@ class Rollout(Section):
     )
     paused: bool = Field(default=False, description="Hold where it is. Default: false.")
     abort: bool = Field(
-        default=False, description="Take all traffic away and bring the former version back; cannot be undone. Default: false."
+        default=False,
+        description="Take all traffic away and bring the former version back; in production it waits until one can return. "
+        "Cannot be undone once it had its effect. Default: false.",
     )

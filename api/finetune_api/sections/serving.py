@@ -14,6 +14,7 @@ from pydantic import Field
 
 from finetune_api.section import Duration, ExtendedResource, Quantity, Section
 from finetune_api.sections.export import GGUFType
+from finetune_api.sections.placement import Placement
 from finetune_api.union import Union, member_of
 
 
@@ -25,6 +26,7 @@ class ServerResources(Section):
     """Resources of each server pod."""
 
     cpu: Quantity | None = Field(default=None, description="CPU request of a server pod, in cores. Default: 500m for LlamaCpp.")
+    cpu_limit: Quantity | None = Field(default=None, description="CPU limit of a server pod, in cores. Default: no limit.")
     memory: Quantity | None = Field(
         default=None, description="Memory request and limit of a server pod, in bytes. Default: 1Gi for LlamaCpp."
     )
@@ -46,13 +48,13 @@ class LlamaCpp(Section):
 _RESOURCES = {ServerType.LLAMA_CPP: ServerResources(cpu="500m", memory="1Gi", gpus=0)}
 
 
-class Serving(Union):
+class Serving(Union, Placement):
     type: ServerType = Field(default=ServerType.LLAMA_CPP, description="Model server. Default: LlamaCpp (llama-server).")
     artifact: GGUFType | None = Field(default=None, description="GGUF type that is served. Default: the first of export.gguf.")
     image: Annotated[str, Field(max_length=512, pattern=r"^[a-z0-9][-a-z0-9._/:@]*$")] | None = Field(
-        default=None, description="Server image, fixed when the version is registered. Default: the chart's."
+        default=None, description="Server image. Default: the chart's when the version was registered (status.image)."
     )
-    replicas: int = Field(default=1, ge=1, le=64, description="Server pods. Default: 1.")
+    replicas: int = Field(default=1, ge=1, le=64, description="Server pods, where no HorizontalPodAutoscaler says how many. Default: 1.")
     resources: ServerResources | None = Field(
         default=None, description="Resources of each server pod. Default: 500m, 1Gi and no GPU for LlamaCpp."
     )

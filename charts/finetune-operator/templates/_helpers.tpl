@@ -11,8 +11,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
+{{/* An image of (which one, the root). Without tag or digest it is the chart's own version: never latest, which is another image each day. */}}
 {{- define "finetune.image" -}}
-{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default "latest" }}{{ end -}}
+{{- $root := index . 1 }}
+{{- $image := get (include "finetune.values" $root | fromYaml).images (index . 0) }}
+{{- if $image.digest }}{{ $image.repository }}@{{ $image.digest }}
+{{- else }}{{ $image.repository }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end -}}
+{{- end }}
+
+{{/* The name, of (what it is, the root), of something that the whole cluster shares with other releases. */}}
+{{- define "finetune.clusterName" -}}
+{{- $root := index . 1 }}
+{{- index . 0 }}.{{ $root.Release.Namespace }}.{{ $root.Release.Name }}
 {{- end }}
 
 {{- define "finetune.statusService" -}}finetune-status{{- end }}
@@ -44,6 +54,12 @@ app.kubernetes.io/component: operator
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch]
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, watch, create, patch, delete]

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
+
+from finetune_api.quantity import amount_of
 
 from finetune_operator.core.names import Object
 
 _LIST_KEYS = ("name", "containerPort", "port", "uid", "mountPath", "type", "key")
 """Members by which list items are matched, in this order: those the API server merges such lists by."""
-
-_QUANTITY = re.compile(r"^([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")
-_SUFFIX: dict[str | None, Decimal] = {
-    None: Decimal(1),
-    "m": Decimal("0.001"),
-    **{unit: Decimal(1000) ** (power + 1) for power, unit in enumerate("kMGTP")},
-    **{f"{unit}i": Decimal(1024) ** (power + 1) for power, unit in enumerate("KMGTP")},
-}
-
 
 _AMOUNTS = frozenset({"requests", "limits", "sizeLimit"})
 """Members that hold quantities; nowhere else is `1k` the same as `1000`."""
@@ -57,13 +48,8 @@ def _same_items(live: Sequence[Any], desired: Sequence[Any]) -> bool:
 
 
 def _same_quantity(live: str, desired: str) -> bool:
-    old, new = _QUANTITY.match(live), _QUANTITY.match(desired)
-    return bool(old and new) and _amount(old) == _amount(new)
-
-
-def _amount(match: re.Match[str] | None) -> Decimal:
-    assert match is not None
-    return Decimal(match[1]) * _SUFFIX[match[2]]
+    amount = amount_of(live)
+    return amount is not None and amount == amount_of(desired)
 
 
 def owners_of(live: Object) -> set[str]:

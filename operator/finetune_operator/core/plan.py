@@ -1,4 +1,8 @@
-"""What a pass decided: the words in which pure code speaks to the code that acts. Pure."""
+"""What a pass decided: the words in which pure code speaks to the code that acts. Pure.
+
+Each action has a `concern`: what it is a part of. After a problem the later actions of its concern wait for the next pass, and no
+others; deletions always go on. Without a word of its own an action concerns the whole plan's one subject.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,21 @@ class Create:
 
     body: Object
     dry_run_pod: Object | None = None
+    concern: str = ""
 
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply with our field manager, skipped where the live object already contains `body`."""
+    """Server-side apply with our field manager, skipped where the live object already contains `body`.
+
+    `exactly`: not skipped then either, because a list that is replaced as a whole holds more than is wanted. `yields`: members of spec
+    that somebody else sets once the object is there; they are applied as they are found.
+    """
 
     body: Object
+    concern: str = ""
+    exactly: bool = False
+    yields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Delete:
     name: str
     uid: str
     propagation: Literal["Foreground", "Background"] = "Background"
+    concern: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class SetOwners:
     uid: str
     resource_version: str
     owners: tuple[Object, ...]
+    concern: str = ""
 
 
 Action = Create | Apply | Delete | SetOwners

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from finetune_operator.core.containment import without_nulls
 
 
 class NamespacePolicy(BaseModel):
@@ -15,6 +19,8 @@ class NamespacePolicy(BaseModel):
 
 
 class Settings(BaseModel):
+    """A null is as good as absent: what a template leaves empty must not keep the operator from starting."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     namespace: str = "finetune-system"
@@ -33,6 +39,11 @@ class Settings(BaseModel):
     missing_recheck_s: float = 30.0
     progress_write_s: float = 10.0
     termination_grace_s: int = 120
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return without_nulls(given)
 
     def policy(self, namespace: str) -> NamespacePolicy:
         return self.policies.get(namespace) or self.policies.get("*") or NamespacePolicy()

@@ -52,7 +52,7 @@ def complaint(item: Unreadable, what_waits: str, now: datetime) -> tuple[Object,
     listed = status.get("conditions") or []
     if not isinstance(listed, list):
         return status, ()
-    message = f"{item.problem}: {what_waits}"
+    message = f"{item.problem}: {what_waits}; {_mending(item)}"
     own = [Condition("Reconciling", "False", item.reason), Condition("Stalled", "True", item.reason, message)]
     before = [read for condition in listed if (read := _read(condition)) and read.type in ("Reconciling", "Stalled")]
     kept = [condition for condition in listed if _type(condition) not in ("Reconciling", "Stalled")]
@@ -61,6 +61,12 @@ def complaint(item: Unreadable, what_waits: str, now: datetime) -> tuple[Object,
     is_new = old is None or (old.status, old.reason) != ("True", item.reason)
     events = (Event("Warning", item.reason, message),) if is_new else ()
     return status | {"conditions": [*kept, *told], "observedGeneration": generation}, events
+
+
+def _mending(item: Unreadable) -> str:
+    """The command for it: a plain `kubectl edit` shows the status and drops what is changed there."""
+    metadata, subresource = item.object["metadata"], " --subresource=status" if item.reason is Reason.INVALID_STATUS else ""
+    return f"mend it with: kubectl edit {item.object['kind'].lower()}/{metadata['name']} -n {metadata['namespace']}{subresource}"
 
 
 def _type(condition: Any) -> Any:

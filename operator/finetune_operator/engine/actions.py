@@ -134,20 +134,21 @@ class Actor:
         if live is not None:
             if not is_ours(live, body):
                 return stranger_problem(live)
-            if contains(live, body):
+            body = _yielding(body, live, action.yields)
+            if contains(live, body) and not action.exactly:
                 return False
-            # the API then refuses to bring back an object that is gone
-            body = {**body, "metadata": {**metadata, "uid": live["metadata"]["uid"]}}
+            body = _pinned(body, live, to_version=bool(action.yields))
         self._fence()
         try:
             # an object never seen is not forced: should a stranger's have this name, its fields conflict
-            self._learn(await self.client.apply(body, force=live is not None))
+            answer = await self.client.apply(body, force=live is not None)
         except (Conflict, NotFound) as error:
             found = await self.refresh(resource, metadata["namespace"], metadata["name"])
             if found is not None and not is_ours(found, body):
                 return stranger_problem(found)
             raise Stale from error
-        return True
+        self._learn(answer)
+        return live is None or answer["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]
 
     async def _delete(self, action: Delete) -> Done:
         resource = resource_of(action.api_version, action.kind)
@@ -245,6 +246,18 @@ def _reason(error: ApiError) -> Reason:
     if isinstance(error, Forbidden):
         return Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.FORBIDDEN
     return Reason.INVALID if isinstance(error, Invalid) else Reason.API_ERROR
+
+
+def _yielding(body: Object, live: Object, members: tuple[str, ...]) -> Object:
+    """The body with the live object's values for members of spec that are somebody else's."""
+    theirs = {member: live["spec"][member] for member in members if member in live["spec"]}
+    return {**body, "spec": {**body["spec"], **theirs}} if theirs else body
+
+
+def _pinned(body: Object, live: Object, *, to_version: bool) -> Object:
+    """The API then refuses to bring back an object that is gone and, `to_version`, to overwrite what changed since it was read."""
+    held = {"uid": live["metadata"]["uid"], **({"resourceVersion": live["metadata"]["resourceVersion"]} if to_version else {})}
+    return {**body, "metadata": {**body["metadata"], **held}}
 
 
 def _marked(body: Object) -> Object:

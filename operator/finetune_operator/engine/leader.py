@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from finetune_operator.core.names import Object
 from finetune_operator.kube.client import Client
 from finetune_operator.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
+from finetune_operator.kube.release import Owners, owned_by_nobody
 from finetune_operator.kube.resources import LEASE
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Leader:
     identity: str
     timing: Timing = field(default_factory=Timing)
     monotonic: Callable[[], float] = time.monotonic
+    owners: Owners = owned_by_nobody
+    """Of the Lease where it is made here: without any it would outlive the release."""
     _lease: Object | None = None
     _seen_at: float = 0.0
     _renewed_at: float | None = None
@@ -90,7 +93,7 @@ class Leader:
                 if self._lease is None or self._holder() != self.identity:
                     await self._look(asked_at)
                 if self._lease is None:
-                    self._lease = await self.client.create(self._new())
+                    self._lease = await self.client.create(self._new(await self.owners()))
                 elif self._is_free():
                     self._lease = await self.client.replace(self._record(self.identity, int(self.timing.lease_s)))
                 else:
@@ -130,12 +133,12 @@ class Leader:
         duration_s = float(self._lease["spec"].get("leaseDurationSeconds") or self.timing.lease_s)
         return self._holder() in ("", self.identity) or self.monotonic() - self._seen_at >= duration_s
 
-    def _new(self) -> Object:
+    def _new(self, owners: list[Object]) -> Object:
         now = _micro_time()
         return {
             "apiVersion": LEASE.api_version,
             "kind": LEASE.kind,
-            "metadata": {"name": self.name, "namespace": self.namespace},
+            "metadata": {"name": self.name, "namespace": self.namespace, "ownerReferences": owners},
             "spec": {
                 "holderIdentity": self.identity,
                 "leaseDurationSeconds": int(self.timing.lease_s),

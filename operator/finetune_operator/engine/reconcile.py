@@ -97,17 +97,30 @@ class Reconciler:
     async def _act(self, key: Key, actions: tuple[Action, ...]) -> tuple[bool, tuple[ActionProblem, ...]]:
         """Whether anything was written, and what was refused. Actions are done in order.
 
-        After the first problem only deletions go on: later actions may stand on the one that failed.
+        After a problem the rest of its concern waits, for it may stand on what failed; deletions go on. The first failure of the API
+        server is raised once everything else was tried.
         """
         acted, problems = False, list[ActionProblem]()
+        stopped: set[str] = set()
+        failure: Retryable | None = None
         for action in actions:
-            if problems and not isinstance(action, Delete):
+            if action.concern in stopped and not isinstance(action, Delete):
                 continue
-            done = await self._do(key, action)
+            try:
+                done = await self._do(key, action)
+            except Unreachable:
+                raise
+            except Retryable as error:
+                failure = failure or error
+                stopped.add(action.concern)
+                continue
             if isinstance(done, ActionProblem):
                 problems.append(done)
+                stopped.add(action.concern)
             else:
                 acted = acted or done
+        if failure:
+            raise failure
         self._failures.pop(key, None)
         return acted, tuple(problems)
 

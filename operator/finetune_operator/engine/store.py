@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
-from finetune_operator.kube.resources import REFUSAL
+from finetune_operator.kube.resources import AUTOSCALER, REFUSAL
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +146,10 @@ class Store:
         """Objects of a kind that concern a key, by name."""
         return [_decoded(self._records[name]) for name in sorted(self._by_key.get(key, ())) if name.kind == kind]
 
+    def every(self, kind: str) -> list[Object]:
+        """Every object of a kind, by namespace and name."""
+        return [_decoded(self._records[name]) for name in sorted(self._by_kind.get(kind, ()))]
+
     def all_keys(self) -> set[Key]:
         """Every key that has an object."""
         return {key for key, members in self._by_key.items() if members}
@@ -216,6 +220,10 @@ def keys_of(live: Object) -> tuple[Key, ...]:
             Key(MODEL, namespace, spec.get("model", "")),
             *((Key(names.FINETUNEJOB, namespace, job),) if job else ()),
         )
+    if live["kind"] == AUTOSCALER.kind:
+        target = (live.get("spec") or {}).get("scaleTargetRef") or {}
+        model = model_of(str(target.get("name", ""))) if target.get("kind") == "Deployment" else ""
+        return (Key(MODEL, namespace, model),) if model else ()
     if live["kind"] == REFUSAL.kind:
         # whoever may write Events may leave any of this out
         about = job_of_refusal((live.get("involvedObject") or {}).get("name") or "")
@@ -308,6 +316,7 @@ _KEPT: dict[str, Any] = {
         },
     },
     "Job": {"spec": {"suspend": True, "completions": True, "parallelism": True}, "status": True},
+    "HorizontalPodAutoscaler": {"spec": {"scaleTargetRef": True}},
     "Event": {
         "involvedObject": True,
         "reason": True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import ActionProblem
@@ -71,3 +72,5 @@ class World:
     status_ca: Callable[[], str] = field(default=lambda: "")
     gateway_api: Callable[[], bool] = field(default=lambda: True)
     problems: dict[Key, tuple[ActionProblem, ...]] = field(default_factory=dict)
+    planned_since: dict[Key, datetime] = field(default_factory=dict)
+    """When this process first planned for a key: what happened before, it did not watch."""

@@ -26,6 +26,8 @@ TENANTS: Rules = {
         "events": _WATCH,
     },
     "apps": {"deployments": _APPLY},
+    "policy": {"poddisruptionbudgets": _APPLY},
+    "autoscaling": {"horizontalpodautoscalers": _WATCH},
     "gateway.networking.k8s.io": {"httproutes": _APPLY},
     "events.k8s.io": {"events": ("create", "patch")},
 }

@@ -48,6 +48,9 @@ CLAIM = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims", label_
 SERVICE = Resource("v1", "Service", "services", label_selector=_OURS)
 DEPLOYMENT = Resource("apps/v1", "Deployment", "deployments", label_selector=_OURS)
 HTTPROUTE = Resource("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes", label_selector=_OURS)
+DISRUPTION_BUDGET = Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", label_selector=_OURS)
+AUTOSCALER = Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+"""Of everybody: who says how many pods a Deployment of ours has is not ours."""
 REFUSAL = Resource("v1", "Event", "events", field_selector="involvedObject.kind=Job,reason=FailedCreate")
 """Why the Job controller could not create a pod (quota, Pod Security): told nowhere else."""
 
@@ -59,7 +62,19 @@ ENDPOINTSLICE = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices
 EVENT = Resource("events.k8s.io/v1", "Event", "events")
 TOKENREVIEW = Resource("authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False)
 
-WATCHED: tuple[Resource, ...] = (FINETUNEJOB, MODELVERSION, JOB, POD, CLAIM, SERVICE, DEPLOYMENT, HTTPROUTE, REFUSAL)
+WATCHED: tuple[Resource, ...] = (
+    FINETUNEJOB,
+    MODELVERSION,
+    JOB,
+    POD,
+    CLAIM,
+    SERVICE,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    AUTOSCALER,
+    HTTPROUTE,
+    REFUSAL,
+)
 """What the store holds: fed by kopf's watches and by our own LISTs with the same selectors."""
 
 OPTIONAL: tuple[Resource, ...] = (HTTPROUTE,)

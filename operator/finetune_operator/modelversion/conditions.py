@@ -16,9 +16,12 @@ from finetune_operator.core.plan import PASSING_PROBLEMS, ActionProblem
 from finetune_operator.modelversion.checks import Finding
 from finetune_operator.modelversion.observed import Observed, PodFact, RouteFact
 from finetune_operator.modelversion.policies.steps import Gate, Obstacle, describe
-from finetune_operator.modelversion.policies.succession import refusal_of
+from finetune_operator.modelversion.policies.succession import abort_is_refused, refusal_of
 from finetune_operator.modelversion.policies.traffic import answers, differs, followed_version
 from finetune_operator.modelversion.versions import Version
+
+GATEWAY_SILENCE = timedelta(seconds=60)
+"""How long nobody answers for a Gateway until a person is called: it may not exist, and then nobody ever will."""
 
 ROUTE_GRACE = timedelta(seconds=10)
 """How long after a step the Gateway's silence or refusal is no news: it needs well under a second, may not have seen a new Service
@@ -41,6 +44,8 @@ class Outlook:
     obstacle: Obstacle | None
     pods_wanted: bool
     weight: int
+    edited: tuple[str, ...] = ()
+    """Members of the route that somebody changed, to be told under this version."""
 
     @property
     def observed(self) -> Observed:
@@ -69,7 +74,10 @@ def conditions_of(version: Version, outlook: Outlook) -> list[Condition]:
 def _ready(version: Version, outlook: Outlook) -> Condition:
     deployment = outlook.observed.deployments.get(version.name)
     if deployment and answers(version, outlook.observed):
-        return Condition(ConditionType.READY, "True", Reason.SERVING, f"{deployment.available} of {deployment.replicas} pods answer")
+        words = f"{deployment.available} of {deployment.replicas} pods answer"
+        scaler = outlook.observed.autoscalers.get(version.name)
+        scaled = f"; HorizontalPodAutoscaler {scaler} says how many, not spec.serving.replicas" if scaler else ""
+        return Condition(ConditionType.READY, "True", Reason.SERVING, words + scaled)
     trouble = _pod_trouble(version, outlook.observed)
     if _was(version, ConditionType.READY, Reason.SERVING) or _was(version, ConditionType.READY, Reason.PODS_NOT_READY):
         return Condition(ConditionType.READY, "False", Reason.PODS_NOT_READY, trouble or "no pod answers any more")
@@ -115,17 +123,32 @@ def is_one_node(claim: ClaimFact | None) -> bool:
 
 
 def _sharing_barrier(version: Version, claim: ClaimFact, outlook: Outlook) -> str:
-    """Why the claim's access mode keeps pods out, with the cure; empty where it does not."""
+    """Why the claim's access mode keeps pods out, with the cure; empty where it does not.
+
+    The scheduler names for each node the first thing that keeps the pod out, and asks for room before it looks at volumes: where no
+    node is named for its volume or for the pods on it, the claim is not the cause.
+    """
     cure = "publish to a claim with ReadWriteMany or ReadOnlyMany"
     if set(claim.access_modes) == {"ReadWriteOncePod"}:
         return f"PersistentVolumeClaim {claim.name} is ReadWriteOncePod: no second pod may read it, so none can replace another; {cure}"
-    kept_out = (
-        pod for pod in outlook.observed.pods if pod.version == version.name and not _is_fresh(pod.unschedulable_since, outlook.gate.now)
-    )
-    words = next((pod.unschedulable for pod in kept_out if pod.unschedulable), "")
-    if words and is_one_node(claim):
+    words = bound_to_a_node(version, claim, outlook.observed, outlook.gate.now)
+    if words:
         return f"PersistentVolumeClaim {claim.name} is ReadWriteOnce: its pods must run on one node, which takes no more ({words}); {cure}"
     return ""
+
+
+def bound_to_a_node(version: Version, claim: ClaimFact | None, observed: Observed, now: datetime) -> str:
+    """The scheduler's words on why a pod has no node while its claim ties it to one; empty where that is not so."""
+    kept_out = (pod.unschedulable for pod in observed.pods if pod.version == version.name and not _is_fresh(pod.unschedulable_since, now))
+    words = next(filter(None, kept_out), "")
+    return words if is_one_node(claim) and any(of_claim in words for of_claim in _OF_CLAIM) else ""
+
+
+_OF_CLAIM = ("pod affinity rules", "volume node affinity", "PersistentVolume", "volume zone", "volume count")
+"""Of the scheduler's words those that tell of volumes, or of the pods that use the same one.
+
+Source: kubernetes/pkg/scheduler/framework/plugins, ErrReason… of interpodaffinity, volumebinding, volumerestrictions, volumezone.
+"""
 
 
 def _traffic_accepted(version: Version, outlook: Outlook) -> Condition:
@@ -145,6 +168,15 @@ def _traffic_accepted(version: Version, outlook: Outlook) -> Condition:
         return condition("True", Reason.NOT_ROUTED, "traffic is of type None: reached through its Service")
     if not outlook.observed.gateway_api:
         return condition("False", Reason.GATEWAY_API_MISSING, "the cluster serves no HTTPRoutes: install the Gateway API and a Gateway")
+    if outlook.gate.taken_by:
+        where = f"{settings.gateway.namespace}/{settings.gateway.name}"
+        hosts = ", ".join(settings.hostnames) or "every host name"
+        return condition(
+            "False",
+            Reason.HOSTNAMES_TAKEN,
+            f"HTTPRoute {outlook.gate.taken_by} of another model has {hosts} of Gateway {where}: "
+            "name others in spec.rollout.traffic.gatewayAPI.hostnames",
+        )
     if version.place.stage == Stage.REGISTERED:
         return condition("Unknown", Reason.NO_TRAFFIC_YET, "it joins the route when its pods are ready")
     return _gateway_answer(version, outlook, settings)
@@ -152,12 +184,9 @@ def _traffic_accepted(version: Version, outlook: Outlook) -> Condition:
 
 def _gateway_answer(version: Version, outlook: Outlook, settings: GatewayAPI) -> Condition:
     gate, route = outlook.gate, outlook.observed.route
-    accepted = Condition(
-        ConditionType.TRAFFIC_ACCEPTED,
-        "True",
-        Reason.ACCEPTED,
-        f"Gateway {settings.gateway.namespace}/{settings.gateway.name} accepted the route",
-    )
+    name = f"{settings.gateway.namespace}/{settings.gateway.name}"
+    kept = f" ({', '.join(sorted(route.theirs))} set by others are kept)" if route and route.theirs else ""
+    accepted = Condition(ConditionType.TRAFFIC_ACCEPTED, "True", Reason.ACCEPTED, f"Gateway {name} accepted the route{kept}")
     if gate.route_settled:
         return accepted
     settling = gate.now < grace_ends(outlook.versions, gate.now)
@@ -166,10 +195,31 @@ def _gateway_answer(version: Version, outlook: Outlook, settings: GatewayAPI) ->
     refusal = _refusal(route, settings)
     if refusal and not settling:
         return Condition(ConditionType.TRAFFIC_ACCEPTED, "False", Reason.ROUTE_NOT_ACCEPTED, refusal)
-    name = f"{settings.gateway.namespace}/{settings.gateway.name}"
+    if gate.now >= _silent_from(version, outlook.versions, gate.now):
+        words = (
+            f"nobody has answered for Gateway {name} and HTTPRoute {version.spec.model} as it is now: look whether the Gateway exists, "
+            f"its listeners allow routes from namespace {version.namespace}, and its controller runs"
+        )
+        return Condition(ConditionType.TRAFFIC_ACCEPTED, "False", Reason.GATEWAY_SILENT, words)
     return Condition(
         ConditionType.TRAFFIC_ACCEPTED, "Unknown", Reason.WAITING_FOR_GATEWAY, f"Gateway {name} has not answered for the route as it is now"
     )
+
+
+def _silent_from(version: Version, versions: Sequence[Version], now: datetime) -> datetime:
+    """When the present silence of the Gateway is worth a person's time; a silence that was told of lasts until it ends."""
+    before = find(version.status.conditions, ConditionType.TRAFFIC_ACCEPTED)
+    if before and before.reason == Reason.GATEWAY_SILENT:
+        return now
+    waiting = before is not None and before.reason == Reason.WAITING_FOR_GATEWAY
+    began = (before.last_transition_time or now) if before and waiting else now
+    return max(began, grace_ends(versions, now) - ROUTE_GRACE) + GATEWAY_SILENCE
+
+
+def silent_from(versions: Sequence[Version], now: datetime) -> datetime | None:
+    """The next such moment of any version."""
+    moments = [_silent_from(version, versions, now) for version in versions if version.live]
+    return min((moment for moment in moments if moment > now), default=None)
 
 
 def _refusal(route: RouteFact | None, settings: GatewayAPI) -> str:
@@ -186,7 +236,7 @@ def grace_ends(versions: Sequence[Version], now: datetime) -> datetime:
 
 def _progressing(version: Version, outlook: Outlook) -> Condition:
     if not version.in_service:
-        return Condition(ConditionType.PROGRESSING, "False", Reason.OUT_OF_SERVICE, f"{version.place.stage}: gets no traffic")
+        return Condition(ConditionType.PROGRESSING, "False", Reason.OUT_OF_SERVICE, _out_of_service(version))
     if version.place.stage == Stage.PRODUCTION:
         return Condition(ConditionType.PROGRESSING, "False", Reason.COMPLETED, "in production")
     obstacle = outlook.obstacle
@@ -194,6 +244,15 @@ def _progressing(version: Version, outlook: Outlook) -> Condition:
         return Condition(ConditionType.PROGRESSING, "True", Reason.WAITING, f"{describe(version)}; the next one is due")
     held = obstacle.reason in (Reason.PAUSED, Reason.AWAITING_APPROVAL)
     return Condition(ConditionType.PROGRESSING, "False" if held else "True", obstacle.reason, obstacle.message)
+
+
+def _out_of_service(version: Version) -> str:
+    place, words = version.place, f"{version.place.stage}: gets no traffic"
+    if place.stage == Stage.ARCHIVED and version.spec.lifecycle == "Retired":
+        return f"{words}; it goes on when spec.lifecycle is Active again"
+    if place.stage == Stage.ARCHIVED and place.successor and version.stands:
+        return f"{words}; returns if {place.successor.name} is aborted or deleted"
+    return f"{words} any more; publish another version to serve it again"
 
 
 def _resources_applied(version: Version, observed: Observed) -> Condition:
@@ -204,10 +263,11 @@ def _resources_applied(version: Version, observed: Observed) -> Condition:
 
 
 def _problem_of(version: Version, observed: Observed) -> ActionProblem | None:
-    """Children carry the version's name; the route carries the model's and is the concern of every version in service."""
+    """Children carry the version's name; the route the model's: the concern of every version in service, and of one that it sends to."""
+    routed = version.in_service or bool(observed.route and observed.route.weights.get(version.name))
     mine = {version.name} | {artifact.location.claim for artifact in version.spec.artifacts}
     return next(
-        (p for p in observed.problems if p.name in mine or (p.name == version.spec.model and p.kind == "HTTPRoute" and version.in_service)),
+        (p for p in observed.problems if p.name in mine or (p.name == version.spec.model and p.kind == "HTTPRoute" and routed)),
         None,
     )
 
@@ -220,6 +280,8 @@ def _stalled(version: Version, outlook: Outlook, so_far: Sequence[Condition]) ->
         return Condition(ConditionType.STALLED, "True", Reason.ARTIFACT_REFUSED, words) if rejected else None
     if outlook.finding:
         return Condition(ConditionType.STALLED, "True", outlook.finding.reason, outlook.finding.message)
+    if abort_is_refused(version, outlook.versions, outlook.gate.now):
+        return Condition(ConditionType.STALLED, "True", Reason.NOBODY_RETURNS, _nobody_returns(version))
     for condition in so_far:
         passing = condition.type == ConditionType.READY or condition.reason in PASSING_PROBLEMS
         if condition.status == "False" and not passing:
@@ -230,13 +292,20 @@ def _stalled(version: Version, outlook: Outlook, so_far: Sequence[Condition]) ->
     return None
 
 
+def _nobody_returns(version: Version) -> str:
+    return (
+        f"spec.rollout.abort: no former version of {version.spec.model} can return, so {version.name} stays in production until another "
+        "version takes over; unset it, or publish another version; spec.lifecycle Retired takes the model out of service"
+    )
+
+
 def _pod_trouble(version: Version, observed: Observed, now: datetime | None = None) -> str:
     """Why the pods cannot start, in the cluster's words; empty where nothing keeps them. With `now`: what will not pass by itself."""
     deployment = observed.deployments.get(version.name)
     if deployment and deployment.refused and (now is None or not _is_fresh(deployment.refused_since, now)):
         return deployment.refused
     pods = (pod for pod in observed.pods if pod.version == version.name and not pod.ready)
-    words = (_words(pod) for pod in pods if now is None or not _is_fresh(pod.unschedulable_since, now))
+    words = (_words(pod, version, told_at_once=now is None) for pod in pods if now is None or not _is_fresh(pod.unschedulable_since, now))
     return next(filter(None, words), deployment.deadline_exceeded if deployment else "")
 
 
@@ -245,14 +314,31 @@ def _is_fresh(since: datetime | None, now: datetime) -> bool:
     return since is not None and now < since + SCHEDULING_GRACE
 
 
-def _words(pod: PodFact) -> str:
+def _words(pod: PodFact, version: Version, *, told_at_once: bool) -> str:
     if pod.unschedulable:
-        return f"pod {pod.name} has no node: {pod.unschedulable}"
+        return f"pod {pod.name} has no node: {pod.unschedulable}{_fields_of(pod.unschedulable, version)}"
     if pod.waiting.partition(":")[0] in CANNOT_START:
         return f"pod {pod.name}: {pod.waiting}"
+    if pod.last_reason == "OOMKilled" and pod.restarts >= (1 if told_at_once else CRASHES):
+        memory = version.spec.serving.effective_resources.memory
+        return f"pod {pod.name} was killed {pod.restarts} times for more memory than spec.serving.resources.memory ({memory}): raise it"
     if pod.restarts >= CRASHES:
         return f"pod {pod.name} ended {pod.restarts} times, the last time with code {pod.last_exit_code} {pod.last_message}".rstrip()
     return ""
+
+
+def _fields_of(words: str, version: Version) -> str:
+    """The fields that the scheduler's words are about, for a person who did not write them."""
+    resources = version.spec.serving.effective_resources
+    fields = {
+        "Insufficient cpu": f"spec.serving.resources.cpu ({resources.cpu})",
+        "Insufficient memory": f"spec.serving.resources.memory ({resources.memory})",
+        f"Insufficient {resources.gpu_resource_name}": f"spec.serving.resources.gpus ({resources.gpus})",
+        "untolerated taint": "spec.serving.tolerations",
+        "node affinity/selector": "spec.serving.nodeSelector and affinity",
+    }
+    named = [field for of_scheduler, field in fields.items() if of_scheduler in words]
+    return f" (see {', '.join(named)})" if named else ""
 
 
 def _reconciling(version: Version, outlook: Outlook, serving: Sequence[Condition], applied: Condition) -> Condition | None:
@@ -264,10 +350,9 @@ def _reconciling(version: Version, outlook: Outlook, serving: Sequence[Condition
     if applied.status == "False":
         return yes(applied.reason, applied.message)
     if not version.in_service:
-        if outlook.weight:
-            return yes(Reason.MOVING_TRAFFIC, "answers until the pods of the version in production do")
-        leaving = not outlook.pods_wanted and version.place.idle_since is not None
-        return yes(Reason.RETIRING, "its pods stop once no request can be under way") if leaving else None
+        return _leaving(version, outlook)
+    if outlook.edited:
+        return yes(Reason.ROUTE_PUT_RIGHT, put_right(version, outlook.edited))
     for condition in serving:
         if condition.status != "True" and condition.reason != Reason.NO_TRAFFIC_YET:
             reason = Reason.MOVING_TRAFFIC if condition.type == ConditionType.TRAFFIC_ACCEPTED else condition.reason
@@ -276,6 +361,22 @@ def _reconciling(version: Version, outlook: Outlook, serving: Sequence[Condition
         return yes(Reason.ROLLING_OUT, "not every pod is of the present template and ready")
     progressing = _progressing(version, outlook)
     return yes(progressing.reason, progressing.message) if progressing.status == "True" else None
+
+
+def _leaving(version: Version, outlook: Outlook) -> Condition | None:
+    if outlook.weight:
+        return Condition(ConditionType.RECONCILING, "True", Reason.MOVING_TRAFFIC, "answers until the pods of the version in production do")
+    if outlook.pods_wanted or version.place.idle_since is None:
+        return None
+    return Condition(ConditionType.RECONCILING, "True", Reason.RETIRING, "its pods stop once no request can be under way")
+
+
+def put_right(version: Version, edited: Sequence[str]) -> str:
+    """What a person reads who changed the route by hand."""
+    return (
+        f"HTTPRoute {version.spec.model}: {', '.join(edited)} changed by others, put right as spec.rollout says; of its rule filters, "
+        "timeouts and the like may be set, and rules of your own belong into another HTTPRoute"
+    )
 
 
 def newly_stalled(version: Version, conditions: Sequence[Condition]) -> Condition | None:

@@ -9,18 +9,19 @@ from finetune_api.uri import claim_of
 from finetune_operator.core.names import Object
 from finetune_operator.engine.store import Key
 from finetune_operator.engine.world import World
-from finetune_operator.kube.resources import CLAIM, DEPLOYMENT, HTTPROUTE, POD, SERVICE
+from finetune_operator.kube.resources import AUTOSCALER, CLAIM, DEPLOYMENT, DISRUPTION_BUDGET, HTTPROUTE, POD, SERVICE
 from finetune_operator.modelversion.observed import Observed, observed_of
+
+_CHILDREN = (DEPLOYMENT, SERVICE, DISRUPTION_BUDGET, POD, HTTPROUTE, AUTOSCALER)
 
 
 async def observe(key: Key, versions: Iterable[Object], world: World) -> Observed:
     """Facts about a model. Reads beside the store: claims of users that artifacts lie on, cached."""
     return observed_of(
-        deployments=world.store.of(key, DEPLOYMENT.kind),
-        services=world.store.of(key, SERVICE.kind),
-        pods=world.store.of(key, POD.kind),
-        routes=world.store.of(key, HTTPROUTE.kind),
+        {child.kind: world.store.of(key, child.kind) for child in _CHILDREN},
+        other_routes=world.store.every(HTTPROUTE.kind),
         claims=[claim for name in _claim_names(versions) if (claim := await _claim(key.namespace, name, world))],
+        watched_since=world.planned_since.get(key),
         gateway_api=world.gateway_api(),
         problems=world.problems.get(key, ()),
     )

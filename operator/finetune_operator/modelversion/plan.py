@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
 
-from finetune_api.modelversion import HISTORY_ENTRIES, Display, HistoryEntry, ModelVersionStatus, Stage
+from finetune_api.modelversion import HISTORY_ENTRIES, Display, HistoryEntry, ModelVersionStatus, PublishedArtifact, Stage
+from finetune_api.outcome import Reason
 from finetune_api.status import timestamp
 
 from finetune_operator.core import names
@@ -22,17 +23,28 @@ from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, Apply, Delete, Event, SetOwners
 from finetune_operator.core.settings import Settings
 from finetune_operator.core.unreadable import complaint
-from finetune_operator.modelversion.conditions import Outlook, conditions_of, grace_ends, is_one_node, newly_stalled
-from finetune_operator.modelversion.observed import Observed
+from finetune_operator.modelversion.conditions import (
+    Outlook,
+    bound_to_a_node,
+    conditions_of,
+    grace_ends,
+    is_one_node,
+    newly_stalled,
+    put_right,
+    silent_from,
+)
+from finetune_operator.modelversion.observed import NotedTemplate, Observed
 from finetune_operator.modelversion.policies import keep
 from finetune_operator.modelversion.policies.restore import restored_moves
-from finetune_operator.modelversion.policies.steps import next_step
-from finetune_operator.modelversion.policies.succession import departure, displacements, homecoming
+from finetune_operator.modelversion.policies.steps import next_step, too_much
+from finetune_operator.modelversion.policies.succession import after_departures, departure, displacements, surplus
 from finetune_operator.modelversion.policies.traffic import followed_traffic
-from finetune_operator.modelversion.resources.deployment import make_deployment
+from finetune_operator.modelversion.resources.deployment import asked_of, make_deployment, make_template
+from finetune_operator.modelversion.resources.disruption_budget import API_VERSION as BUDGET_API_VERSION
+from finetune_operator.modelversion.resources.disruption_budget import KIND as BUDGET_KIND
+from finetune_operator.modelversion.resources.disruption_budget import make_disruption_budget
 from finetune_operator.modelversion.resources.http_route import API_VERSION as ROUTE_API_VERSION
 from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KIND
-from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import endpoint, make_service
 from finetune_operator.modelversion.situation import Situation
 from finetune_operator.modelversion.versions import Move, Version, find_version, is_live, moved, read_versions
@@ -82,10 +94,11 @@ def plan_model(versions: Sequence[Object], observed: Observed, settings: Setting
 def decide_moves(situation: Situation) -> list[Move]:
     """At most one move per version and one promotion per pass; versions restored without status first find their places."""
     versions, now = situation.versions, situation.now
-    moves = restored_moves(versions, situation.observed.route, now)
-    left = [version for version in versions if version.name not in {move.version for move in moves}]
-    moves += [move for version in left if (move := departure(version, situation.observed, now))]
-    return_ = homecoming(moved(versions, moves), now)
+    found = [*surplus(versions, now), *restored_moves(versions, situation.observed.route, now)]
+    placed = moved(versions, found)
+    leaving = [move for version in placed if (move := departure(version, placed, situation.observed, now))]
+    moves = [*(move for move in found if move.version not in {one.version for one in leaving}), *leaving]
+    return_ = after_departures(versions, moves, now)
     if return_ and return_.version not in {move.version for move in moves}:
         return [*moves, return_]
     return moves or _advances(situation)
@@ -93,7 +106,11 @@ def decide_moves(situation: Situation) -> list[Move]:
 
 def _advances(situation: Situation) -> list[Move]:
     due = [version for version in situation.versions if version.next_index is not None and situation.obstacle_of(version) is None]
-    moves = [move for version in due if (move := next_step(version, situation.gate))]
+    moves: list[Move] = []
+    for version in due:
+        # two that are due at once may not fit beside each other
+        move = None if too_much(version, moved(situation.versions, moves)) else next_step(version, situation.gate)
+        moves += [move] if move else []
     promotion = next((move for move in moves if move.to.stage == Stage.PRODUCTION), None)
     if promotion is None:
         return moves
@@ -130,7 +147,8 @@ def _claim_owners(situation: Situation) -> list[Action]:
         if missing:
             owners = (*claim.owners, *(names.owner_reference(version.object, controller=False) for version in missing))
             namespace = missing[0].namespace
-            actions.append(SetOwners("v1", "PersistentVolumeClaim", namespace, claim.name, claim.uid, claim.resource_version, owners))
+            where = ("v1", "PersistentVolumeClaim", namespace, claim.name, claim.uid, claim.resource_version)
+            actions.append(SetOwners(*where, owners, concern=f"claim {claim.name}"))
     return actions
 
 
@@ -143,34 +161,68 @@ def _children(version: Version, situation: Situation) -> list[Action]:
     artifact = version.artifact
     if artifact is None or situation.findings[version.name]:
         return []
+    scaled = version.name in situation.observed.autoscalers
+    deployment = make_deployment(version, _template(version, artifact, situation))
+    return [
+        Apply(deployment, version.name, yields=("replicas",) if scaled else ()),
+        _service(version, situation),
+        *_disruption_budget(version, artifact, situation, several=scaled or version.spec.serving.replicas > 1),
+    ]
+
+
+def _service(version: Version, situation: Situation) -> Action:
+    """By itself: a route that names no Service for a share would send it to others. One more label in the selector ends all traffic."""
+    wanted, there = make_service(version), situation.observed.services.get(version.name)
+    differs = there is not None and there.selector != wanted["spec"]["selector"]
+    return Apply(wanted, f"Service {version.name}", exactly=differs)
+
+
+def _disruption_budget(version: Version, artifact: PublishedArtifact, situation: Situation, *, several: bool) -> list[Action]:
+    """Taken away while a pod finds no node because its claim ties it to one: the drain of that node would never end."""
+    claim = situation.observed.claims.get(artifact.location.claim)
+    if several and not bound_to_a_node(version, claim, situation.observed, situation.now):
+        return [Apply(make_disruption_budget(version), version.name)]
+    there = situation.observed.disruption_budgets.get(version.name)
+    if there is None:
+        return []
+    return [Delete(BUDGET_API_VERSION, BUDGET_KIND, version.namespace, version.name, there.uid, concern=version.name)]
+
+
+def _template(version: Version, artifact: PublishedArtifact, situation: Situation) -> NotedTemplate:
+    """The one that the running pods were made from, while the spec asks for the same."""
     running = situation.observed.deployments.get(version.name)
-    image = version.spec.serving.image or (running.image if running else situation.settings.server_image)
+    if running and running.noted and running.noted.asked == asked_of(version):
+        return running.noted
+    image = version.spec.serving.image or situation.image_of(version)
     one_node = is_one_node(situation.observed.claims.get(artifact.location.claim))
-    deployment = make_deployment(version, artifact, image, one_node=one_node, settings=situation.settings)
-    return [Apply(deployment), Apply(make_service(version))]
+    return make_template(version, artifact, image, one_node=one_node, settings=situation.settings)
 
 
 def _route(situation: Situation) -> list[Action]:
-    live = [version for version in situation.versions if version.live]
-    settings, route = followed_traffic(situation.versions).gateway_api, situation.observed.route
-    if live and settings:
-        backends = situation.backends
-        return [Apply(make_http_route(live, backends, settings))] if backends and situation.observed.gateway_api else []
-    if route and situation.versions:
-        return [Delete(ROUTE_API_VERSION, ROUTE_KIND, situation.versions[0].namespace, route.name, route.uid)]
+    """Waits for nothing else: what a refused server or claim of one version holds up must not hold up traffic of the others."""
+    route, body = situation.observed.route, situation.route_body
+    if body:
+        return [Apply(body, _ROUTE, exactly=bool(situation.route_differs))]
+    live = any(version.live for version in situation.versions)
+    if route and situation.versions and not (live and followed_traffic(situation.versions).gateway_api):
+        where = (ROUTE_API_VERSION, ROUTE_KIND, situation.versions[0].namespace, route.name)
+        return [Delete(*where, route.uid, concern=_ROUTE)]
     return []
+
+
+_ROUTE = "route"
 
 
 def _removals(version: Version, situation: Situation) -> list[Action]:
     if not keep.may_stop(situation.idle_since(version), situation.now):
         return []
-    deployment, service = situation.observed.deployments.get(version.name), situation.observed.services.get(version.name)
-    actions: list[Action] = []
-    if deployment:
-        actions.append(Delete("apps/v1", "Deployment", version.namespace, version.name, deployment.uid))
-    if service:
-        actions.append(Delete("v1", "Service", version.namespace, version.name, service.uid))
-    return actions
+    observed, name = situation.observed, version.name
+    there = (
+        ("apps/v1", "Deployment", observed.deployments.get(name)),
+        ("v1", "Service", observed.services.get(name)),
+        (BUDGET_API_VERSION, BUDGET_KIND, observed.disruption_budgets.get(name)),
+    )
+    return [Delete(api_version, kind, version.namespace, name, fact.uid, concern=name) for api_version, kind, fact in there if fact]
 
 
 # ------------------------------------------------------------------------------------------------------------------------- status
@@ -184,6 +236,7 @@ def _statuses(situation: Situation, moves: Sequence[Move]) -> tuple[dict[str, Ob
         version = version.at(replace(version.place, idle_since=situation.idle_since(version)))
         conditions = conditions_of(version, _outlook(version, situation))
         statuses[version.name] = _status(version, situation, conditions, by_name.get(version.name))
+        events += _told(version, situation)
         events += [(version.name, event) for event in _events(version, by_name.get(version.name), newly_stalled(version, conditions))]
     return statuses, events
 
@@ -197,12 +250,19 @@ def _outlook(version: Version, situation: Situation) -> Outlook:
         obstacle=keeps,
         pods_wanted=situation.pods_wanted(version),
         weight=situation.weights[version.name],
+        edited=situation.edited_under(version),
     )
+
+
+def _told(version: Version, situation: Situation) -> list[tuple[str, Event]]:
+    """What a person did to the route is answered once, on the version that the route follows."""
+    edited = situation.edited_under(version)
+    return [(version.name, Event("Warning", Reason.ROUTE_PUT_RIGHT, put_right(version, edited)))] if edited else []
 
 
 def _status(version: Version, situation: Situation, conditions: Sequence[Condition], move: Move | None) -> Object:
     place, lineage = version.place, version.spec.lineage
-    weight, score = situation.weights[version.name], lineage.metrics.get(lineage.score_metric)
+    weight, score = situation.sent[version.name], lineage.metrics.get(lineage.score_metric)
     history = [*version.status.history, *([_entry(version, move, situation.now)] if move else [])]
     status = ModelVersionStatus(
         stage=place.stage,
@@ -210,7 +270,12 @@ def _status(version: Version, situation: Situation, conditions: Sequence[Conditi
         step_index=version.step_index,
         step_started_time=place.since,
         idle_since=place.idle_since,
-        replaced_by=place.replaced_by,
+        replaced_by=place.successor.name if place.successor else None,
+        replaced_by_content=(place.successor.content or None) if place.successor else None,
+        retired_from=place.retired_from,
+        held_seconds=int(place.hold.counted.total_seconds()),
+        held_since=place.hold.since,
+        image=situation.image_of(version),
         endpoint=endpoint(version) if situation.pods_wanted(version) else None,
         conditions=merge(version.status.conditions, conditions, version.generation, situation.now),
         display=Display(score="" if score is None else f"{score:.3g}", weight=f"{weight}%"),
@@ -264,7 +329,9 @@ def _recheck_at(situation: Situation) -> datetime | None:
             situation.now + timedelta(seconds=situation.settings.missing_recheck_s) if _awaits_claim(version, situation) else None,
         ]
     if not situation.gate.route_settled:
-        moments.append(grace_ends(situation.versions, situation.now))
+        moments += [grace_ends(situation.versions, situation.now), silent_from(situation.versions, situation.now)]
+    if situation.taken_by:
+        moments.append(situation.now + timedelta(seconds=situation.settings.missing_recheck_s))
     return min((moment for moment in moments if moment and moment > situation.now), default=None)
 
 

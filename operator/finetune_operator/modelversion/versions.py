@@ -10,6 +10,7 @@ from typing import Literal
 
 from finetune_api.modelversion import LIVE, ModelVersionSpec, ModelVersionStatus, PublishedArtifact, Stage
 from finetune_api.outcome import Reason
+from finetune_api.section import digest_of
 from finetune_api.sections.rollout import StageName, Step
 from pydantic import ValidationError
 
@@ -25,13 +26,37 @@ _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 @dataclass(frozen=True)
+class Successor:
+    """`content` tells a version that came back from another one of its name; empty in a status of an older release."""
+
+    name: str
+    content: str = ""
+
+    def is_(self, version: Version) -> bool:
+        return version.name == self.name and self.content in ("", version.content)
+
+
+@dataclass(frozen=True)
+class Hold:
+    """How much of the present step has counted: `counted`, and all time from `since` on where that is set."""
+
+    counted: timedelta = timedelta(0)
+    since: datetime | None = None
+
+    def at(self, now: datetime) -> timedelta:
+        return self.counted + (max(now - self.since, timedelta(0)) if self.since else timedelta(0))
+
+
+@dataclass(frozen=True)
 class Place:
-    """Where a version stands. `since`: when the step or stage began; `replaced_by`: who took production over from it."""
+    """Where a version stands. `since`: when the step or stage began; `successor`: who took production over from it."""
 
     stage: Stage
     step: int | None = None
     since: datetime | None = None
-    replaced_by: str | None = None
+    successor: Successor | None = None
+    retired_from: Stage | None = None
+    hold: Hold = Hold()
     idle_since: datetime | None = None
 
 
@@ -74,6 +99,15 @@ class Version:
         return bool(self.object.get("status", {}).get("stage"))
 
     @property
+    def content(self) -> str:
+        """Digest of what was proven and is served: equal for a version that a backup or a hand brought back."""
+        return digest_of([self.spec.lineage.run_digest, [artifact.wire() for artifact in self.spec.artifacts]])[:12]
+
+    @property
+    def as_successor(self) -> Successor:
+        return Successor(self.name, self.content)
+
+    @property
     def live(self) -> bool:
         return self.place.stage in LIVE
 
@@ -105,6 +139,11 @@ class Version:
         if index < len(self.steps) and self.steps[index].stage == self.place.stage.value:
             return index
         return next((i for i, step in enumerate(self.steps) if step.stage == self.place.stage.value), None)
+
+    @property
+    def weight_asked(self) -> int:
+        """Percent that the present step asks for; 0 in production, which gets what is left."""
+        return (self.step.weight or 0) if self.step else 0
 
     @property
     def next_index(self) -> int | None:
@@ -155,8 +194,19 @@ def _read(item: Object) -> Version | Unreadable:
     status = read_status(item, ModelVersionStatus, views=("display",))
     if isinstance(status, Unreadable):
         return status
-    place = Place(status.stage, status.step_index, status.step_started_time, status.replaced_by, status.idle_since)
-    return Version(item, spec, status, place)
+    return Version(item, spec, status, _place(status))
+
+
+def _place(status: ModelVersionStatus) -> Place:
+    return Place(
+        stage=status.stage,
+        step=status.step_index,
+        since=status.step_started_time,
+        successor=Successor(status.replaced_by, status.replaced_by_content or "") if status.replaced_by else None,
+        retired_from=status.retired_from,
+        hold=Hold(timedelta(seconds=status.held_seconds), status.held_since),
+        idle_since=status.idle_since,
+    )
 
 
 def duration_of(text: str) -> timedelta:

@@ -9,7 +9,7 @@ from finetune_operator.core.names import Object
 from finetune_operator.kube.resources import ENDPOINTSLICE
 
 
-def make_endpoint_slice(namespace: str, service: str, pod_ip: str, port: int) -> Object:
+def make_endpoint_slice(namespace: str, service: str, pod_ip: str, port: int, owners: list[Object]) -> Object:
     """One slice with one address. Two replicas never write different slices: the name is the Service's."""
     return {
         "apiVersion": ENDPOINTSLICE.api_version,
@@ -17,6 +17,7 @@ def make_endpoint_slice(namespace: str, service: str, pod_ip: str, port: int) ->
         "metadata": {
             "name": service,
             "namespace": namespace,
+            "ownerReferences": owners,
             "labels": {"kubernetes.io/service-name": service, "endpointslice.kubernetes.io/managed-by": names.GROUP},
         },
         "addressType": f"IPv{ip_address(pod_ip).version}",

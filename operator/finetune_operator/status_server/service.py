@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from ssl import SSLContext
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -17,6 +18,7 @@ from finetune_operator.engine.reports import Reports
 from finetune_operator.engine.store import Store
 from finetune_operator.kube.client import Client
 from finetune_operator.kube.errors import ApiError
+from finetune_operator.kube.release import Owners
 from finetune_operator.status_server.certificates import Keys, load_into, server_context
 from finetune_operator.status_server.endpoint import make_endpoint_slice
 from finetune_operator.status_server.keystore import KeyStore
@@ -28,7 +30,6 @@ log = logging.getLogger(__name__)
 
 _START_S = 10.0
 _RETRY_S = 15.0
-_RENEW_S = 12 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class StatusService:
     reports: Reports
     metrics: Metrics
     leading: Callable[[], bool]
+    owners: Owners
+    """Of the EndpointSlice: without any it would outlive the release."""
     ca: str = ""
     """CA certificate (PEM) by which pods know the endpoint; empty until it was read."""
     _up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -93,18 +96,28 @@ class StatusService:
             await self._announce()
             self._show(keys)
             while True:
-                await asyncio.sleep(_RENEW_S)
-                keys = await keystore.ensure()
-                load_into(context, keys.server)
-                self._show(keys)
+                await asyncio.sleep(self.settings.resync_s)
+                await self._refresh(keystore, context)
         finally:
             await listener.stop()
             await runner.cleanup()
 
+    async def _refresh(self, keystore: KeyStore, context: SSLContext) -> None:
+        """Keys are renewed when they are due; what was deleted by hand, the address or the keys, is there again."""
+        try:
+            keys = await keystore.ensure()
+            await self._announce()
+        except ApiError as error:
+            log.warning("progress endpoint could not be refreshed: %s", error)
+            return
+        load_into(context, keys.server)
+        self._show(keys)
+
     async def _announce(self) -> None:
         where = self.listening
         if where.pod_ip:
-            await self.client.apply(make_endpoint_slice(self.settings.namespace, where.service, where.pod_ip, where.port))
+            owners = await self.owners()
+            await self.client.apply(make_endpoint_slice(self.settings.namespace, where.service, where.pod_ip, where.port, owners))
 
     def _show(self, keys: Keys) -> None:
         self.ca = keys.ca.certificate.decode()

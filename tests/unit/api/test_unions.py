@@ -125,6 +125,9 @@ def nodes(node: Object, path: str) -> Iterator[tuple[str, Object]]:
         yield from nodes(node["items"], f"{path}[]")
 
 
+PLACEMENT = ("nodeSelector", "tolerations", "affinity", "priorityClassName", "runtimeClassName", "imagePullSecrets")
+
+
 def test_what_holds_under_every_type_is_listed() -> None:
     """So that a new field of a union needs a decision: under every type, its default as well, or a member of one of them."""
     common = {
@@ -138,7 +141,7 @@ def test_what_holds_under_every_type_is_listed() -> None:
         "Checkpoints": {"type", "keep", "onPreemption"},
         "Method": {"type"},
         "Quantization": {"type"},
-        "Serving": {"type", "artifact", "image", "replicas", "resources", "keepPrevious"},
+        "Serving": {"type", "artifact", "image", "replicas", "resources", "keepPrevious", *PLACEMENT},
         "Storage": {"type"},
         "TargetModules": {"type"},
         "Traffic": {"type"},

@@ -33,8 +33,8 @@ def shared_rules() -> list[dict[str, Any]]:
 
 
 def role(name: str) -> list[dict[str, Any]]:
-    text = re.sub(r"{{-? (include|toYaml)[^}]*}}", "templated", (TEMPLATES / "rbac.yaml").read_text())
-    text = "\n".join(line for line in text.splitlines() if not line.strip().startswith("{{"))
+    lines = [line for line in (TEMPLATES / "rbac.yaml").read_text().splitlines() if not line.strip().startswith("{{")]
+    text = re.sub(r'{{ include "finetune.clusterName" \(list "([^"]*)" \.\) }}', r"\1", "\n".join(lines))
     for document in yaml.safe_load_all(re.sub(r"{{[^}]*}}", "templated", text)):
         if document and document["kind"].endswith("Role") and document["metadata"]["name"] == name:
             return list(document["rules"])

@@ -56,15 +56,15 @@ def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
     return next((index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def overlay(rows: Sequence[Sequence[int]]) -> tuple[Batch, list[list[int]]]:
-    """The rows as sequences 0, 1, … of one batch, and the place in it of each row's tokens; a shared beginning has one place."""
+def overlay(rows: Sequence[Sequence[int]], *, shares_beginnings: bool = True) -> tuple[Batch, list[list[int]]]:
+    """The rows as sequences 0, 1, … of one batch, and the place in it of each row's tokens; a beginning that is shared has one place."""
     batch = Batch.empty()
     places: list[list[int]] = [[] for _ in rows]
     before: Sequence[int] = ()
     shown: list[int] = []
     for sequence in sorted(range(len(rows)), key=lambda index: list(rows[index])):
         row = rows[sequence]
-        shared = shared_length(before, row)
+        shared = shared_length(before, row) if shares_beginnings else 0
         for place in shown[:shared]:
             batch.sequences[place].append(sequence)
         shown = places[sequence] = [*shown[:shared], *batch.add(row[shared:], shared, sequence)]

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from itertools import chain
@@ -72,6 +72,8 @@ class GGUFModel:
         self._vocabulary = self._llama.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = self._llama.llama_vocab_n_tokens(self._vocabulary)
         self._exact = exact
+        # A recurrent state belongs to one sequence: llama.cpp's decode refuses a token of several.
+        self.shares_beginnings = not (self._llama.llama_model_is_recurrent(self._model) or self._llama.llama_model_is_hybrid(self._model))
         self.cells = -(-context_tokens // 256) * 256
         self._context = self._new_context()
 
@@ -99,7 +101,7 @@ class GGUFModel:
     def logits(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
         """For each row `(ids, positions)`: the logits (positions, vocabulary) of the token after each of these positions."""
         for group in self._groups([Request(ids, len(ids), len(positions)) for ids, positions in rows]):
-            batch, places = overlay([rows[index][0] for index in group])
+            batch, places = self._overlay([rows[index][0] for index in group])
             wanted = [[row_places[position] for position in rows[index][1]] for row_places, index in zip(places, group, strict=True)]
             found = self._decode_fresh(_asking(batch, chain.from_iterable(wanted)))
             output = _output_numbers(batch)
@@ -107,14 +109,17 @@ class GGUFModel:
 
     def losses(self, choices: Sequence[Choice]) -> Iterator[list[npt.NDArray[np.float64]]]:
         """For each choice and each of its answers: the loss (nats) of each answer token after the prompt and those before it."""
+        apart = [Choice(choice.prompt, [answer]) for choice in choices for answer in choice.answers]
+        losses = self._losses_in_groups(choices if self.shares_beginnings else apart)
+        yield from ([next(losses) for _ in choice.answers] for choice in choices)
+
+    def _losses_in_groups(self, choices: Sequence[Choice]) -> Iterator[npt.NDArray[np.float64]]:
         for group in self._groups([choice.request for choice in choices]):
-            asked = [(choices[index].prompt, answer) for index in group for answer in choices[index].answers]
-            losses = self._answer_losses(asked)
-            yield from ([next(losses) for _ in choices[index].answers] for index in group)
+            yield from self._answer_losses([(choices[index].prompt, answer) for index in group for answer in choices[index].answers])
 
     def _answer_losses(self, asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[npt.NDArray[np.float64]]:
         """Losses of each answer's tokens; asked: prompts and answers. Without a prompt nothing predicts the first token."""
-        batch, places = overlay([(*prompt, *answer[:-1]) for prompt, answer in asked])  # the last token predicts nothing
+        batch, places = self._overlay([(*prompt, *answer[:-1]) for prompt, answer in asked])  # the last token predicts nothing
         targets = [answer if prompt else answer[1:] for prompt, answer in asked]
         firsts = [max(0, len(prompt) - 1) for prompt, _ in asked]
         predicting = [row[first : first + len(own)] for row, first, own in zip(places, firsts, targets, strict=True)]
@@ -139,7 +144,7 @@ class GGUFModel:
             yield from self._generate_group([prompts[index] for index in group], max_new_tokens)
 
     def _generate_group(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generation]:
-        batch, places = overlay(prompts)
+        batch, places = self._overlay(prompts)
         ends = [row[-1] for row in places]
         found = self._decode_fresh(_asking(batch, ends))[_output_numbers(batch)[ends]]
         running = list(range(len(prompts)))
@@ -189,7 +194,11 @@ class GGUFModel:
         return max(1, min(self.cells, _OUTPUT_FLOATS // self.vocabulary_size))
 
     def _groups(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        return groups(requests, self.cells, self._most_outputs)
+        starts = requests if self.shares_beginnings else [replace(request, start=()) for request in requests]
+        return groups(starts, self.cells, self._most_outputs)
+
+    def _overlay(self, rows: Sequence[Sequence[int]]) -> tuple[Batch, list[list[int]]]:
+        return overlay(rows, shares_beginnings=self.shares_beginnings)
 
     def _decode_fresh(self, batch: Batch) -> Logits:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)

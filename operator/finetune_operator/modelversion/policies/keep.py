@@ -16,9 +16,9 @@ DRAIN = timedelta(seconds=30)
 
 def kept_until(version: Version, versions: Sequence[Version]) -> datetime | None:
     """Until when a former production version stays ready, by keepPrevious of the one that took over."""
-    if version.place.stage != Stage.ARCHIVED or version.place.since is None or version.place.replaced_by is None or not version.stands:
+    if version.place.stage != Stage.ARCHIVED or version.place.since is None or version.place.successor is None or not version.stands:
         return None
-    successor = find_version(versions, version.place.replaced_by) or version
+    successor = find_version(versions, version.place.successor.name) or version
     return version.place.since + duration_of(successor.spec.serving.keep_previous)
 
 

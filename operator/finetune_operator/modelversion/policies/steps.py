@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from finetune_api.modelversion import Stage
 from finetune_api.outcome import Reason
@@ -12,8 +12,8 @@ from finetune_api.status import timestamp
 
 from finetune_operator.modelversion.checks import Finding
 from finetune_operator.modelversion.observed import Observed
-from finetune_operator.modelversion.policies.traffic import differs, followed_traffic
-from finetune_operator.modelversion.versions import Move, Place, Version, duration_of
+from finetune_operator.modelversion.policies.traffic import differs, followed_traffic, grants
+from finetune_operator.modelversion.versions import Move, Place, Version, duration_of, production_of
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Gate:
-    """What every version of the model looks at. `route_settled`: accepted at its generation with the weights that are wanted."""
+    """What every version of the model looks at. `route_settled`: accepted at its generation, and as it is wanted."""
 
     observed: Observed
     route_settled: bool
     now: datetime
+    taken_by: str = ""
+    """The route of another model that has the host names which this one asks for."""
 
     def pods_ready(self, version: Version) -> bool:
         deployment = self.observed.deployments.get(version.name)
@@ -48,18 +50,33 @@ def obstacle(version: Version, versions: Sequence[Version], finding: Finding | N
         return Obstacle(Reason.STARTING, "its pods must be ready before the first step")
     if rollout.paused:
         return Obstacle(Reason.PAUSED, f"{describe(version)}; spec.rollout.paused is set")
-    if differs(version, versions):
-        return Obstacle(Reason.WAITING, "its traffic settings differ from those that the route follows")
-    if starting:
-        missing = followed_traffic(versions).type == "GatewayAPI" and not gate.observed.gateway_api
-        return Obstacle(Reason.WAITING, "the cluster serves no HTTPRoutes") if missing else None
+    barrier = _of_traffic(version, versions, gate)
+    if barrier or starting:
+        return barrier
     return _in_step(version, ready, gate)
 
 
+def _of_traffic(version: Version, versions: Sequence[Version], gate: Gate) -> Obstacle | None:
+    """Why it gets no share of the route, or not the one that its next step asks for."""
+    if differs(version, versions):
+        return Obstacle(Reason.WAITING, "its traffic settings differ from those that the route follows")
+    if version.place.stage == Stage.REGISTERED and followed_traffic(versions).type == "GatewayAPI":
+        if not gate.observed.gateway_api:
+            return Obstacle(Reason.WAITING, "the cluster serves no HTTPRoutes")
+        if gate.taken_by:
+            return Obstacle(Reason.WAITING, f"its host names belong to HTTPRoute {gate.taken_by} of another model")
+        if production_of(versions) and not gate.route_settled:
+            return Obstacle(Reason.WAITING, "the Gateway has not accepted the route as it is now")
+    if version in overcommitted(versions):
+        return Obstacle(Reason.WEIGHT_TAKEN, f"{describe(version)}; its {version.weight_asked} % would leave nothing for production")
+    crowd = too_much(version, versions)
+    return Obstacle(Reason.WEIGHT_TAKEN, f"{describe(version)}; {crowd}") if crowd else None
+
+
 def _in_step(version: Version, ready: bool, gate: Gate) -> Obstacle | None:
-    ends = hold_ends(version)
-    if ends and gate.now < ends:
-        return Obstacle(Reason.HOLDING, f"{describe(version)}, held until {timestamp(ends)}", ends)
+    held = _held(version, gate)
+    if held:
+        return held
     if not is_approved(version):
         return Obstacle(
             Reason.AWAITING_APPROVAL, f"{describe(version)}; set spec.rollout.approvedStep to {version.step_index or 0} to let it go on"
@@ -71,9 +88,37 @@ def _in_step(version: Version, ready: bool, gate: Gate) -> Obstacle | None:
     return None
 
 
-def hold_ends(version: Version) -> datetime | None:
-    step, since = version.step, version.place.since
-    return since + duration_of(step.hold) if step and since else None
+def _held(version: Version, gate: Gate) -> Obstacle | None:
+    step, hold = version.step, version.place.hold
+    left = duration_of(step.hold) - hold.at(gate.now) if step else timedelta(0)
+    if step is None or left <= timedelta(0):
+        return None
+    if hold.since:
+        ends = gate.now + left
+        return Obstacle(Reason.HOLDING, f"{describe(version)}, held until {timestamp(ends)}", ends)
+    counts = f"{hold.counted.total_seconds():.0f} s of {step.hold} counted: time counts while the route sends its weight and a pod answers"
+    return Obstacle(Reason.HOLDING, f"{describe(version)}, {counts}")
+
+
+def overcommitted(versions: Sequence[Version]) -> list[Version]:
+    """Live versions whose step's weight does not fit beside those of older ones: they get none."""
+    granted = grants(versions)
+    return [version for version in versions if version.name in granted and granted[version.name] < version.weight_asked]
+
+
+def too_much(version: Version, versions: Sequence[Version]) -> str:
+    """Why the next step's weight does not fit beside those of the other candidates; empty where it does."""
+    index = version.next_index
+    if index is None or version.steps[index].stage == Stage.PRODUCTION.value:
+        return ""
+    step = version.steps[index]
+    there = version.at(Place(Stage(step.stage), index))
+    after = [there if other.name == version.name else other for other in versions]
+    others = [other for other in after if other.name != version.name and other.name in grants(after) and other.weight_asked]
+    if not overcommitted(after) or not others:
+        return ""
+    names = ", ".join(f"{other.name} has {other.weight_asked} %" for other in others)
+    return f"step {step.name} asks for {step.weight} % while {names}: nothing would be left for production"
 
 
 def is_approved(version: Version) -> bool:

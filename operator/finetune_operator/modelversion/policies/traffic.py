@@ -33,32 +33,45 @@ def shares(versions: Sequence[Version], observed: Observed) -> dict[str, int]:
     """Percent of traffic by version name: 100 in all while any version is live, else 0.
 
     Steps before Production get their weight while their pods answer; Production, or the oldest live version where there is none, gets
-    what is left. While its pods do not answer, what is left goes where somebody does.
+    what is left. While its pods do not answer, what is left goes to a version that was in production before: never to one that was only
+    let have some percent.
     """
     live = [version for version in versions if version.live and not differs(version, versions)]
     weights = {version.name: 0 for version in versions}
     if not live:
         return weights
     taker = production_of(versions) or live[0]
-    left = 100
     if followed_traffic(versions).type != "None":
-        for version in live:
-            if version.name != taker.name and version.step and answers(version, observed):
-                weights[version.name] = min(version.step.weight or 0, left)
-                left -= weights[version.name]
+        granted = grants(versions)
+        weights |= {version.name: granted[version.name] for version in live if version.name in granted and answers(version, observed)}
         taker = taker if answers(taker, observed) else _stand_in(taker, versions, observed)
-    weights[taker.name] += left
+    weights[taker.name] += 100 - sum(weights.values())
     return weights
 
 
+def grants(versions: Sequence[Version]) -> dict[str, int]:
+    """Percent that each version before Production may get, by name: its step's, if beside those of older ones production keeps some.
+
+    One alone may ask for all. The one that takes what is left, and those that take no part, are not among them.
+    """
+    live = [version for version in versions if version.live and not differs(version, versions)]
+    taker = production_of(versions) or (live[0] if live else None)
+    granted: dict[str, int] = {}
+    for version in live:
+        if taker and version.name != taker.name:
+            before = sum(granted.values())
+            granted[version.name] = version.weight_asked if not before or before + version.weight_asked < 100 else 0
+    return granted
+
+
 def _stand_in(taker: Version, versions: Sequence[Version], observed: Observed) -> Version:
-    """Who answers instead: the former production version, another live one, one that is on its way out; else the taker itself."""
+    """Who answers instead: the former production version, or one on its way out of production; else the taker itself."""
     sent = observed.route.weights if observed.route else {}
-    ready = [version for version in versions if answers(version, observed)]
-    formers = [v for v in ready if v.place.stage == Stage.ARCHIVED and v.place.replaced_by == taker.name and v.stands]
-    others = [version for version in ready if version.live and not differs(version, versions)]
-    leaving = sorted((v for v in ready if not v.in_service and sent.get(v.name, 0) > 0), key=lambda v: -sent[v.name])
-    return next(iter([*formers, *others, *leaving]), taker)
+    ready = [version for version in versions if not version.in_service and answers(version, observed)]
+    held = [version for version in ready if version.place.successor and version.place.successor.name == taker.name]
+    formers = [version for version in held if version.place.stage == Stage.ARCHIVED and version.stands]
+    leaving = [version for version in held if sent.get(version.name, 0) > 0]
+    return next(iter([*formers, *leaving]), taker)
 
 
 def answers(version: Version, observed: Observed) -> bool:
@@ -68,9 +81,13 @@ def answers(version: Version, observed: Observed) -> bool:
 
 
 def wanted_backends(versions: Sequence[Version], weights: Mapping[str, int], observed: Observed) -> dict[str, int]:
-    """Weight by Service name that the route should have. A Service that is not there yet would make the Gateway refuse the route."""
+    """Weight by Service name that the route should have.
+
+    One that gets nothing is named only when its Service is there: the Gateway would refuse the route. One that gets a share always is:
+    a Gateway sends in proportion, so without production's 95 a canary's 5 would be all.
+    """
     return {
         version.name: weights[version.name]
         for version in versions
-        if version.name in observed.services and (weights[version.name] > 0 or (version.live and not differs(version, versions)))
+        if weights[version.name] > 0 or (version.name in observed.services and version.live and not differs(version, versions))
     }

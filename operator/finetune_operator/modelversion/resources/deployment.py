@@ -1,16 +1,25 @@
-"""The Deployment that serves a version with llama-server. Pure."""
+"""The Deployment that serves a version with llama-server. Pure.
+
+Its pod template is made once and noted on the Deployment. It is made anew when the spec asks for something else, never because this
+code or the chart did: an upgrade of the operator restarts no server.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 
 from finetune_api.environment import MODEL_PATH, MODEL_SHA256
 from finetune_api.modelversion import PublishedArtifact
+from finetune_api.section import digest_of
+from finetune_api.sections.placement import Placement
+from finetune_api.sections.serving import ServerType
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.core.restricted import restricted_container, restricted_pod
 from finetune_operator.core.settings import Settings
+from finetune_operator.modelversion.observed import TEMPLATE_ANNOTATION, NotedTemplate
 from finetune_operator.modelversion.versions import Version
 
 PORT = 8080
@@ -27,16 +36,34 @@ SPARE_HTTP_THREADS = 64
 pod be taken out under load."""
 
 
-def make_deployment(version: Version, artifact: PublishedArtifact, image: str, *, one_node: bool, settings: Settings) -> Object:
+PUBLIC_PATHS = {ServerType.LLAMA_CPP: ("/v1",)}
+"""What of each server's API the Gateway lets through, by path prefix. The rest of llama-server's tells what others ask (/slots) and how
+it is set up (/props)."""
+
+_NOT_OF_THE_TEMPLATE = {"replicas", "keep_previous"}
+
+
+def asked_of(version: Version) -> str:
+    """Digest of what the spec asks of the pods. Members at their default are left out: a later release has more of them."""
+    return digest_of(version.spec.serving.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=_NOT_OF_THE_TEMPLATE))[:16]
+
+
+def make_template(version: Version, artifact: PublishedArtifact, image: str, *, one_node: bool, settings: Settings) -> NotedTemplate:
     """`one_node`: the claim can be mounted on one node at a time, so all pods that use it go where the first one is."""
     labels, own = version_labels(version), {CLAIM_LABEL: claim_label(artifact.location.claim)}
+    spec = _pod(version, artifact, _container(version, artifact, image, settings)) | _placed(version, own, one_node=one_node)
+    return NotedTemplate(asked_of(version), {"metadata": {"labels": labels | own}, "spec": spec})
+
+
+def make_deployment(version: Version, template: NotedTemplate) -> Object:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {
             "name": version.name,
             "namespace": version.namespace,
-            "labels": labels,
+            "labels": version_labels(version),
+            "annotations": {TEMPLATE_ANNOTATION: json.dumps({"asked": template.asked, "template": template.template}, sort_keys=True)},
             "ownerReferences": [names.owner_reference(version.object)],
         },
         "spec": {
@@ -45,11 +72,7 @@ def make_deployment(version: Version, artifact: PublishedArtifact, image: str, *
             "progressDeadlineSeconds": START_TIMEOUT_S,
             "selector": {"matchLabels": selector(version)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "template": {
-                "metadata": {"labels": labels | own},
-                "spec": _pod(version, artifact, _container(version, artifact, image, settings))
-                | ({"affinity": _same_node(own)} if one_node else {"topologySpreadConstraints": _spread(version)}),
-            },
+            "template": template.template,
         },
     }
 
@@ -119,12 +142,26 @@ def _arguments(version: Version) -> list[str]:
 def _resources(version: Version) -> Object:
     resources = version.spec.serving.effective_resources
     gpus = {resources.gpu_resource_name: str(resources.gpus)} if resources.gpus else {}
-    return {"requests": {"cpu": resources.cpu, "memory": resources.memory, **gpus}, "limits": {"memory": resources.memory, **gpus}}
+    limits = {"memory": resources.memory} | ({"cpu": resources.cpu_limit} if resources.cpu_limit else {})
+    return {"requests": {"cpu": resources.cpu, "memory": resources.memory, **gpus}, "limits": limits | gpus}
 
 
-def _same_node(own: dict[str, str]) -> Object:
+def _placed(version: Version, own: dict[str, str], *, one_node: bool) -> Object:
+    """What the spec says of nodes, in a Pod's own words, and what the claim demands beside it."""
+    serving = version.spec.serving
+    asked = serving.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=set(Placement.model_fields))
+    if one_node:
+        return asked | {"affinity": _with_same_node(serving.affinity or {}, own)}
+    return asked | {"topologySpreadConstraints": _spread(version)}
+
+
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+def _with_same_node(affinity: Object, own: dict[str, str]) -> Object:
     term = {"labelSelector": {"matchLabels": own}, "topologyKey": "kubernetes.io/hostname"}
-    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    pods = affinity.get("podAffinity") or {}
+    return affinity | {"podAffinity": pods | {_REQUIRED: [*(pods.get(_REQUIRED) or []), term]}}
 
 
 def _spread(version: Version) -> list[Object]:

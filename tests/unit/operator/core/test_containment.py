@@ -27,6 +27,11 @@ CASES: dict[str, tuple[Any, Any, bool]] = {
     "true is not one": ({"a": 1}, {"a": True}, False),
     "whole floats are integers on the wire": ({"a": 1}, {"a": 1.0}, True),
     "amounts are compared by value": ({"limits": {"cpu": "500m", "memory": "1Gi"}}, {"limits": {"cpu": "0.5", "memory": "1024Mi"}}, True),
+    "and by any of their spellings": (
+        {"requests": {"cpu": "1500m", "memory": "129M", "storage": "1Ei"}},
+        {"requests": {"cpu": "15e-1", "memory": "129e6", "storage": "1024Pi"}},
+        True,
+    ),
     "other amounts differ": ({"requests": {"memory": "1Gi"}}, {"requests": {"memory": "1G"}}, False),
     "texts that look like amounts are texts": ({"value": "1000"}, {"value": "1k"}, False),
     "a port is matched by its number": ([{"containerPort": 80, "protocol": "TCP"}], [{"containerPort": 80}], True),

@@ -71,6 +71,20 @@ async def test_the_first_makes_the_lease_and_leads() -> None:
     assert server.holder == "a"
 
 
+async def test_the_lease_goes_with_its_owner_and_keeps_it_when_it_is_renewed() -> None:
+    server, clock = LeaseServer(), Clock()
+    owner = {"apiVersion": "v1", "kind": "Secret", "name": "tls", "uid": "u"}
+
+    async def owners() -> list[dict[str, Any]]:
+        return [owner]
+
+    leader = Leader(Client(server.send), "system", "operator", "a", FAST, monotonic=clock, owners=owners)
+    await leader.acquire()
+    assert await leader._try()
+    assert server.lease
+    assert server.lease["metadata"]["ownerReferences"] == [owner]
+
+
 async def test_a_second_waits_while_the_first_renews() -> None:
     server, clock = LeaseServer(), Clock()
     first, second = make_leader(server, "a", clock), make_leader(server, "b", clock)

@@ -258,6 +258,71 @@ async def test_refusals_become_problems_in_the_servers_words(case: str) -> None:
     assert (problem.kind, problem.name, problem.reason, problem.message) == ("Job", "demo-train-1", reason, refusal.message)
 
 
+async def test_a_problem_stops_only_its_own_concern() -> None:
+    def plan(job: Object, _: object) -> Work:
+        made = [Apply(service(job, name), concern) for name, concern in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("c1", "c"), ("c2", "c"))]
+        return work(job, None, *made)
+
+    bench = Bench(plan)
+
+    def admit(body: Object) -> None:
+        if body["metadata"]["name"] in ("a1", "c2"):
+            raise Refusal(403, "Forbidden", "exceeded quota")
+
+    bench.cluster.admit = admit
+    await bench.run()
+    assert [name for kind, _, name in bench.cluster.objects if kind == "services"] == ["b1", "c1"]
+    assert [problem.name for problem in bench.world.problems[KEY]] == ["a1", "c2"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_failure_of_the_server_on_one_child_is_told_after_everything_else_was_done(status: int) -> None:
+    """An admission webhook that is down answers 500 for the kinds it looks at, and must not stand before the rest."""
+    bench = Bench(lambda job, _: work(job, {"phase": "X"}, *(Apply(service(job, name), name) for name in ("a", "b", "c"))))
+
+    def admit(body: Object) -> None:
+        if body["metadata"]["name"] == "a":
+            raise Refusal(status, "InternalError", "failed calling webhook")
+
+    bench.cluster.admit = admit
+    outcome = await bench.run()
+    assert outcome.failed
+    assert [name for kind, _, name in bench.cluster.objects if kind == "services"] == ["b", "c"]
+    assert "status" not in bench.cluster.objects[ID]
+    for _ in range(5):
+        await bench.run()
+    assert bench.cluster.objects[ID]["status"] == {"phase": "X"}
+
+
+async def test_a_member_that_yields_keeps_the_value_that_somebody_else_gave_it() -> None:
+    bench = Bench(lambda job, _: work(job, None, Apply(service(job, externalName="ours"), yields=("externalName",))))
+    await bench.run()
+    id = ("services", "team", "svc")
+    bench.store.put(
+        bench.cluster.replace(id, {**bench.cluster.objects[id], "spec": {**bench.cluster.objects[id]["spec"], "externalName": "x"}})
+    )
+    await bench.run()
+    assert bench.sent() == []
+    bench.plan = lambda job, _: work(job, None, Apply(service(job, externalName="ours", type="B"), yields=("externalName",)))
+    await bench.run()
+    assert bench.cluster.objects[id]["spec"]["externalName"] == "x"
+    assert bench.requests[0].body is not None
+    sent = bench.requests[0].body["metadata"]
+    assert "resourceVersion" in sent, "what was set since must not be overwritten"
+    bench.plan = lambda job, _: work(job, None, Apply(service(job, externalName="ours", type="B")))
+    await bench.run()
+    assert bench.cluster.objects[id]["spec"]["externalName"] == "ours"
+
+
+async def test_an_exact_apply_that_changes_nothing_does_not_call_for_another_pass() -> None:
+    bench = Bench(lambda job, _: work(job, None, Apply(service(job))))
+    await bench.run()
+    bench.plan = lambda job, _: work(job, None, Apply(service(job), exactly=True))
+    outcome = await bench.run()
+    assert bench.sent() == ["PATCH services/svc"]
+    assert not outcome.again
+
+
 async def test_after_a_problem_nothing_more_is_made_but_deletions_go_on() -> None:
     bench = Bench()
     old = bench.cluster.put_new("jobs", batch_job(bench.job, "demo-train-0"))

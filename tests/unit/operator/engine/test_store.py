@@ -196,6 +196,14 @@ KEYS = {
     ),
     "an Event about nothing concerns nobody": (make("Event", "e", labels={}), set()),
     "an Event about something without a name": (make("Event", "e", labels={}, involvedObject={"kind": "Job"}), set()),
+    "an autoscaler concerns the model whose servers it scales": (
+        make("HorizontalPodAutoscaler", "h", labels={}, spec={"scaleTargetRef": {"kind": "Deployment", "name": "bot-v1"}}),
+        {MODEL_KEY},
+    ),
+    "an autoscaler of something else concerns nobody": (
+        make("HorizontalPodAutoscaler", "h", labels={}, spec={"scaleTargetRef": {"kind": "StatefulSet", "name": "bot-v1"}}),
+        set(),
+    ),
     "a foreign object concerns nobody": (make("Pod", "x", labels={}), set()),
 }
 

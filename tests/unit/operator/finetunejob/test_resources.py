@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import yaml
+from finetune_api.answer import METRICS_KEPT
 from finetune_api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.modelversion import ModelVersionSpec
 from finetune_api.run import LocalRunSpec, Stage
+from finetune_operator import crdgen
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed, VersionFact
 from finetune_operator.finetunejob.resources.claim import make_claim
 from finetune_operator.finetunejob.resources.model_version import make_model_version
 from finetune_operator.finetunejob.resources.run_spec import StageRequest
 from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
+
+from tests.schema import violations
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden"
 SETTINGS = Settings(status_url="https://finetune-status.finetune-system.svc:8443")
@@ -86,6 +90,20 @@ def test_claim_and_version_are_as_reviewed() -> None:
 
 def test_the_version_we_make_is_one_we_can_read() -> None:
     ModelVersionSpec.model_validate(make_model_version(FineTuneJobSpec.model_validate(SPEC), JOB, STATUS)["spec"])
+
+
+def test_all_the_evidence_that_a_status_holds_fits_into_a_version() -> None:
+    """Else a run that passed its gates is refused when it is registered, for ever."""
+    estimate = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 100}
+    metrics = [{"name": f"{number:03}{'x' * 300}", "tuned": estimate} for number in range(200)]
+    artifacts = [JOB["status"]["artifacts"][0] | {"name": f"{number:02}" + "x" * 62} for number in range(20)]
+    texts = {"baseModel": "b" * 2000, "baseRevision": "r" * 2000, "dataset": {"digest": "d" * 256, "rowsIn": 10}}
+    status = FineTuneJobStatus.model_validate(JOB["status"] | texts | {"evaluation": {"metrics": metrics}, "artifacts": artifacts})
+    made = make_model_version(FineTuneJobSpec.model_validate(SPEC), JOB, status)
+    assert len(made["spec"]["lineage"]["metrics"]) == METRICS_KEPT
+    schema = crdgen.make_crd(crdgen.kinds()[1])["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert list(violations(schema["properties"]["spec"], made["spec"])) == []
+    ModelVersionSpec.model_validate(made["spec"])
 
 
 @pytest.mark.parametrize("stage", list(Stage))

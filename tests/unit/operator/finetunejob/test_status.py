@@ -88,6 +88,9 @@ def test_a_status_that_does_not_parse_is_told_and_left_as_it_is(case: str) -> No
     assert made.actions == ()
     assert (world.condition("Stalled")["status"], world.condition("Stalled")["reason"]) == ("True", "InvalidStatus")
     assert world.condition("Stalled")["message"].startswith(BROKEN[case][1])
+    metadata = world.job["metadata"]
+    command = f"kubectl edit finetunejob/{metadata['name']} -n {metadata['namespace']} --subresource=status"
+    assert world.condition("Stalled")["message"].endswith(command)
     assert world.condition("Reconciling")["status"] == "False"
     assert set(merge_patch(before, made.status)) == {"conditions"}
     assert [(event.type, event.reason) for event in made.events] == [("Warning", "InvalidStatus")]

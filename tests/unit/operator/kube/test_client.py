@@ -163,9 +163,9 @@ async def test_a_token_is_reviewed_for_one_audience() -> None:
     assert server.last.body["spec"] == {"token": "t", "audiences": ["finetune-operator.io/team/demo"]}
 
 
-def test_every_watched_kind_but_our_own_is_narrowed_on_the_server() -> None:
+def test_every_watched_kind_but_our_own_and_those_who_scale_it_is_narrowed_on_the_server() -> None:
     wide = [resource.kind for resource in WATCHED if not resource.label_selector and not resource.field_selector]
-    assert wide == ["FineTuneJob", "ModelVersion"]
+    assert wide == ["FineTuneJob", "ModelVersion", "HorizontalPodAutoscaler"]
 
 
 def test_a_kind_nobody_speaks_of_is_a_mistake() -> None:

@@ -106,6 +106,25 @@ def reject(world: World, name: str) -> None:
     world.pods[name] = refused_pod(name)
 
 
+HEAVY = [{"name": "half", "stage": "Canary", "weight": 60, "hold": "1h"}, {"name": "production", "stage": "Production", "hold": "0s"}]
+
+
+def crowded() -> tuple[World, str]:
+    world, name = canary()
+    world.edit(name, steps=HEAVY)
+    world.add(model_version(3, steps=HEAVY))
+    world.thrive()
+    return world, "bot-v3"
+
+
+def rival() -> dict[str, Any]:
+    labels = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune-operator.io/model": "chat"}
+    return {
+        "metadata": {"name": "chat", "namespace": "other", "labels": labels, "creationTimestamp": "2020-01-01T00:00:00Z"},
+        "spec": {"parentRefs": [{"name": "gw", "namespace": "infra"}], "rules": []},
+    }
+
+
 UNSCHEDULABLE = unschedulable("0/3 nodes are available")
 
 ROWS: list[tuple[Setup, str, str, str, str]] = [
@@ -123,7 +142,13 @@ ROWS: list[tuple[Setup, str, str, str, str]] = [
     (then(production, claim_is(phase="Lost")), "ArtifactsReachable", "False", "ClaimNotBound", "is Lost"),
     (then(production, claim_is(metadata={"deletionTimestamp": "x"})), "ArtifactsReachable", "False", "ClaimNotBound", "being deleted"),
     (then(new, claim_is(access_modes=["ReadWriteOncePod"])), "ArtifactsReachable", "False", "ClaimNotShareable", "ReadWriteMany"),
-    (then(new, pod(**UNSCHEDULABLE)), "ArtifactsReachable", "False", "ClaimNotShareable", "one node, which takes no more (0/3 nodes"),
+    (
+        then(new, pod(**unschedulable("0/3 nodes are available: 3 node(s) didn't match pod affinity rules"))),
+        "ArtifactsReachable",
+        "False",
+        "ClaimNotShareable",
+        "one node, which takes no more (0/3 nodes",
+    ),
     (
         then(then(new, claim_is(access_modes=["ReadWriteMany"])), pod(**UNSCHEDULABLE)),
         "Stalled",
@@ -162,6 +187,34 @@ ROWS: list[tuple[Setup, str, str, str, str]] = [
         "DiffersFromProduction",
         "bot-v1",
     ),
+    (
+        then(new, lambda w, n: (w.settle(), w.all_ready(), w.settle(), w.tick(seconds=11), w.settle(), w.tick(seconds=60))),
+        "TrafficAccepted",
+        "False",
+        "GatewaySilent",
+        "nobody has answered for Gateway infra/gw",
+    ),
+    (
+        then(new, lambda w, n: w.other_routes.append(rival())),
+        "TrafficAccepted",
+        "False",
+        "HostnamesTaken",
+        "other/chat of another model has every host name of Gateway infra/gw",
+    ),
+    (
+        crowded,
+        "Progressing",
+        "True",
+        "WeightTaken",
+        "nothing would be left for production",
+    ),
+    (
+        then(production, lambda w, n: w.children["HTTPRoute", "bot"]["spec"].update(hostnames=["x.example"])),
+        "Reconciling",
+        "True",
+        "RoutePutRight",
+        "spec.hostnames changed by others",
+    ),
     (new, "Progressing", "True", "Starting", "before the first step"),
     (canary, "Progressing", "True", "Holding", "step canary (1 of 3), held until 2026-01-01T00:"),
     (then(canary, lambda w, n: (w.tick(minutes=10), w.set_available(n, 0))), "Progressing", "True", "Waiting", "pods are not all ready"),
@@ -175,6 +228,7 @@ ROWS: list[tuple[Setup, str, str, str, str]] = [
     (then(canary, lambda w, n: w.edit(n, paused=True)), "Progressing", "False", "Paused", "spec.rollout.paused"),
     (production, "Progressing", "False", "Completed", "in production"),
     (archived, "Progressing", "False", "OutOfService", "Archived"),
+    (then(production, lambda w, n: w.edit(n, abort=True)), "Stalled", "True", "NobodyReturns", "no former version of bot can return"),
     (production, "ResourcesApplied", "True", "Applied", ""),
     (then(production, problem("NotOwned")), "ResourcesApplied", "False", "NotOwned", "Deployment bot-v1: the API's words"),
     (then(production, problem("Forbidden", "HTTPRoute", "bot")), "ResourcesApplied", "False", "Forbidden", "HTTPRoute bot"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from finetune_operator.core.plan import Delete, SetOwners
+from finetune_operator.core.plan import Apply, Delete, SetOwners
 
 from tests.unit.operator.modelversion.world import GATEWAY, STEPS, World, in_production, model_version, refused_pod
 
@@ -72,12 +72,16 @@ def test_three_versions_share_traffic() -> None:
     assert world.weights() == {"bot-v1": 85, "bot-v2": 10, "bot-v3": 5}
 
 
-def test_shares_above_100_are_cut_youngest_first() -> None:
+def test_a_candidate_waits_where_production_would_be_left_with_nothing() -> None:
     heavy = [{"name": "half", "stage": "Canary", "weight": 60, "hold": "1h"}, STEPS[2]]
     world = in_production(1)
     world.add(model_version(2, steps=heavy), model_version(3, steps=heavy))
     world.thrive()
-    assert world.weights() == {"bot-v1": 0, "bot-v2": 60, "bot-v3": 40}
+    assert (world.weights(), world.stages()["bot-v3"]) == ({"bot-v1": 40, "bot-v2": 60, "bot-v3": 0}, "Registered")
+    assert world.condition("bot-v3", "Progressing") == ("True", "WeightTaken")
+    world.edit("bot-v2", abort=True)
+    world.thrive()
+    assert world.weights() == {"bot-v1": 40, "bot-v2": 0, "bot-v3": 60}
 
 
 def test_step_of_a_pass_is_written_before_anything_is_done() -> None:
@@ -341,12 +345,112 @@ def test_aborted_former_version_is_passed_over() -> None:
     assert world.stages() == {"bot-v1": "Production", "bot-v2": "Archived", "bot-v3": "RolledBack"}
 
 
-def test_abort_of_the_only_version_takes_the_route_away() -> None:
+def test_abort_of_the_only_version_in_production_waits_for_another() -> None:
     world = in_production(1)
+    world.edit("bot-v1", abort=True)
+    world.thrive()
+    assert (world.stages(), world.routed()) == ({"bot-v1": "Production"}, {"bot-v1": 100})
+    assert world.condition("bot-v1", "Stalled") == ("True", "NobodyReturns")
+    world.add(model_version(2))
+    for _ in range(4):
+        world.thrive()
+        world.tick(minutes=10)
+    assert (world.stages(), world.routed()) == ({"bot-v1": "RolledBack", "bot-v2": "Production"}, {"bot-v2": 100})
+    assert world.condition("bot-v2", "Stalled") == ("False", "NotStalled")
+
+
+def test_an_abort_that_was_refused_can_be_taken_back() -> None:
+    world = in_production(1)
+    world.edit("bot-v1", abort=True)
+    world.thrive()
+    world.edit("bot-v1", abort=False)
+    world.thrive()
+    assert world.condition("bot-v1", "Stalled") == ("False", "NotStalled")
+    assert world.condition("bot-v1", "Ready") == ("True", "Serving")
+
+
+def test_abort_of_every_version_leaves_the_one_in_production() -> None:
+    world = in_production(1, 2)
+    world.edit("bot-v1", abort=True)
+    world.edit("bot-v2", abort=True)
+    world.thrive()
+    assert (world.stages(), world.routed()) == ({"bot-v1": "Archived", "bot-v2": "Production"}, {"bot-v2": 100})
+
+
+def test_abort_before_anybody_was_in_production_takes_the_route_away() -> None:
+    world = World()
+    world.add(model_version(1))
+    world.thrive()
     world.edit("bot-v1", abort=True)
     world.settle()
     assert (world.stages(), world.weights()) == ({"bot-v1": "RolledBack"}, {"bot-v1": 0})
     assert ("HTTPRoute", "bot") not in world.children
+
+
+def test_a_model_whose_only_version_was_aborted_can_be_retired() -> None:
+    world = in_production(1)
+    world.edit("bot-v1", abort=True)
+    world.thrive()
+    retire(world, "bot-v1")
+    world.thrive()
+    assert world.stages() == {"bot-v1": "Archived"}
+    assert ("HTTPRoute", "bot") not in world.children
+
+
+# ----------------------------------------------------------------------------------------------------------------- retired and back
+
+
+def retire(world: World, name: str, lifecycle: str = "Retired") -> None:
+    world.versions[name]["spec"]["lifecycle"] = lifecycle
+    world.versions[name]["metadata"]["generation"] += 1
+
+
+def test_a_production_version_that_is_active_again_serves_again() -> None:
+    world = in_production(1)
+    retire(world, "bot-v1")
+    world.thrive()
+    world.tick(minutes=5)
+    world.thrive()
+    assert (world.stages(), set(world.children)) == ({"bot-v1": "Archived"}, set())
+    retire(world, "bot-v1", "Active")
+    world.thrive()
+    assert (world.stages(), world.routed()) == ({"bot-v1": "Production"}, {"bot-v1": 100})
+    assert world.status("bot-v1")["history"][-1]["by"] == "Spec"
+
+
+def test_a_candidate_that_is_active_again_begins_with_its_first_step() -> None:
+    world = canary()
+    world.tick(minutes=10)
+    world.thrive()
+    retire(world, "bot-v2")
+    world.thrive()
+    assert (world.stages()["bot-v2"], world.routed()) == ("Archived", {"bot-v1": 100})
+    retire(world, "bot-v2", "Active")
+    world.run_pass()
+    assert world.stages()["bot-v2"] == "Registered"
+    world.thrive()
+    assert world.stages()["bot-v2"] == "Canary"
+
+
+def test_one_that_was_overtaken_meanwhile_stays_archived_and_says_so() -> None:
+    world = in_production(1)
+    retire(world, "bot-v1")
+    world.thrive()
+    world.add(model_version(2, steps=[]))
+    world.thrive()
+    retire(world, "bot-v1", "Active")
+    world.thrive()
+    assert world.stages() == {"bot-v1": "Archived", "bot-v2": "Production"}
+    assert "the newer bot-v2 is in production" in world.status("bot-v1")["history"][-1]["why"]
+    world.edit("bot-v2", abort=True)
+    world.thrive()
+    assert world.stages() == {"bot-v1": "Production", "bot-v2": "RolledBack"}, "it held production, so it can return"
+
+
+def test_an_archived_version_says_when_it_returns() -> None:
+    world = in_production(1, 2)
+    progressing = next(c for c in world.status("bot-v1")["conditions"] if c["type"] == "Progressing")
+    assert "returns if bot-v2 is aborted or deleted" in progressing["message"]
 
 
 def test_retired_production_version_does_not_bring_the_former_one_back() -> None:
@@ -400,16 +504,25 @@ def test_terminal_stages_stay_though_the_spec_changes_back() -> None:
     [
         ({"bot-v1": 1, "bot-v2": 1}, {"bot-v1": 95, "bot-v2": 5}),
         ({"bot-v1": 1, "bot-v2": 0}, {"bot-v1": 100, "bot-v2": 0}),
-        ({"bot-v1": 0, "bot-v2": 1}, {"bot-v1": 0, "bot-v2": 100}),
+        ({"bot-v1": 0, "bot-v2": 1}, {"bot-v1": 95, "bot-v2": 5}),
         ({"bot-v1": 0, "bot-v2": 0}, {"bot-v1": 100, "bot-v2": 0}),
     ],
 )
-def test_nobody_is_sent_where_no_pod_answers_while_another_does(available: dict[str, int], weights: dict[str, int]) -> None:
+def test_a_share_goes_where_a_pod_answers_but_never_more_to_a_canary_than_its_step_says(
+    available: dict[str, int], weights: dict[str, int]
+) -> None:
     world = canary()
     for name, pods in available.items():
         world.set_available(name, pods)
     world.settle()
     assert (world.weights(), world.routed()) == (weights, weights)
+
+
+def test_a_canary_does_not_get_the_share_of_a_production_version_whose_service_is_gone() -> None:
+    world = canary()
+    del world.children["Service", "bot-v1"]
+    (route,) = [action for action in world.plan().actions if isinstance(action, Apply) and action.body["kind"] == "HTTPRoute"]
+    assert {ref["name"]: ref["weight"] for ref in route.body["spec"]["rules"][0]["backendRefs"]} == {"bot-v1": 95, "bot-v2": 5}
 
 
 def test_kept_former_version_stands_in_for_production() -> None:
@@ -485,31 +598,6 @@ def test_route_without_our_annotation_is_read_by_its_weights() -> None:
     assert world.stages() == {"bot-v1": "Production", "bot-v2": "Staging"}
 
 
-def test_versions_without_status_and_route_go_by_their_numbers() -> None:
-    world = World()
-    world.add(model_version(1), model_version(2, abort=True), model_version(3), model_version(4))
-    world.versions["bot-v4"]["spec"]["lifecycle"] = "Retired"
-    world.run_pass()
-    assert world.stages() == {"bot-v1": "Archived", "bot-v2": "RolledBack", "bot-v3": "Production", "bot-v4": "Archived"}
-    world.settle()
-    assert [name for kind, name in world.children if kind == "Deployment"] == ["bot-v3"], "archived ones are not started for a restore"
-    world.all_ready()
-    world.settle()
-    world.edit("bot-v3", abort=True)
-    world.thrive()
-    assert (world.stages()["bot-v1"], world.routed()) == ("Production", {"bot-v1": 100})
-
-
-@pytest.mark.parametrize("killed_after", range(1, 5))
-def test_a_restore_by_numbers_goes_on_where_it_was_killed(killed_after: int) -> None:
-    world = World()
-    world.add(*(model_version(number) for number in range(1, 5)))
-    world.run_pass(writes=killed_after)
-    world.settle()
-    assert world.stages() == {"bot-v1": "Archived", "bot-v2": "Archived", "bot-v3": "Archived", "bot-v4": "Production"}
-    assert {name for kind, name in world.children if kind == "Deployment"} == {"bot-v4"}
-
-
 def test_a_single_version_without_status_and_route_is_a_new_one() -> None:
     world = World()
     world.add(model_version(1))
@@ -553,10 +641,14 @@ def test_history_keeps_the_last_50() -> None:
     world = in_production(1)
     entry = world.status("bot-v1")["history"][0]
     world.status("bot-v1")["history"] = [entry] * 50
-    world.edit("bot-v1", abort=True)
+    retire(world, "bot-v1")
     world.run_pass()
     history = world.status("bot-v1")["history"]
-    assert (len(history), history[-1]["to"]) == (50, "RolledBack")
+    assert (len(history), history[-1]["to"]) == (50, "Archived")
+
+
+def stalled_message(world: World, name: str) -> str:
+    return next(str(condition["message"]) for condition in world.status(name)["conditions"] if condition["type"] == "Stalled")
 
 
 def test_unreadable_live_version_freezes_the_model() -> None:
@@ -567,6 +659,7 @@ def test_unreadable_live_version_freezes_the_model() -> None:
     assert (set(plan.statuses), plan.actions) == ({"bot-v2"}, ())
     world.settle()
     assert world.condition("bot-v2", "Stalled") == ("True", "InvalidSpec")
+    assert stalled_message(world, "bot-v2").endswith("kubectl edit modelversion/bot-v2 -n team")
     assert world.stages() == {"bot-v1": "Production", "bot-v2": "Canary"}
 
 
@@ -578,6 +671,7 @@ def test_a_status_that_does_not_parse_freezes_the_model_and_is_said_once() -> No
     assert [(name, event.type, event.reason) for name, event in plan.events] == [("bot-v2", "Warning", "InvalidStatus")]
     world.settle()
     assert world.condition("bot-v2", "Stalled") == ("True", "InvalidStatus")
+    assert stalled_message(world, "bot-v2").endswith("kubectl edit modelversion/bot-v2 -n team --subresource=status")
     assert world.status("bot-v2")["stage"] == "Canary"
     assert world.plan().events == ()
 
@@ -668,7 +762,7 @@ def test_moves_and_stalls_are_events_once() -> None:
 
 def test_deletes_name_the_object_that_was_seen() -> None:
     world = in_production(1)
-    world.edit("bot-v1", abort=True)
+    retire(world, "bot-v1")
     world.settle()
     world.tick(seconds=30)
     uids = {key: child["metadata"]["uid"] for key, child in world.children.items()}

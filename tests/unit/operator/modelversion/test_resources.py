@@ -13,8 +13,9 @@ from finetune_api.sections.rollout import GatewayAPI
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import NamespacePolicy, Settings
 from finetune_operator.modelversion.checks import first_finding, repository_of
-from finetune_operator.modelversion.observed import Observed, deployment_fact, format_steps, parse_steps, pod_fact, route_fact
-from finetune_operator.modelversion.resources.deployment import claim_label, make_deployment
+from finetune_operator.modelversion.observed import Observed, deployment_fact, format_notes, parse_steps, pod_fact, route_fact
+from finetune_operator.modelversion.resources.deployment import claim_label, make_deployment, make_template
+from finetune_operator.modelversion.resources.disruption_budget import make_disruption_budget
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
 from finetune_operator.modelversion.versions import Version, duration_of, read_versions
@@ -36,7 +37,8 @@ def version(number: int = 1, serving: Object | None = None, status: Object | Non
 
 def deployment(item: Version, *, one_node: bool) -> Object:
     assert item.artifact
-    return make_deployment(item, item.artifact, "finetune-operator/server:dev", one_node=one_node, settings=Settings())
+    template = make_template(item, item.artifact, "finetune-operator/server:dev", one_node=one_node, settings=Settings())
+    return make_deployment(item, template)
 
 
 def route() -> Object:
@@ -45,11 +47,28 @@ def route() -> Object:
     return make_http_route(live, {"bot-v1": 95, "bot-v2": 5}, gateway)
 
 
+PLACED = {
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"key": "team", "operator": "Equal", "value": "ml", "effect": "NoSchedule"}, {"operator": "Exists"}],
+    "affinity": {
+        "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []},
+        "podAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": [{"labelSelector": {"matchLabels": {"a": "b"}}, "topologyKey": "zone"}]
+        },
+    },
+    "priorityClassName": "serving",
+    "runtimeClassName": "nvidia",
+    "imagePullSecrets": [{"name": "regcred"}],
+    "resources": {"cpu": "1", "cpuLimit": "4", "memory": "2Gi"},
+}
+
 MADE: dict[str, Callable[[], Object]] = {
     "mver_deployment_one_node": lambda: deployment(version(), one_node=True),
     "mver_deployment_shared_gpu": lambda: deployment(
         version(serving={"replicas": 3, "resources": {"gpus": 1}, "llamaCpp": {"parallel": 8}}), one_node=False
     ),
+    "mver_deployment_placed": lambda: deployment(version(serving=PLACED), one_node=True),
+    "mver_disruption_budget": lambda: make_disruption_budget(version()),
     "mver_service": lambda: make_service(version()),
     "mver_http_route": route,
 }
@@ -183,7 +202,7 @@ def test_route_fact(parents: list[Any], accepted: bool, generation: int) -> None
 
 
 def test_steps_annotation_is_read_leniently() -> None:
-    assert parse_steps(format_steps({"bot-v1": 2, "bot-v10": 0})) == {"bot-v1": 2, "bot-v10": 0}
+    assert parse_steps(format_notes({"bot-v1": 2, "bot-v10": 0})) == {"bot-v1": 2, "bot-v10": 0}
     assert parse_steps("bot-v1=2,nonsense,bot-v2=x,=3,bot-v3=-1") == {"bot-v1": 2}
 
 

@@ -370,7 +370,9 @@ async def test_two_leaders_at_once_end_with_the_same_keys() -> None:
 
 @pytest.mark.parametrize(("ip", "family"), [("10.0.0.5", "IPv4"), ("fd00::5", "IPv6")])
 def test_the_slice_leads_to_the_leader_alone(ip: str, family: str) -> None:
-    made = make_endpoint_slice("system", "finetune-status", ip, 8443)
+    owner = {"apiVersion": "v1", "kind": "Secret", "name": "tls", "uid": "u"}
+    made = make_endpoint_slice("system", "finetune-status", ip, 8443, [owner])
     assert made["addressType"] == family
     assert [endpoint["addresses"] for endpoint in made["endpoints"]] == [[ip]]
     assert made["metadata"]["labels"]["kubernetes.io/service-name"] == "finetune-status"
+    assert made["metadata"]["ownerReferences"] == [owner]

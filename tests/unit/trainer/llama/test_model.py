@@ -29,7 +29,8 @@ def row(prefix: tuple[int, ...]) -> model.Logits:
 class TableModel(GGUFModel):
     """Remembers each sequence's tokens as llama.cpp's cells do, and refuses what llama.cpp refuses."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares_beginnings: bool = True) -> None:
+        self.shares_beginnings = shares_beginnings
         self.vocabulary_size, self.cells = VOCABULARY, 4096
         self.asked: list[int] = []
         self.decoded = 0
@@ -48,6 +49,7 @@ class TableModel(GGUFModel):
         assert len(batch.tokens) <= self.cells
         found = []
         for token, position, sequences, output in zip(batch.tokens, batch.positions, batch.sequences, batch.outputs, strict=True):
+            assert self.shares_beginnings or len(sequences) == 1
             (before,) = {self.held.get(sequence, ()) for sequence in sequences}  # a shared token has one past
             assert position == len(before)
             self.held |= dict.fromkeys(sequences, (*before, token))
@@ -95,22 +97,22 @@ few_ids = st.lists(st.integers(1, 3), max_size=5)  # few values, so that beginni
 choices = st.builds(Choice, few_ids, st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), min_size=1, max_size=8))
 
 
-@given(asked=st.lists(choices, min_size=1, max_size=6))
-def test_losses_are_those_of_each_row_by_itself_whatever_rows_share(asked: list[Choice]) -> None:
-    for choice, found in zip(asked, TableModel().losses(asked), strict=True):
+@given(asked=st.lists(choices, min_size=1, max_size=6), shares=st.booleans())
+def test_losses_are_those_of_each_row_by_itself_whatever_rows_share(asked: list[Choice], shares: bool) -> None:
+    for choice, found in zip(asked, TableModel(shares).losses(asked), strict=True):
         assert [losses.tolist() for losses in found] == [pytest.approx(expected(choice, answer)) for answer in choice.answers]
 
 
-@given(rows=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=6), data=st.data())
-def test_logits_are_those_of_each_row_by_itself(rows: list[list[int]], data: st.DataObject) -> None:
+@given(rows=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=6), shares=st.booleans(), data=st.data())
+def test_logits_are_those_of_each_row_by_itself(rows: list[list[int]], shares: bool, data: st.DataObject) -> None:
     asked = [(ids, sorted(data.draw(st.sets(st.integers(0, len(ids) - 1), min_size=1)))) for ids in rows]
-    for (ids, positions), found in zip(asked, TableModel().logits(asked), strict=True):
+    for (ids, positions), found in zip(asked, TableModel(shares).logits(asked), strict=True):
         assert found.tolist() == [row(tuple(ids[: position + 1])).tolist() for position in positions]
 
 
-@given(prompts=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=6))
-def test_continuations_are_those_of_each_prompt_by_itself(prompts: list[list[int]]) -> None:
-    assert list(TableModel().generate(prompts, 4)) == [continued(prompt, 4) for prompt in prompts]
+@given(prompts=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=6), min_size=1, max_size=6), shares=st.booleans())
+def test_continuations_are_those_of_each_prompt_by_itself(prompts: list[list[int]], shares: bool) -> None:
+    assert list(TableModel(shares).generate(prompts, 4)) == [continued(prompt, 4) for prompt in prompts]
 
 
 def test_what_all_rows_begin_with_is_decoded_once_for_each_group() -> None:

@@ -13,6 +13,11 @@ from tests.e2e.cluster import Object, condition, kubectl, wait
 from tests.e2e.conftest import images, quick_job
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _beside_the_control(control: str) -> None:
+    """Most of these cases wait; the control trains meanwhile."""
+
+
 @pytest.fixture(scope="module")
 def planted(base: str, namespace: str) -> str:
     """Folders of bad data on the base's claim."""
@@ -98,7 +103,7 @@ def test_apply_refuses(case: tuple[dict[str, Any], str], namespace: str) -> None
 def test_an_unknown_training_argument_is_named_within_seconds(base: str, namespace: str, job_name: str) -> None:
     training = {"maxSteps": 1, "args": {"learning_rat": 0.1, "output_dir": "/tmp/x"}}
     cluster.apply(quick_job(job_name, training=training))
-    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Validated", "False", timeout_s=5)
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Validated", "False", timeout_s=10)
     message = condition(job, "Validated")["message"]
     assert "learning_rat" in message
     assert "output_dir" in message
