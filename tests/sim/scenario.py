@@ -100,7 +100,7 @@ class Life:
                 continue
             if not moved and not self._meddle(0.5) and not await self._advance(operator) and not self._meddle(1.0):
                 return operator
-        raise AssertionError(f"no end after {steps} steps: {self.status().get('conditions')}")
+        raise AssertionError(f"no end after {steps} steps at {self.cluster.now}")
 
     def _check(self) -> None:
         """What must hold at every moment, whatever went wrong before."""

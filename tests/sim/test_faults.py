@@ -111,8 +111,8 @@ def test_a_refusal_is_told_in_the_words_of_the_api_and_healed_when_its_cause_is_
             raise Refusal(403, "Forbidden", words)
 
     life.cluster.admit = refuse
-    asyncio.run(life.run(until=lambda cluster: _reason(cluster) == "Forbidden"))
-    assert words in life.condition("ResourcesApplied")["message"]
+    asyncio.run(life.run(until=lambda cluster: _reason(cluster, "Validated") == "Forbidden"))
+    assert words in life.condition("Validated")["message"]
     assert not [id for id in life.cluster.objects if id[0] == "jobs"], "a Job was made though its pod is refused"
     told_after = len(life.cluster.writes)
     life.cluster.admit = lambda body: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from finetune_operator.core.names import Object
 
+from tests.sim.cluster import Cluster
 from tests.sim.operator_process import OperatorProcess
 from tests.sim.scenario import NAMESPACE, Life, Meddling, make_job
 
@@ -56,12 +58,12 @@ class RolloutLife(Life):
     meddling_in_second: list[Meddling] = field(default_factory=list)
     """What people do once the second version is on its way."""
 
-    async def run_both(self) -> OperatorProcess:
+    async def run_both(self, until: Callable[[Cluster], bool] | None = None) -> OperatorProcess:
         self.submit(make_job("first", publish=PUBLISH))
         await self.run()
         self.submit(make_job("second", publish=PUBLISH, runId="two"))
         self.meddling += self.meddling_in_second
-        return await self.run()
+        return await self.run(until)
 
 
 def stages(life: Life) -> dict[str, str]:

@@ -52,6 +52,12 @@ def _same_quantity(live: str, desired: str) -> bool:
     return amount is not None and amount == amount_of(desired)
 
 
+def quantity(text: str) -> float | None:
+    """A quantity's value; None for what is none."""
+    amount = amount_of(text.strip())
+    return None if amount is None else float(amount)
+
+
 def owners_of(live: Object) -> set[str]:
     """Uids of an object's owners."""
     return {owner["uid"] for owner in live["metadata"].get("ownerReferences") or ()}

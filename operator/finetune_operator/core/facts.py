@@ -26,6 +26,15 @@ class ClaimFact:
     phase: str = "Pending"
     access_modes: tuple[str, ...] = ()
     deleting: bool = False
+    storage_class: str = ""
+
+
+@dataclass(frozen=True)
+class NodeFact:
+    """A node by its label kubernetes.io/hostname, and what it can give to pods in all."""
+
+    host: str
+    allocatable: Mapping[str, str]
 
 
 def number(text: str | None) -> int:
@@ -57,4 +66,11 @@ def claim_fact(claim: Object) -> ClaimFact:
         phase=claim.get("status", {}).get("phase", "Pending"),
         access_modes=tuple(claim.get("spec", {}).get("accessModes", [])),
         deleting="deletionTimestamp" in metadata,
+        storage_class=claim.get("spec", {}).get("storageClassName") or "",
     )
+
+
+def node_fact(node: Object) -> NodeFact:
+    metadata = node["metadata"]
+    host = (metadata.get("labels") or {}).get("kubernetes.io/hostname") or metadata["name"]
+    return NodeFact(host, (node.get("status") or {}).get("allocatable") or {})

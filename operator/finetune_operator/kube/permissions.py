@@ -36,6 +36,7 @@ TENANTS: Rules = {
 CLUSTER: Rules = {
     "authentication.k8s.io": {"tokenreviews": ("create",)},
     "": {"nodes": ("list",)},
+    "storage.k8s.io": {"storageclasses": ("get",)},
 }
 
 OWN_NAMESPACE: Rules = {

@@ -144,6 +144,23 @@ async def test_retry_after_is_heeded(queue: Queue, clock: Clock) -> None:
     assert await queue.take() == A
 
 
+async def test_no_event_and_no_recheck_cuts_short_what_the_api_server_asked_for(queue: Queue, clock: Clock) -> None:
+    queue.add(A)
+    await queue.take()
+    queue.add(A)  # the echo of its own write
+    queue.done(A, Outcome(failed=True, retry_after_s=50, recheck_at=datetime.fromtimestamp(clock.now + 5, UTC)))
+    for _ in range(49):
+        clock.now += 1
+        queue.add(A)
+        assert await is_empty_now(queue)
+    clock.now += 2
+    assert await queue.take() == A
+    queue.done(A, Outcome(failed=True))
+    queue.add(A)
+    clock.now += queue_module.TOUCHED_BACKOFF_S
+    assert await queue.take() == A, "it was asked for once"
+
+
 async def test_a_recheck_comes_at_its_moment_and_only_the_earliest_counts(queue: Queue, clock: Clock) -> None:
     queue.add(A)
     await queue.take()
