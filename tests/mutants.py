@@ -157,7 +157,7 @@ def main(words: list[str]) -> int:
     """Prints a line per fault and the sums. 0 where each was seen by one of the suites."""
     chosen = [mutant for mutant in MUTANTS if all(word in mutant.breaks for word in words)]
     print(f"{'unit':>8} {'sim':>8}  fault")
-    seen = {suite: 0 for suite in SUITES}
+    seen = dict.fromkeys(SUITES, 0)
     missed = 0
     for mutant in chosen:
         caught = _caught(mutant)
