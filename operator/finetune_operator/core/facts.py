@@ -37,6 +37,11 @@ class NodeFact:
     allocatable: Mapping[str, str]
 
 
+def number(text: str | None) -> int:
+    """A label's number; 0 where it is missing or none: whoever may edit an object may write anything there."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
 def conditions_of(status: Mapping[str, Any]) -> dict[str, Object]:
     """The conditions of any object by type."""
     return {condition["type"]: condition for condition in status.get("conditions") or []}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-
 from decimal import Decimal
+
 from finetune_api.quantity import amount_of
 
 REFUSED_S = 60.0

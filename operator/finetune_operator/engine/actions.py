@@ -78,9 +78,10 @@ class Actor:
 
     async def refresh(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """The object as it is now, also put into the store: for where the store was seen to be stale."""
+        asked = self.store.moment
         live = await self.client.find(resource, namespace, name)
         if live is not None:
-            self._tell(self.store.put(live))
+            self._tell(self.store.put(live, read_after=asked))
         else:
             uid = self.store.uid(resource.kind, namespace, name)
             if uid:
@@ -104,13 +105,30 @@ class Actor:
         """The name is taken: by our own object (a write whose answer was lost, a stale store), its dying predecessor, or a stranger."""
         resource = resource_of(body["apiVersion"], body["kind"])
         metadata = body["metadata"]
+        asked = self.store.moment
         live = await self.client.find(resource, metadata["namespace"], metadata["name"])
         if live is None:
             raise Stale
         if is_ours(live, body):
-            self._tell(self.store.put(live))
+            self._tell(self.store.put(live, read_after=asked))
+            await self._relabel(resource, live, body)
             return True
         return stranger_problem(live, body)
+
+    async def _relabel(self, resource: Resource, live: Object, wanted: Object) -> None:
+        """Puts back labels of an own object that somebody took away: without them no watch tells of it, and no pass finds it."""
+        metadata, labels = live["metadata"], wanted["metadata"].get("labels") or {}
+        if not resource.label_selector or contains(metadata.get("labels") or {}, labels):
+            return
+        patch = {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"], "labels": labels}}
+        self._fence()
+        log.warning(
+            "labels of %s %s were taken away and are put back", live["kind"], metadata["name"], extra={"namespace": metadata["namespace"]}
+        )
+        try:
+            self._learn(await self.client.merge_patch(resource, metadata["namespace"], metadata["name"], patch))
+        except (Conflict, NotFound) as error:
+            raise Stale from error
 
     async def _apply(self, action: Apply) -> Done:
         body = _marked(action.body)

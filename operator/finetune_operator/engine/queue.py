@@ -17,6 +17,8 @@ FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 LONGEST_RETRY_AFTER_S = 120.0
 TOUCHED_BACKOFF_S = 1.0
+_STALE_ENTRIES = 64
+"""So many more entries than keys a heap may hold until it is made anew."""
 _FREE_REPEATS = 8
 """Passes in a row that may each ask for another at once; more of them are a sign that two writers disagree."""
 
@@ -42,8 +44,13 @@ class _Waiting:
     heap: list[tuple[float, Key]] = field(default_factory=list)
 
     def set(self, key: Key, moment: float) -> None:
+        if self.due.get(key) == moment:
+            return
         self.due[key] = moment
         heapq.heappush(self.heap, (moment, key))
+        if len(self.heap) > 2 * len(self.due) + _STALE_ENTRIES:
+            self.heap = [(moment, key) for key, moment in self.due.items()]
+            heapq.heapify(self.heap)
 
     def clear(self, key: Key) -> None:
         self.due.pop(key, None)

@@ -80,6 +80,7 @@ class Reconciler:
         work = await self._plan(key)
         if work is None:
             self._remember(key, ())
+            self._failures.pop(key, None)
             return Outcome()
         if work.status_first and self._differing(work):
             written = await self._write_statuses(key, work)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,6 +13,7 @@ from finetune_operator.core.names import Object
 from finetune_operator.core.plan import ActionProblem
 from finetune_operator.core.settings import Settings
 from finetune_operator.engine.admission import Admission
+from finetune_operator.engine.cache import Cache
 from finetune_operator.engine.reports import Report
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.kube.client import Client
@@ -25,6 +25,8 @@ _MISSING_S = 20.0
 """Below the 30 s after which a pass looks again for what was missing."""
 _NODES_S = 300.0
 _REMEMBERED = 4096
+_REMEMBERED_BYTES = 16 * 1024 * 1024
+"""Of one ConfigMap there may be a mebibyte."""
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Lookups:
 
     client: Client
     monotonic: Callable[[], float] = time.monotonic
-    _known: OrderedDict[tuple[str, str, str], tuple[float, Object | None]] = field(default_factory=OrderedDict)
+    _known: Cache = field(default_factory=lambda: Cache(_REMEMBERED, _REMEMBERED_BYTES))
     _nodes: tuple[float, tuple[NodeFact, ...] | None] | None = None
 
     async def find(self, resource: Resource, namespace: str, name: str) -> Object | None:
@@ -44,9 +46,6 @@ class Lookups:
             return known[1]
         found = await self.client.find(resource, namespace, name)
         self._known[key] = (self.monotonic(), found)
-        self._known.move_to_end(key)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
         return found
 
     async def read(self, resource: Resource, namespace: str, name: str) -> Object | None:

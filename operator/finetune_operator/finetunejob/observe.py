@@ -15,7 +15,7 @@ from finetune_api.section import digest_of
 
 from finetune_operator.core import names
 from finetune_operator.core.conditions import find, moment, parse_timestamp
-from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, unschedulable
+from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, number, unschedulable
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import ActionProblem
 from finetune_operator.core.refusal import steady
@@ -104,7 +104,7 @@ def job_fact(live: Object, pods: Iterable[Object], refusals: Iterable[Object]) -
         name=metadata["name"],
         uid=metadata["uid"],
         stage=labels.get(names.STAGE_LABEL, ""),
-        attempt=int(labels.get(names.ATTEMPT_LABEL, "0")),
+        attempt=number(labels.get(names.ATTEMPT_LABEL)),
         state="Complete" if "Complete" in ended else "Failed" if failed else "Active",
         created_at=parse_timestamp(metadata["creationTimestamp"]),
         finished_at=moment(status.get("completionTime") or end.get("lastTransitionTime")),
@@ -128,7 +128,7 @@ def pod_fact(pod: Object) -> PodFact:
         uid=metadata["uid"],
         phase=cast(Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"], status.get("phase", "Pending")),
         node=(pod.get("spec") or {}).get("nodeName"),
-        index=int((metadata.get("labels") or {}).get(_INDEX_LABEL, "0")),
+        index=number((metadata.get("labels") or {}).get(_INDEX_LABEL)),
         waiting=_waiting([*(status.get("initContainerStatuses") or []), *containers]),
         unschedulable=words or None,
         unschedulable_since=since,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-
 from decimal import Decimal
+
 from finetune_api.quantity import amount_of
 
 from finetune_operator.core.facts import NodeFact

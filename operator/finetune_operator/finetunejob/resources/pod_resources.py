@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.quantity import amount_of
 from finetune_api.run import Stage

@@ -218,3 +218,24 @@ async def test_what_a_pass_raises_ends_the_run(queue: Queue) -> None:
     queue.add(A)
     with pytest.raises(ExceptionGroup):
         await asyncio.wait_for(queue.run(process, workers=2), 1.0)
+
+
+async def test_a_recheck_that_moves_for_ever_leaves_no_trail(queue: Queue, clock: Clock) -> None:
+    for passed in range(20_000):
+        queue.add(A)
+        await queue.take()
+        queue.done(A, Outcome(recheck_at=datetime.fromtimestamp(clock.now + 10_000 + passed, UTC)))
+    assert len(queue._rechecks.heap) < 200
+    clock.now += 40_000
+    assert await queue.take() == A
+    queue.done(A, Outcome())
+    assert await is_empty(queue)
+
+
+async def test_no_recheck_is_lost_when_the_trail_is_cleared(queue: Queue, clock: Clock) -> None:
+    keys = [Key("FineTuneJob", "team", f"{number}") for number in range(50)]
+    for passed in range(100):
+        for key in keys:
+            queue.add_after(key, 10_000 - passed)
+    clock.now += 10_000
+    assert {await queue.take() for _ in keys} == set(keys)

@@ -177,6 +177,43 @@ async def test_a_strangers_object_is_a_problem_that_status_tells_in_the_same_pas
     assert bench.sent() == ["POST jobs", "GET jobs/demo-train-1"], "the same problem was written again"
 
 
+STRIPPED = {
+    "no label at all": {},
+    "managed by another": {names.MANAGED_BY: "Helm", names.JOB_LABEL: "demo"},
+    "of no job": {names.MANAGED_BY: names.MANAGED_BY_VALUE},
+}
+
+
+@pytest.mark.parametrize("left", STRIPPED)
+@pytest.mark.parametrize("kind", ["jobs", "persistentvolumeclaims"])
+async def test_labels_that_were_taken_from_an_own_object_are_put_back(left: str, kind: str) -> None:
+    def wanted(job: Object) -> Object:
+        body = batch_job(job) if kind == "jobs" else {**batch_job(job), "apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+        return {**body, "metadata": {**body["metadata"], "labels": names.job_labels(job)}}
+
+    bench = Bench(lambda job, _: work(job, None, Create(wanted(job))))
+    await bench.run()
+    id = (kind, "team", "demo-train-1")
+    live = bench.cluster.objects[id]
+    kept = {names.JOB_UID_LABEL: bench.job["metadata"]["uid"]} if kind == "persistentvolumeclaims" else {}
+    bench.cluster.replace(id, {**live, "metadata": {**live["metadata"], "labels": STRIPPED[left] | kept}})
+    bench.store.deleted(bench.cluster.objects[id])  # as a watch with a selector tells of it
+    await bench.run()
+    assert bench.cluster.objects[id]["metadata"]["labels"] == names.job_labels(bench.job)
+    assert bench.store.of(KEY, wanted(bench.job)["kind"]), "a pass does not find it"
+    assert bench.world.problems == {}
+
+
+async def test_an_object_of_a_restored_backup_is_learnt_though_its_version_is_older() -> None:
+    bench = Bench(lambda job, _: work(job, {"phase": job["spec"].get("x", "none")}))
+    backup = bench.cluster.backup()
+    bench.store.put(bench.cluster.replace(ID, {**bench.cluster.objects[ID], "spec": {"x": "later"}}))
+    bench.cluster.restore(backup)
+    assert await bench.run() == Outcome(again=True)
+    await bench.run()
+    assert bench.cluster.objects[ID]["status"] == {"phase": "none"}
+
+
 async def test_what_a_former_owner_of_the_name_left_is_waited_for_and_not_a_strangers() -> None:
     """Deleted and applied again: the garbage collector has not come by yet."""
     bench = Bench(lambda job, problems: work(job, {"told": [p.reason for p in problems]}, Create(batch_job(job))))

@@ -285,7 +285,13 @@ async def test_why_a_claim_has_no_volume_is_read_only_where_a_pod_waits_for_it()
     bench.put({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": claim, "spec": {}, "status": {"phase": "Pending"}})
     bench.put(make_stage_job(ownerReferences=owned_by(uid)))
     for message, time in (("older", "2026-01-01T00:00:01Z"), ("no such class", "2026-01-01T00:00:02Z")):
-        bench.cluster.put_new("events", {"metadata": {"name": message, "namespace": "team"}, "message": message, "lastTimestamp": time})
+        told = {
+            "involvedObject": {"kind": "PersistentVolumeClaim", "name": name},
+            "type": "Warning",
+            "message": message,
+            "lastTimestamp": time,
+        }
+        bench.cluster.put_new("events", {"metadata": {"name": message, "namespace": "team"}, **told})
     asked: list[str] = []
     bench.cluster.before = lambda request: asked.append(request.query) if request.path.endswith("/events") else None
     assert (await observe(bench.job, bench.world)).claim_words == {}
