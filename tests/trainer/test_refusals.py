@@ -31,6 +31,7 @@ def refusal(job: Any) -> StageError:
         ({"dataloader_prefetch_factor": 2}, ["dataloader_prefetch_factor"]),
         ({"dataloader_persistent_workers": True, "label_smoothing_factor": 0.1}, ["dataloader_persistent_workers"]),
         ({"dataloader_num_workers": -1}, ["dataloader_num_workers"]),
+        ({"use_liger_kernel": True}, ["use_liger_kernel"]),
     ],
 )
 def test_arguments_that_the_libraries_refuse_are_named(
@@ -43,9 +44,9 @@ def test_arguments_that_the_libraries_refuse_are_named(
     assert error.message.startswith(", ".join(f"training.args.{name}" for name in named) + ": ")
 
 
-@pytest.mark.parametrize("args", [{"router_aux_loss_coef": 0.1}, {"use_liger_kernel": True}])
-def test_what_only_shows_on_the_model_is_named_too(args: dict[str, Any], make_job: JobMaker) -> None:
-    assert refusal(make_job(training={"args": args})).message.startswith(f"training.args.{next(iter(args))}: ")
+def test_what_only_shows_on_the_model_is_named_too(make_job: JobMaker) -> None:
+    error = refusal(make_job(training={"args": {"router_aux_loss_coef": 0.1}}))
+    assert error.message.startswith("training.args.router_aux_loss_coef: ")
 
 
 @pytest.mark.parametrize("packing", ["None", "Documents"])

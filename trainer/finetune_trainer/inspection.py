@@ -64,12 +64,14 @@ def inspect(folder: Path) -> Architecture:
 
 def describe(model: Any, stored: Iterable[str]) -> Architecture:
     """The architecture of a model. `stored`: names of the checkpoint's tensors."""
-    places = _places(model, stored)
+    places, converted = _places(model, stored)
     embedding, head = _path_of(model, model.get_input_embeddings()), _path_of(model, model.get_output_embeddings())
     decoder = _path_of(model, _decoder(model))
     return Architecture(
         parameters=[
-            Parameter(name=name, shape=list(parameter.shape), tensor=places.get(name)) for name, parameter in model.named_parameters()
+            # One that the checkpoint lacks keeps its name: loading says so, and in other words.
+            Parameter(name=name, shape=list(parameter.shape), tensor=places.get(name, None if name in converted else name))
+            for name, parameter in model.named_parameters()
         ],
         layers=[
             layer.model_copy(update={"reserved": _is_reserved(model, layer.path), "beside": _is_beside(layer.path, decoder, head)})
@@ -96,8 +98,8 @@ def _layers(model: Any) -> Iterable[Layer]:
                 yield Layer(path=path, kind=name, inputs=getattr(module, inputs), outputs=getattr(module, outputs))
 
 
-def _places(model: Any, stored: Iterable[str]) -> dict[str, str]:
-    """The checkpoint's tensor of each parameter that is one tensor, unchanged but for its name.
+def _places(model: Any, stored: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """The checkpoint's tensor of each parameter that is one tensor, unchanged but for its name; and the parameters that are made of others.
 
     Source: transformers.core_model_loading.convert_and_load_state_dict_in_model.
     """
@@ -108,14 +110,18 @@ def _places(model: Any, stored: Iterable[str]) -> dict[str, str]:
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     wanted = model.state_dict()
+    targets = {source: converter.target_patterns for converter in converters for source in converter.source_patterns}
     found: dict[str, str] = {}
+    converted: set[str] = set()
     for tensor in stored:
-        name, converter = rename_source_key(tensor, renamings, converters, model.base_model_prefix, wanted)
+        name, source = rename_source_key(tensor, renamings, converters, model.base_model_prefix, wanted)
         if name not in wanted and tensor in wanted:
-            name, converter = rename_source_key(tensor, [], [], model.base_model_prefix, wanted)
-        if converter is None and name in wanted:
+            name, source = rename_source_key(tensor, [], [], model.base_model_prefix, wanted)
+        if source is not None:
+            converted |= {name.replace(targets[source][0], target) for target in targets[source]}
+        elif name in wanted:
             found[name] = tensor
-    return found
+    return found, converted
 
 
 def _is_reserved(model: Any, path: str) -> bool:

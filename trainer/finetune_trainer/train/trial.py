@@ -65,6 +65,8 @@ def _try_out(configuration: Any) -> None:
         prefetch_factor=configuration.dataloader_prefetch_factor,
         multiprocessing_context=configuration.dataloader_multiprocessing_context,
     )
+    if configuration.use_liger_kernel and not transformers.utils.is_liger_kernel_available():
+        raise ImportError("the trainer image has no liger-kernel")  # transformers looks when the first step is due
     kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(configuration)
     optimizer = kind([torch.nn.Parameter(torch.zeros(1, device=configuration.device))], **settings)
     schedule = transformers.get_scheduler(
