@@ -139,7 +139,8 @@ class Kubelet:
         if "deletionTimestamp" in pod["metadata"] and not pod["metadata"].get("lost"):
             return lambda: self._terminate(id)
         if phase == "Pending":
-            return lambda: self._run(id)
+            has_volumes = all(claim in self.cluster.objects for claim in self._claims(pod))
+            return (lambda: self._run(id)) if has_volumes else None
         if phase == "Running" and not pod["metadata"].get("lost"):
             return lambda: self._finish(id)
         return None
