@@ -51,6 +51,9 @@ api: environment ## CRDs against a real API server
 e2e: environment ## whole jobs on a real cluster
 	@$(PYTHON) -m tests.run e2e
 
+mutants: environment ## faults planted one by one, and which of unit and sim sees each; an hour and more
+	@$(RUN)/python -m tests.mutants
+
 generate: environment ## CRDs, schemas, and what the docs show of the code
 	@$(RUN)/python -m finetune_operator.crdgen
 	@$(RUN)/python -m finetune_api.arguments
@@ -74,4 +77,4 @@ cluster-down: ## take it down; caches stay
 bench: environment ## benchmarks, as ratios against named peers
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(RUN)/python $$bench; done
 
-.PHONY: help demo demo-clean test environment fmt lint type unit sim trainer api e2e generate golden verify images cluster-up cluster-down bench
+.PHONY: help demo demo-clean test environment fmt lint type unit sim trainer api e2e mutants generate golden verify images cluster-up cluster-down bench

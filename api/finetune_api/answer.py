@@ -49,6 +49,7 @@ class DatasetReport(Answer):
     dropped: Counts = Field(default={}, description="Dropped rows by reason.")
     token_length: Counts = Field(default={}, description="Percentiles p50, p90, p99, max of training rows, in tokens.")
     truncated: int = Field(default=0, description="Rows that were longer than the maximum and lost their end.")
+    cleaned: int | None = Field(default=None, description="Rows from which control characters were removed.")
     leaked: int = Field(default=0, description="Groups found in more than one split; always 0 by construction, and checked.")
     train_tokens: int = Field(default=0, description="Tokens of the training rows.")
     report: Annotated[str, Field(max_length=1024)] = Field(default="", description="URI of the full report beside the data.")

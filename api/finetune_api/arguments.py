@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from finetune_api.sections.training import Optimizer, Training
 
 SCHEMA_FILE = Path(__file__).with_name("training_arguments.json")
 
@@ -120,8 +123,49 @@ OWNED: dict[str, str] = {
     "do_train": "stages are the platform's; remove it",
     "do_eval": "stages are the platform's; remove it",
     "do_predict": "stages are the platform's; remove it",
+    "optim_target_modules": "no choice of training.optimizer reads it; remove it",
+    # Names of older releases, of other tools, and of what TRL's command line takes beside its SFTConfig.
+    **dict.fromkeys(("torch_dtype", "dtype", "model_dtype"), "use model.dtype"),
+    **dict.fromkeys(("attn_implementation", "use_flash_attention_2", "flash_attn"), "use model.attentionImplementation"),
+    **dict.fromkeys(("model_name_or_path", "model_name"), "use model.source"),
+    "model_revision": "use model.revision",
+    "chat_template": "use model.chatTemplate",
+    **dict.fromkeys(("tokenizer", "processing_class", "tokenizer_name"), "the tokenizer is the model's own; remove it"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "model_max_length", "cutoff_len", "block_size"), "use training.maxLength"),
+    **dict.fromkeys(("lr", "learning_rate_scheduler"), "use training.learningRate and training.scheduler"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "use training.epochs"),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), "use training.scheduler"),
+    **dict.fromkeys(("optimizer", "adafactor"), "use training.optimizer"),
+    **dict.fromkeys(("gradient_clipping", "clip_grad_norm"), "use training.maxGradNorm"),
+    **dict.fromkeys(
+        ("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "micro_batch_size", "train_batch_size"), "use training.perDeviceBatchSize"
+    ),
+    **dict.fromkeys(("batch_size", "global_batch_size"), "use training.globalBatchSize"),
+    **dict.fromkeys(("evaluation_strategy", "do_eval_steps"), "use training.evalEverySteps"),
+    **dict.fromkeys(("half_precision_backend", "fp16_backend", "fp16_opt_level", "precision"), "use training.precision"),
+    **dict.fromkeys(("no_cuda", "use_mps_device", "device", "device_map"), "the device follows from resources.gpusPerNode; remove it"),
+    "group_by_length": "padding-free batches gain nothing from it, and such an order does not resume exactly; remove it",
+    **dict.fromkeys(("lora_r", "lora_rank"), "use adapter.lora.rank"),
+    "lora_alpha": "use adapter.lora.alpha",
+    "lora_dropout": "use adapter.lora.dropout",
+    **dict.fromkeys(("lora_target_modules", "lora_target", "target_modules"), "use adapter.lora.targetModules"),
+    **dict.fromkeys(("lora_modules_to_save", "modules_to_save"), "use adapter.lora.modulesToSave"),
+    **dict.fromkeys(("use_peft", "peft_config", "finetuning_type"), "use adapter.type"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "quantization_config"), "use quantization.type"),
+    **dict.fromkeys(("bnb_4bit_use_double_quant", "use_bnb_nested_quant"), "use quantization.nf4.doubleQuantization"),
+    "bnb_4bit_compute_dtype": "use quantization.nf4.computeDtype",
+    **dict.fromkeys(("response_template", "instruction_template", "train_on_inputs"), "use method.sft.loss"),
+    **dict.fromkeys(("dataset_batch_size", "num_of_sequences", "chars_per_token"), _PREPARED.format(field="training.packing")),
+    **dict.fromkeys(("overwrite_output_dir",), "the platform chooses the folder; remove it"),
+    **dict.fromkeys(("push_to_hub_model_id", "push_to_hub_organization", "push_to_hub_token"), _HUB),
+    **dict.fromkeys(("early_stopping_patience",), "the last step is what is published; use training.maxSteps"),
+    **dict.fromkeys(("sharded_ddp", "dispatch_batches", "split_batches", "mp_parameters"), _PARALLEL),
+    **dict.fromkeys(
+        ("jit_mode_eval", "use_ipex", "past_index", "torchdynamo", "ray_scope", "tpu_num_cores", "tpu_metrics_debug"),
+        "transformers no longer has it; remove it",
+    ),
 }
-"""Arguments that the platform sets itself, with what to use instead. Some are names of older releases."""
+"""Arguments that the platform sets itself, or that are called otherwise here, with what to use instead."""
 
 _NARROWED: dict[str, tuple[list[str], str]] = {
     "train_sampling_strategy": (
@@ -129,6 +173,18 @@ _NARROWED: dict[str, tuple[list[str], str]] = {
         "random or sequential: padding-free batches gain nothing from rows grouped by length, and such an order does not resume exactly",
     ),
 }
+
+
+_ADAM = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FUSED, Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT, Optimizer.PAGED_ADAMW_32BIT})
+_READ_BY: dict[str, frozenset[Optimizer]] = {
+    "adam_beta1": _ADAM,
+    "adam_beta2": _ADAM,
+    "adam_epsilon": _ADAM,
+    "optim_args": frozenset({Optimizer.SGD}),
+}
+"""Arguments that only some optimizers read; transformers passes over them in silence for the others. Source: its trainer_optimizer.py."""
+_SGD_ARGS = re.compile(r"(momentum|dampening)=[0-9.e+-]+|nesterov=(true|false)", re.IGNORECASE)
+"""Of `optim_args`, what SGD reads and no field owns."""
 
 
 @cache
@@ -151,13 +207,31 @@ def argument_findings(args: Mapping[str, Any]) -> list[tuple[str, str]]:
     return findings
 
 
+def training_findings(training: Training) -> list[tuple[str, str]]:
+    """What is wrong with the `args` of a `training` section: as `argument_findings`, and what its optimizer would not read."""
+    return argument_findings(training.args) + [
+        (name, finding)
+        for name, value in training.args.items()
+        if value is not None and (finding := _finding_of_optimizer(name, value, training.optimizer))
+    ]
+
+
+def _finding_of_optimizer(name: str, value: Any, optimizer: Optimizer) -> str | None:
+    readers = _READ_BY.get(name)
+    if readers is None:
+        return None
+    if optimizer not in readers:
+        return f"training.optimizer {optimizer} does not read it ({', '.join(sorted(readers))} would); remove it"
+    if name == "optim_args" and not all(_SGD_ARGS.fullmatch(part) for part in str(value).replace(" ", "").split(",")):
+        return "SGD reads momentum=<number>, dampening=<number> and nesterov=<true|false>, joined by commas"
+    return None
+
+
 def _finding(name: str, value: Any) -> str | None:
     if name in OWNED:
         return OWNED[name]
     if name not in schema():
-        near = get_close_matches(name, [known for known in schema() if known not in OWNED], n=1)
-        hint = f"did you mean {near[0]}?" if near else "see the TrainingArguments of transformers and SFTConfig of TRL"
-        return f"no such argument; {hint}"
+        return f"no such argument; {_hint(name)}"
     entry = schema()[name]
     if not any(_is_of(value, kind) for kind in entry["types"]):
         return _type_sentence(value, entry["types"])
@@ -165,6 +239,21 @@ def _finding(name: str, value: Any) -> str | None:
     if choices and isinstance(value, str) and value not in choices:
         return f"must be {why}" if why else f"must be one of {', '.join(choices)}"
     return None
+
+
+def _hint(name: str) -> str:
+    field = Training.model_fields.get(_snake(name))
+    if field is not None:
+        return f"use training.{field.alias}"
+    near = get_close_matches(name, {*schema(), *OWNED}, n=1, cutoff=0.75)
+    if not near:
+        return "see the TrainingArguments of transformers and SFTConfig of TRL"
+    return f"did you mean {near[0]}? {OWNED.get(near[0], '')}".rstrip()
+
+
+def _snake(name: str) -> str:
+    """`maxSteps` → `max_steps`."""
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
 
 
 def _is_of(value: Any, kind: str) -> bool:

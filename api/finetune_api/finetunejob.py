@@ -100,6 +100,8 @@ class Phase(StrEnum):
     """A view of the conditions for people and columns; no code reads it."""
 
     PENDING = "Pending"
+    REFUSED = "Refused"
+    """Not started, and it will not be before a person has done what condition Validated says."""
     PREPARING = "Preparing"
     TRAINING = "Training"
     RESUMING = "Resuming"
@@ -139,6 +141,10 @@ class CurrentAttempt(Loose):
     stage: Stage = Field(description="Stage that it is of.")
     number: int = Field(description="Number within the stage, from 1: the Job is <job>-<stage>-<number>.")
     failures: int = Field(default=0, description="Earlier attempts of this stage that count against recovery.maxAttempts.")
+    interruptions: int | None = Field(
+        default=None,
+        description="Attempts of this stage in a row that were interrupted within ten minutes of their start: each makes the next wait longer.",
+    )
     not_before: Time | None = Field(default=None, description="When its Job may be made at the earliest (RFC 3339); absent: at once.")
     report: bool | None = Field(
         default=None,
@@ -207,7 +213,10 @@ class FineTuneJobStatus(Loose):
         default=[], description="What is true now; Succeeded is Unknown until the end.", json_schema_extra=map_list("type")
     )
     observed_generation: int = Field(default=0, description="Generation of the spec that this status speaks of.")
-    start_time: Time | None = Field(default=None, description="When the run started (RFC 3339); from then on the spec is immutable.")
+    start_time: Time | None = Field(default=None, description="When the run started (RFC 3339).")
+    first_pod_time: Time | None = Field(
+        default=None, description="When the run's first pod was seen (RFC 3339); from then on the spec is immutable."
+    )
     completion_time: Time | None = Field(default=None, description="When the run ended (RFC 3339).")
     active_seconds: int | None = Field(
         default=None, description="Seconds that the run was active until activeSince, suspended time not counted."
@@ -216,6 +225,10 @@ class FineTuneJobStatus(Loose):
         default=None, description="Since when it is active (RFC 3339); absent while suspended and at the end."
     )
     run_digest: Short | None = Field(default=None, description="Digest of the run's content; one with the same digest is not run again.")
+    spec_digest: Short | None = Field(default=None, description="Digest of the spec that was started, without what may change.")
+    chat_template_digest: Short | None = Field(
+        default=None, description="SHA-256 of the ConfigMap's chat template as it was read at the start: a later change has no effect."
+    )
     images: Images | None = Field(default=None, description="Images fixed at start.")
     attempt: CurrentAttempt | None = Field(default=None, description="The attempt that is under way or due.")
     attempt_count: int | None = Field(default=None, description="Number of the present attempt within its stage.")

@@ -239,6 +239,11 @@ class Reason(StrEnum):
         "The chat template's generation prompt is not how it begins an answer, so serving would differ from training.",
         "Set model.chatTemplate to one where it is.",
     )
+    NOT_RENDERED = _refused(
+        "NotRendered",
+        "The chat template prints nothing of what the data cannot be without, such as calls of tools.",
+        "Set model.chatTemplate to one that prints it, or write it into the messages' content.",
+    )
     TEMPLATE_TOKENS_MISSING = _refused(
         "TemplateTokensMissing",
         "The chat template ends a turn with text that is no single token of this tokenizer.",
@@ -294,8 +299,18 @@ class Reason(StrEnum):
     UNSUPPORTED_ATTENTION = _refused(
         "UnsupportedAttention", "The model cannot use the attention that was asked for.", "Change model.attentionImplementation."
     )
+    SETTINGS_REFUSED = _refused(
+        "SettingsRefused",
+        "The training library refuses settings that do not go together, or not with this model.",
+        "Change the setting that its words in the message are about: training.args, adapter or quantization.",
+    )
     UNKNOWN_MODULES = _refused(
         "UnknownModules", "The adapter names modules that the model does not have.", "Choose among those that the message lists."
+    )
+    UNSUPPORTED_MODULES = _refused(
+        "UnsupportedModules",
+        "The adapter cannot be put on modules that it names, or could not be merged there afterwards.",
+        "Name other modules: linear layers that are single tensors of the checkpoint.",
     )
     DOCUMENTS_LEAK = _refused(
         "DocumentsLeak", "The model's attention would mix rows that are packed together.", "Set training.packing to None."
@@ -347,7 +362,9 @@ class Reason(StrEnum):
     DECODING_FAILED = Row("DecodingFailed", "llama.cpp failed while it ran a model.", "Look at the pod's log.", ExitCode.CRASH)
     SERVER_FAILED = Row("ServerFailed", "llama-server did not start or answer.", "Read the end of its log in the message.", ExitCode.CRASH)
     ROW_TOO_LONG = _refused(
-        "RowTooLong", "A row does not fit into the context in which the model is measured.", "Lower training.maxLength."
+        "RowTooLong",
+        "A row is longer than the model has positions, or than the context in which it is measured.",
+        "Lower training.maxLength.",
     )
 
     # ------------------------------------------------------------------------------------------------------------------ evaluate
@@ -392,10 +409,29 @@ class Reason(StrEnum):
         "Name what is allowed, or have it added to the chart's policies.",
     )
     CLAIM_NOT_FOUND = Row(
-        "ClaimNotFound", "A PersistentVolumeClaim that the spec names is not there.", "Create it; the job goes on by itself."
+        "ClaimNotFound",
+        "A PersistentVolumeClaim that the spec names is not there.",
+        "Create it or name another one; the job goes on by itself.",
     )
     CONFIG_MAP_NOT_FOUND = Row(
-        "ConfigMapNotFound", "A ConfigMap or key that the spec names is not there.", "Create it; the job goes on by itself."
+        "ConfigMapNotFound",
+        "A ConfigMap or key that the spec names is not there.",
+        "Create it or name another one; the job goes on by itself.",
+    )
+    CONFIG_MAP_TOO_LARGE = Row(
+        "ConfigMapTooLarge",
+        "The text that a ConfigMap key holds does not fit into a pod's annotations, by which the run is told.",
+        "Shorten it; the message has both sizes.",
+    )
+    TEMPLATE_LOST = Row(
+        "TemplateLost",
+        "The chat template that the run was started with is neither in its ConfigMap nor in an earlier pod any more.",
+        "Put it back, or create another job.",
+    )
+    STORAGE_CLASS_NOT_FOUND = Row(
+        "StorageClassNotFound",
+        "The StorageClass that spec.storage names is not there.",
+        "Name one that is there, or create it; the job goes on by itself.",
     )
     OLDER_JOB_NOT_FOUND = Row("OlderJobNotFound", "The job that spec.resumeFrom names is not there.", "Name one of this namespace.")
     VERSION_TAKEN = Row(
@@ -406,12 +442,11 @@ class Reason(StrEnum):
         "A version was made by a run of the same content; nothing was run.",
         "Nothing; to run it again, set spec.runId on a new object.",
     )
-    SPEC_CHANGED = Row(
-        "SpecChanged", "The spec, or a ConfigMap that it names, is not what was started.", "Put it back, or create another job."
-    )
+    SPEC_CHANGED = Row("SpecChanged", "The spec is not what was started, and pods of that have run.", "Put it back, or create another job.")
 
     # ---------------------------------------------------------------------------------------------- FineTuneJob: while it runs
     STARTED = Row("Started", "The run has begun.")
+    STARTED_ANEW = Row("StartedAnew", "The spec changed before any pod of the run was there; it is checked and started as it is now.")
     PREPARED_PENDING = Row("PreparedPending", "Stage prepare is due or under way.")
     TRAINED_PENDING = Row("TrainedPending", "Stage train is due or under way.")
     PACKAGED_PENDING = Row("PackagedPending", "Stage package is due or under way.")
@@ -427,8 +462,23 @@ class Reason(StrEnum):
     )
     NOT_SUSPENDED = Row("NotSuspended", "spec.suspend is false.")
     RESUMED = Row("Resumed", "spec.suspend is false again; the run goes on.")
+    FORMER_POD_ALIVE = Row(
+        "FormerPodAlive",
+        "A pod of an attempt before still runs; the next one starts when it has ended.",
+        "Nothing; where it should not go on, delete it as the message says.",
+    )
     POD_REFUSED = Row(
         "PodRefused", "The API server refuses to create the stage's pod.", "Mend what the message names: a quota, or Pod Security."
+    )
+    VOLUME_ELSEWHERE = Row(
+        "VolumeElsewhere",
+        "The volume of the run's claim lies where the stage's pod cannot run.",
+        "Create another job whose stages may all run on the same nodes, or on storage that all nodes reach.",
+    )
+    CLAIM_LOST = Row(
+        "ClaimLost",
+        "The claim with the run's files is gone, or has lost its volume.",
+        "Restore it under its name, and the run goes on; else create another job.",
     )
     UNSCHEDULABLE = Row("Unschedulable", "No node has room for the stage's pod.", "Make room, or change what the stage asks for.")
     NODE_LOST = Row(
@@ -440,6 +490,12 @@ class Reason(StrEnum):
 
     # --------------------------------------------------------------- FineTuneJob: a pod ended without a word of the trainer's
     PREEMPTED = Row("Preempted", "The pod was preempted, evicted or drained.", retry=Retry.UNCOUNTED)
+    POD_REJECTED = Row(
+        "PodRejected",
+        "The node turned the stage's pod away before anything ran.",
+        "Nothing where the next attempt starts; else look at the node (devices, disk, taints), which the message names.",
+        retry=Retry.UNCOUNTED,
+    )
     KILLED = Row("Killed", "A signal ended the stage's process.", "Look at the pod's log and the node's.", retry=Retry.COUNTED)
     POD_FAILED = Row("PodFailed", "The pod failed without an exit code.", "Look at the message and the node.", retry=Retry.COUNTED)
     STAGE_FAILED = Row(
@@ -468,6 +524,7 @@ class Reason(StrEnum):
         "DeadlineExceeded",
         "The run was active for longer than spec.activeDeadlineSeconds; its checkpoints are kept.",
         "Start a new job with spec.resumeFrom and a longer deadline.",
+        retry=Retry.NEVER,
     )
     SUCCEEDED = Row("Succeeded", "The run is done.")
     FAILED = Row("Failed", "The run is over without a result; the event's message begins with the reason.", "See that reason.")
@@ -500,7 +557,11 @@ class Reason(StrEnum):
     )
     CLAIM_BOUND = Row("ClaimBound", "The claim that holds the artifact is there.")
     CLAIM_MISSING = Row("ClaimMissing", "The claim that holds the artifact is not there.", "Restore it: its volume holds the artifact.")
-    CLAIM_NOT_BOUND = Row("ClaimNotBound", "The claim that holds the artifact has no volume.", "Bind it to the volume of the artifact.")
+    CLAIM_NOT_BOUND = Row(
+        "ClaimNotBound",
+        "A claim that a pod needs has no volume.",
+        "Look at the claim's events and StorageClass; a version's claim must be bound to the volume of its artifact.",
+    )
     CLAIM_NOT_SHAREABLE = Row(
         "ClaimNotShareable",
         "The claim's access mode does not let the server pods use it where they can run.",

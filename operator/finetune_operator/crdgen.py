@@ -175,7 +175,7 @@ def undescribed(schema: Schema, path: str = "") -> Iterator[str]:
 
 
 def immutability_rule(spec: type[BaseModel]) -> tuple[str, str]:
-    """One rule at the root: not started, or every member without a `mutable` mark is present as before and equal.
+    """One rule at the root: no pod of the run yet, or every member without a `mutable` mark is present as before and equal.
 
     At the root, because a rule on a field is bypassed by removing the field and adding it again. Free-form members (affinity,
     training.args) are compared as well: CEL cannot look into them, but equality can (tested in tests/api).
@@ -183,7 +183,7 @@ def immutability_rule(spec: type[BaseModel]) -> tuple[str, str]:
     clauses = [_unchanged(path) for path in _immutable_members(spec, "spec")]
     return (
         # most writes are of status: an equal spec is decided by one comparison instead of one for each member
-        "!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec == oldSelf.spec || (" + " && ".join(clauses) + ")",
+        "!has(oldSelf.status) || !has(oldSelf.status.firstPodTime) || self.spec == oldSelf.spec || (" + " && ".join(clauses) + ")",
         "the run has started: only suspend, activeDeadlineSeconds, ttlSecondsAfterFinished, recovery.maxAttempts, "
         "scheduling.priorityClassName and podMetadata may change; create another job for another run",
     )

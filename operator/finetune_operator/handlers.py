@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import kopf
@@ -63,7 +64,15 @@ class NoDiffBase(kopf.DiffBaseStorage):  # type: ignore[misc]
         return None
 
 
+class Patience:
+    """Seconds between tries of a watch, without an end: kopf ends the process with the last one, be it one namespace without rights."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1.0, 2.0, 4.0, 8.0, 16.0), itertools.repeat(30.0))
+
+
 def configure(settings: kopf.OperatorSettings) -> None:
+    settings.networking.error_backoffs = Patience()
     settings.persistence.diffbase_storage = NoDiffBase()
     settings.posting.enabled = False
     settings.scanning.disabled = True

@@ -18,7 +18,7 @@ from finetune_operator.engine.actions import Actor, NotLeading
 from finetune_operator.engine.health import Health
 from finetune_operator.engine.leader import Leader, LeadershipLost, Timing
 from finetune_operator.engine.metrics import Metrics
-from finetune_operator.engine.queue import Queue
+from finetune_operator.engine.queue import Outcome, Queue
 from finetune_operator.engine.reconcile import Planner, Reconciler
 from finetune_operator.engine.recorder import Recorder
 from finetune_operator.engine.reports import Reports
@@ -75,30 +75,33 @@ class Runtime:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Starts everything in the background; returns once the API server answers."""
+        """Starts everything in the background; returns once the API server answers. Probes are answered before that."""
         send = await self._stack.enter_async_context(self.connect())
+        # a connection of its own: whatever else fills the first one must not cost the Lease
+        lease_send = await self._stack.enter_async_context(self.connect())
         client = Client(send, self.metrics.count_call)
         owners = owned_by_secret(client, self.settings.namespace, self.options.listening.secret)
         self._leader = Leader(
-            Client(send, self.metrics.count_call, self.timing.request_s),
+            Client(lease_send, self.metrics.count_call, self.timing.request_s),
             self.settings.namespace,
             self.options.lease,
             self.settings.identity,
             self.timing,
             owners=owners,
         )
-        self._served = await _patiently(lambda: self._probe(client))
-        self._sync = Sync(client, self.store, self.settings.watch_namespaces, self._mark, self._count_correction)
+        self._sync = Sync(client, self.store, self.settings.watch_namespaces, self._mark, self._count_correction, self._start_anew)
+        self.metrics.unlisted.set_function(lambda: len(self._sync.blind))
+        health = Health(self.store, self.queue, self._sync, self.metrics, self.settings.resync_s, lambda: self.leading)
+        await self._serve(self.options.health_port, health.probes())
+        await self._serve(self.options.metrics_port, [health.metrics_route()])
+        self._spawn("lag", health.measure_lag())
         self._recorder = Recorder(client, self.settings.identity, self.metrics.events_dropped.inc)
+        self._served = await _patiently(lambda: self._probe(client))
         self._status = StatusService(
             client, self.settings, self.options.listening, self.store, self.reports, self.metrics, lambda: self.leading, owners
         )
         actor = Actor(client, self.store, lambda: self._leader.may_write, self._mark)
         self._reconciler = Reconciler(actor, self._world(client), self._recorder, self.planners, self.metrics)
-        health = Health(self.store, self.queue, self._sync, self.metrics, self.settings.resync_s, lambda: self.leading)
-        await self._serve(self.options.health_port, health.probes())
-        await self._serve(self.options.metrics_port, [health.metrics_route()])
-        self._spawn("lag", health.measure_lag())
         self._spawn("events", self._recorder.run())
         self._spawn("crds", self._watch_crds(client))
         self._spawn("lead", self._lead())
@@ -136,6 +139,15 @@ class Runtime:
         if self.leading:
             self.queue.add(key)
 
+    async def _pass(self, key: Key) -> Outcome:
+        """What cannot be seen is not decided upon: the key is marked again once it can."""
+        return await self._reconciler.reconcile(key) if self._sync.sees(key) else Outcome()
+
+    def _start_anew(self) -> None:
+        # watches that go on from a version of the future hear nothing until it is reached
+        log.error("the API server's history went back: ending, to start anew")
+        self.stopping.set()
+
     def _count_correction(self, kind: str) -> None:
         self.metrics.resync_corrections.labels(kind).inc()
 
@@ -146,12 +158,12 @@ class Runtime:
         self.metrics.leader.set(1)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._leader.keep())
-            await _patiently(self._sync.again)
+            await self._sync.again()
             await self._stack.enter_async_context(self._status.serving())
             self.leading = True
             for key in self.store.all_keys():
                 self.queue.add(key)
-            group.create_task(self.queue.run(self._reconciler.reconcile, self.options.workers))
+            group.create_task(self.queue.run(self._pass, self.options.workers))
 
     async def _probe(self, client: Client) -> dict[str, bool]:
         kinds: tuple[Resource, ...] = (FINETUNEJOB, MODELVERSION, HTTPROUTE)

@@ -23,7 +23,7 @@ from tests.sim.scenario import NAMESPACE as TEAM
 from tests.sim.test_rollout import PUBLISH, RolloutLife
 
 WANTED = {
-    "Pending": {"Failed"},  # refused before its start; one that no operator has seen is tried on the API server
+    "Refused": {"Failed"},
     "Preparing": {"InProgress"},
     "Training": {"InProgress"},
     "Resuming": {"InProgress"},

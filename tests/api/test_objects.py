@@ -124,7 +124,7 @@ def test_nested_defaults_are_filled_in(api: Api) -> None:
 @pytest.fixture(scope="module")
 def started(api: Api) -> Object:
     live = api.create(JOBS, job(**RICH_JOB)).body
-    live["status"] = {"startTime": "2026-01-01T00:00:00Z"}
+    live["status"] = {"startTime": "2026-01-01T00:00:00Z", "firstPodTime": "2026-01-01T00:00:01Z"}
     answer = api.call("PUT", f"{where(live)}/status", live)
     assert answer.ok, answer.message
     return answer.body  # type: ignore[no-any-return]
@@ -147,6 +147,10 @@ IMMUTABLE: list[tuple[str, Any]] = [
     ("spec.training.args", None),
     ("spec.resources.memory", "16Gi"),
     ("spec.stages.prepare.memory", "16Gi"),
+    ("spec.stages.prepare.nodeSelector", {"a": "b"}),
+    ("spec.stages.package.tolerations", [{"key": "a"}]),
+    ("spec.stages.evaluate.affinity", {"nodeAffinity": {}}),
+    ("spec.resources.cpuLimit", "4"),
     ("spec.image", "trainer:other"),
     ("spec.scheduling.nodeSelector", {"a": "b"}),
     ("spec.scheduling.tolerations.0.key", "other"),
@@ -205,6 +209,15 @@ def test_job_that_has_not_started_may_change(api: Api, path: str, value: Any) ->
     answer = api.call("PUT", where(live), with_(live, path, value))
     assert answer.ok, answer.message
     assert answer.body["metadata"]["generation"] == 2
+
+
+@pytest.mark.parametrize("path", ["spec.stages.prepare.memory", "spec.scheduling.runtimeClassName"])
+def test_a_run_of_which_no_pod_was_there_yet_may_be_mended(api: Api, path: str) -> None:
+    live = api.create(JOBS, job(**RICH_JOB)).body
+    live["status"] = {"startTime": "2026-01-01T00:00:00Z"}
+    started = api.call("PUT", f"{where(live)}/status", live).body
+    answer = api.call("PUT", where(started), with_(started, path, "512Mi" if path.endswith("memory") else None))
+    assert answer.ok, answer.message
 
 
 @pytest.mark.parametrize("make", [job, version])

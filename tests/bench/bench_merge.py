@@ -74,14 +74,15 @@ def make_model(folder: Path, gigabytes: float) -> int:
 
 
 def run_merge(folder: Path, check: bool) -> None:
-    from finetune_trainer.package.adapter import read_config, read_updates
+    from finetune_trainer.mergeable import read_config
+    from finetune_trainer.package.adapter import read_updates
     from finetune_trainer.package.base_model import ModelTensors
     from finetune_trainer.package.merge import merge, plan_merge
     from finetune_trainer.package.merge_check import MergeOracle
     from finetune_trainer.package.tensors import TensorReader
 
     with ModelTensors(folder / "base") as base, TensorReader(folder / "adapter/adapter_model.safetensors") as adapter:
-        plan = plan_merge(base, read_updates(adapter, read_config(folder / "adapter"), base.shard_of))
+        plan = plan_merge(base, read_updates(adapter, read_config(folder / "adapter"), base.shapes, None))
         oracle = MergeOracle(base, ALPHA / RANK, workers=2)
         merge(base, plan, ALPHA / RANK, folder / "out", oracle.check if check else lambda *_: None, lambda share: None)
 

@@ -168,7 +168,7 @@ def test_a_pod_that_admission_refuses_is_told_in_its_words(base: str, namespace:
     cluster.apply(limits)
     try:
         cluster.apply(quick_job(job_name))
-        cluster.wait_for_condition("finetunejob", job_name, namespace, "ResourcesApplied", "False", 60, says="maximum memory usage")
+        cluster.wait_for_condition("finetunejob", job_name, namespace, "Validated", "False", 60, says="maximum memory usage")
         assert cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}") == []
     finally:
         cluster.delete("limitrange", "small-pods", namespace)

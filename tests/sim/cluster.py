@@ -28,6 +28,10 @@ SERVED = {
     "httproutes": ("gateway.networking.k8s.io/v1", "HTTPRoute"),
     "leases": ("coordination.k8s.io/v1", "Lease"),
     "endpointslices": ("discovery.k8s.io/v1", "EndpointSlice"),
+    "poddisruptionbudgets": ("policy/v1", "PodDisruptionBudget"),
+    "horizontalpodautoscalers": ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    "storageclasses": ("storage.k8s.io/v1", "StorageClass"),
+    "events": ("v1", "Event"),
 }
 WITH_STATUS = frozenset({"finetunejobs", "modelversions", "jobs", "pods", "persistentvolumeclaims", "deployments", "httproutes"})
 FOREGROUND = "foregroundDeletion"
@@ -115,17 +119,16 @@ class Cluster:
         if name:
             self.reads.append(f"{plural}/{name}")
             return _copied(self._live((plural, namespace, name)))
-        items = [_copied(live) for _, live in self._matching(plural, namespace, query.get("labelSelector", ""))]
+        found = self._matching(plural, namespace, query.get("labelSelector", ""), query.get("fieldSelector", ""))
+        items = [_copied(live) for _, live in found]
         start, limit = int(query.get("continue", 0)), int(query.get("limit", 500))
         page = [{"metadata": item["metadata"]} if metadata_only else item for item in items[start : start + limit]]
         following = str(start + limit) if start + limit < len(items) else ""
         return {"kind": "List", "metadata": {"resourceVersion": str(self.revision), "continue": following}, "items": page or None}
 
-    def _matching(self, plural: str, namespace: str, selector: str) -> Iterator[tuple[Id, Object]]:
-        wanted = dict(part.split("=", 1) for part in selector.split(",") if part)
+    def _matching(self, plural: str, namespace: str, labels: str, fields: str) -> Iterator[tuple[Id, Object]]:
         for id, live in sorted(self.objects.items()):
-            labels = live["metadata"].get("labels") or {}
-            if id[0] == plural and namespace in ("", id[1]) and wanted.items() <= labels.items():
+            if id[0] == plural and namespace in ("", id[1]) and is_selected(live, labels, fields):
                 yield id, live
 
     def _create(self, plural: str, body: Object, *, dry_run: bool) -> Object:
@@ -224,6 +227,18 @@ class Cluster:
             changed["metadata"]["generation"] = old["metadata"]["generation"] + 1
         return self._commit(id, changed, "MODIFIED")
 
+    def backup(self) -> tuple[int, dict[Id, Object]]:
+        return self.revision, _copied_objects(self.objects)
+
+    def restore(self, backup: tuple[int, dict[Id, Object]]) -> None:
+        """The storage as it was: revisions are given out a second time, and no watch tells of it."""
+        self.revision, objects = backup
+        self.objects = _copied_objects(objects)
+
+    def set_labels(self, id: Id, labels: dict[str, str]) -> None:
+        live = self.objects[id]
+        self.replace(id, {**live, "metadata": {**live["metadata"], "labels": labels}})
+
     def set_status(self, id: Id, status: Object) -> None:
         if self.objects[id].get("status") != status:
             self.replace(id, {**self.objects[id], "status": status})
@@ -280,6 +295,26 @@ class Cluster:
 def _copied(value: Any) -> Any:
     """JSON data only: five times as fast as deepcopy, and a life makes a thousand copies."""
     return json.loads(json.dumps(value))
+
+
+def _copied_objects(objects: dict[Id, Object]) -> dict[Id, Object]:
+    return {id: _copied(live) for id, live in objects.items()}
+
+
+def is_selected(live: Object, labels: str, fields: str) -> bool:
+    """Whether a label selector and a field selector, both of `a=b` only, take an object."""
+    own = live["metadata"].get("labels") or {}
+    wanted = dict(part.split("=", 1) for part in labels.split(",") if part)
+    return wanted.items() <= own.items() and all(
+        _at(live, path) == value for path, value in (part.split("=", 1) for part in fields.split(",") if part)
+    )
+
+
+def _at(live: Object, path: str) -> str:
+    value: Any = live
+    for name in path.split("."):
+        value = (value or {}).get(name)
+    return "" if value is None else str(value)
 
 
 def _parsed(path: str) -> tuple[str, str, str, str]:

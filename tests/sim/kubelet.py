@@ -1,6 +1,7 @@
 """What the rest of a cluster does, one small step at a time: Job controller, scheduler, kubelet, Deployment controller, Gateway, GC.
 
-Each stage's pods end as a script says. `step` does one thing of all that could happen, chosen by the seed.
+Each stage's pods end as a script says, server pods flap and Gateways take their time as told. `step` does one thing of all that could
+happen at this moment, chosen by the seed; `due` says when more can.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Literal
 
 from finetune_api.answer import Artifact, CheckpointReport, DatasetReport, ParityReport, StageResult
@@ -39,9 +41,26 @@ class Kubelet:
     """Pods that ran, by `<stage>-<attempt>`: twice in one attempt is a fault."""
     most_live: int = 0
     """Most pods of stages that ever were alive at once, by job."""
+    flaps: int = 0
+    """So often a server pod that answers stops to, for `recovers_after`."""
+    recovers_after: timedelta = timedelta(seconds=20)
+    never_ready: set[str] = field(default_factory=set)
+    """Deployments whose pods never answer."""
+    gateway_delay: timedelta = timedelta()
+    """From a change of a route until the Gateway has taken it over."""
+    gateway_accepts: Callable[[Object], bool] = lambda route: True
+    """What it says of a route once it has looked at it."""
+    _later: dict[tuple[Id, str], datetime] = field(default_factory=dict)
+    """What happens to an object by itself, and when."""
+
+    def due(self) -> datetime | None:
+        """The next moment at which something happens by itself."""
+        return min((moment for moment in self._later.values() if moment > self.cluster.now), default=None)
 
     def step(self) -> bool:
         """One change of the world; False where nothing is left to do."""
+        if self.flaps and self.rng.random() < 0.02 and self._flap():
+            return True
         possible: list[Callable[[], None]] = []
         for id, live in sorted(self.cluster.objects.items()):
             act = {"jobs": self._job, "pods": self._pod, "deployments": self._deployment, "httproutes": self._route}.get(id[0])
@@ -53,6 +72,10 @@ class Kubelet:
         self.rng.choice(possible)()
         self._count_live()
         return True
+
+    def _is_due(self, id: Id, what: str, after: timedelta) -> bool:
+        """Whether `after` has passed since this was first asked."""
+        return self._later.setdefault((id, what), self.cluster.now + after) <= self.cluster.now
 
     def _count_live(self) -> None:
         live = defaultdict(int)
@@ -71,6 +94,9 @@ class Kubelet:
             return self.cluster.collect if not pods else None
         if conditions & {"Complete", "Failed"}:
             return None
+        if not pods and (job.get("status") or {}).get("startTime"):
+            # of a pod that was deleted: with backoffLimit 0 there is no other
+            return lambda: self._fail_job(id)
         if not pods:
             return lambda: self._start_pod(job)
         pod = self.cluster.objects[pods[0]]
@@ -82,6 +108,8 @@ class Kubelet:
 
     def _start_pod(self, job: Object) -> None:
         template = job["spec"]["template"]
+        id = ("jobs", job["metadata"]["namespace"], job["metadata"]["name"])
+        self.cluster.set_status(id, {**(job.get("status") or {}), "startTime": timestamp(self.cluster.now)})
         metadata = {
             "generateName": job["metadata"]["name"] + "-0-",
             "namespace": job["metadata"]["namespace"],
@@ -89,6 +117,11 @@ class Kubelet:
             "ownerReferences": [names.owner_reference(job)],
         }
         self.cluster.put_new("pods", {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending"}})
+
+    def _fail_job(self, id: Id) -> None:
+        now = timestamp(self.cluster.now)
+        entry = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "", "lastTransitionTime": now}
+        self.cluster.set_status(id, {"conditions": [entry]})
 
     def _end_job(self, id: Id, condition: str, reason: str, pod: Id) -> None:
         now = timestamp(self.cluster.now)
@@ -106,7 +139,8 @@ class Kubelet:
         if "deletionTimestamp" in pod["metadata"] and not pod["metadata"].get("lost"):
             return lambda: self._terminate(id)
         if phase == "Pending":
-            return lambda: self._run(id)
+            has_volumes = all(claim in self.cluster.objects for claim in self._claims(pod))
+            return (lambda: self._run(id)) if has_volumes else None
         if phase == "Running" and not pod["metadata"].get("lost"):
             return lambda: self._finish(id)
         return None
@@ -180,17 +214,44 @@ class Kubelet:
 
     def _deployment(self, id: Id, live: Object) -> Callable[[], None] | None:
         replicas = live["spec"].get("replicas", 1)
-        pods = [pod for pod in self.cluster.dependents(live["metadata"]["uid"]) if pod[0] == "pods"]
         if "deletionTimestamp" in live["metadata"]:
             return None
-        if len(pods) < replicas:
+        pods = [pod for pod in self.cluster.dependents(live["metadata"]["uid"]) if pod[0] == "pods"]
+        staying = [pod for pod in pods if "deletionTimestamp" not in self.cluster.objects[pod]["metadata"]]
+        if len(staying) < replicas:
             return lambda: self._start_server(live)
-        ready = all(self.cluster.objects[pod]["status"]["phase"] == "Running" for pod in pods)
+        if len(staying) > replicas:
+            return lambda: self.cluster.delete(staying[-1])
+        ready = len([pod for pod in staying if self._answers(pod)])
         generation = live["metadata"]["generation"]
-        status = {"observedGeneration": generation, "replicas": replicas, "updatedReplicas": replicas, "availableReplicas": replicas}
-        if ready and live.get("status") != status:
+        status = {"observedGeneration": generation, "replicas": replicas, "updatedReplicas": replicas, "availableReplicas": ready}
+        if live.get("status") != status:
             return lambda: self.cluster.set_status(id, status)
         return None
+
+    def _answers(self, pod: Id) -> bool:
+        conditions = self.cluster.objects[pod]["status"].get("conditions") or []
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+    def answering(self, deployment: str) -> bool:
+        """Whether any pod of a Deployment answers at this moment."""
+        found = [live["metadata"]["uid"] for id, live in self.cluster.objects.items() if id[0] == "deployments" and id[2] == deployment]
+        return any(self._answers(pod) for uid in found for pod in self.cluster.dependents(uid) if pod[0] == "pods")
+
+    def _flap(self) -> bool:
+        pods = [id for id, live in sorted(self.cluster.objects.items()) if id[0] == "pods" and names.STAGE_LABEL not in _labels(live)]
+        up = [pod for pod in pods if self._answers(pod) and "deletionTimestamp" not in self.cluster.objects[pod]["metadata"]]
+        if not up:
+            return False
+        self.flaps -= 1
+        self._set_ready(self.rng.choice(up), "False")
+        return True
+
+    def _set_ready(self, id: Id, status: str) -> None:
+        self._later.pop((id, "ready"), None)
+        ready = {"type": "Ready", "status": status, "lastTransitionTime": timestamp(self.cluster.now)}
+        container = {"name": "server", "ready": status == "True", "restartCount": 0, "state": {"running": {}}}
+        self.cluster.set_status(id, {"phase": "Running", "conditions": [ready], "containerStatuses": [container]})
 
     def _start_server(self, deployment: Object) -> None:
         metadata = {
@@ -204,23 +265,36 @@ class Kubelet:
     def _server_pod(self, id: Id, pod: Object) -> Callable[[], None] | None:
         if "deletionTimestamp" in pod["metadata"]:
             return lambda: self.cluster.remove(id)
-        if pod["status"]["phase"] == "Pending":
-            ready = {"type": "Ready", "status": "True"}
-            container = {"name": "server", "ready": True, "restartCount": 0, "state": {"running": {}}}
-            status = {"phase": "Running", "conditions": [ready], "containerStatuses": [container]}
-            return lambda: self.cluster.set_status(id, status)
-        return None
+        if self._answers(id) or self._deployment_of(pod) in self.never_ready:
+            return None
+        waits = self.recovers_after if pod["status"]["phase"] == "Running" else timedelta()
+        return (lambda: self._set_ready(id, "True")) if self._is_due(id, "ready", waits) else None
+
+    def _deployment_of(self, pod: Object) -> str:
+        return str(next((owner["name"] for owner in pod["metadata"].get("ownerReferences") or ()), ""))
 
     def _route(self, id: Id, route: Object) -> Callable[[], None] | None:
         generation = route["metadata"]["generation"]
-        conditions = [
-            {"type": type, "status": "True", "reason": type, "message": "", "observedGeneration": generation}
-            for type in ("Accepted", "ResolvedRefs")
-        ]
-        parents = [{"parentRef": reference, "conditions": conditions} for reference in route["spec"].get("parentRefs", [])]
+        parents = [{"parentRef": reference, "conditions": self._said(route)} for reference in route["spec"].get("parentRefs", [])]
         if (route.get("status") or {}).get("parents") == parents:
             return None
+        if not self._is_due(id, f"generation {generation}", self.gateway_delay):
+            return None
         return lambda: self.cluster.set_status(id, {"parents": parents})
+
+    def _said(self, route: Object) -> list[Object]:
+        accepted = "True" if self.gateway_accepts(route) else "False"
+        return [
+            {"type": "Accepted", "status": accepted, "reason": "Accepted" if accepted == "True" else "NotAllowedByListeners", "message": ""}
+            | {"observedGeneration": route["metadata"]["generation"]},
+            {"type": "ResolvedRefs", "status": "True", "reason": "ResolvedRefs", "message": ""}
+            | {"observedGeneration": route["metadata"]["generation"]},
+        ]
+
+
+def _labels(live: Object) -> dict[str, str]:
+    labels: dict[str, str] = live["metadata"].get("labels") or {}
+    return labels
 
 
 def answer(stage: Stage, run: Object) -> StageResult:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from finetune_operator.core.names import Object
@@ -43,14 +44,27 @@ def make_cluster() -> Cluster:
     return cluster
 
 
+Meddling = Callable[["Life"], bool]
+"""What somebody else does once, at a moment that the seed chooses; False where there was nothing to do it to yet."""
+
+
 @dataclass
 class Life:
-    """Runs operator and cluster by turns, in an order that the seed chooses, until nothing moves and nothing is due soon."""
+    """Runs operator and cluster by turns, in an order that the seed chooses, until nothing moves and nothing is due soon.
+
+    `late`: how often watch events are held up. `meddling` is done in its order. With `rival` a
+    second operator works on after another took over from it, as one does whose Lease ran out while it was paused.
+    """
 
     seed: int = 0
     script: dict[Any, list[Ending]] = field(default_factory=dict)
     crash_after: int | None = None
     lose: float = 0.0
+    late: float = 0.0
+    meddling: list[Meddling] = field(default_factory=list)
+    haste: float = 0.1
+    """The chance in each turn that the next meddling is done, once it can be."""
+    rival: bool = False
     cluster: Cluster = field(default_factory=make_cluster)
     crashes: int = 0
     ends: dict[str, str] = field(default_factory=dict)
@@ -58,6 +72,7 @@ class Life:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
+        self._rival: OperatorProcess | None = None
         self.kubelet = Kubelet(self.cluster, self.rng, {stage: list(endings) for stage, endings in self.script.items()})
         if self.crash_after is not None:
             self.cluster.after = self._crash_at_write
@@ -76,14 +91,16 @@ class Life:
             self._check()
             if until is not None and until(self.cluster):
                 return operator
+            if self._meddle(self.haste):
+                continue
             try:
                 moved = await self._turn(operator)
             except Crash:
                 operator = await self._start()
                 continue
-            if not moved and not await self._advance(operator):
+            if not moved and not self._meddle(0.5) and not await self._advance(operator) and not self._meddle(1.0):
                 return operator
-        raise AssertionError(f"no end after {steps} steps: {self.status().get('conditions')}")
+        raise AssertionError(f"no end after {steps} steps at {self.cluster.now}")
 
     def _check(self) -> None:
         """What must hold at every moment, whatever went wrong before."""
@@ -102,19 +119,34 @@ class Life:
         if ended:
             self.ends[uid] = ended
 
+    def _meddle(self, chance: float) -> bool:
+        """Whether somebody else did something in this turn."""
+        if not self.meddling or self.rng.random() >= chance or not self.meddling[0](self):
+            return False
+        del self.meddling[0]
+        return True
+
     async def _start(self) -> OperatorProcess:
         while True:
-            operator = OperatorProcess(self.cluster, self.rng, self.lose)
+            self._rival = OperatorProcess(self.cluster, self.rng, self.lose, late=max(self.late, 0.5)) if self.rival else None
+            operator = OperatorProcess(self.cluster, self.rng, self.lose, late=self.late)
+            each = [process for process in (self._rival, operator) if process is not None]
+            self.cluster.watch = partial(_tell, each)
             try:
-                await operator.start()
+                for process in each:
+                    await process.start()
             except Crash:
                 continue
             return operator
 
     async def _turn(self, operator: OperatorProcess) -> bool:
+        if self._rival is not None and self.rng.random() < 0.3 and (await self._rival.one_pass() or self._rival.hear()):
+            return True
+        if operator.late and self.rng.random() < 0.3 and operator.hear():
+            return True
         if self.rng.random() < 0.5:
-            return await operator.one_pass() or self.kubelet.step()
-        return self.kubelet.step() or await operator.one_pass()
+            return await operator.one_pass() or self.kubelet.step() or operator.hear()
+        return self.kubelet.step() or await operator.one_pass() or operator.hear()
 
     async def _advance(self, operator: OperatorProcess) -> bool:
         """Time goes on to the next thing that is due, losses are found by the resync. False where nothing is due within a day."""
@@ -124,7 +156,8 @@ class Life:
                 return True
         if self.kubelet.free_lost_pods():
             return True
-        due = min(operator.due.values(), default=None)
+        moments = [*operator.due.values(), *([moment] if (moment := self.kubelet.due()) else [])]
+        due = min(moments, default=None)
         if due is None or due - self.cluster.now > timedelta(days=1):
             return False
         self.cluster.now = max(due, self.cluster.now + timedelta(seconds=1))
@@ -136,6 +169,11 @@ class Life:
 
     def condition(self, type: str, id: tuple[str, str, str] = JOB) -> Object:
         return next(condition for condition in self.status(id)["conditions"] if condition["type"] == type)
+
+
+def _tell(operators: list[OperatorProcess], type: str, live: Object) -> None:
+    for operator in operators:
+        operator.seen(type, live)
 
 
 def verdict(life: Life) -> Object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from finetune_operator.core.names import Object
 
+from tests.sim.cluster import Cluster
 from tests.sim.operator_process import OperatorProcess
-from tests.sim.scenario import NAMESPACE, Life, make_job
+from tests.sim.scenario import NAMESPACE, Life, Meddling, make_job
 
 ROUTE = ("httproutes", NAMESPACE, "bot")
 PUBLISH = {
@@ -53,18 +55,19 @@ class RolloutLife(Life):
         assert held or handing_over or not self.was_in_production, "production was vacated"
         self.was_in_production = self.was_in_production or held
 
-    def submit_both(self) -> None:
-        self.submit(make_job("first", publish=PUBLISH))
+    meddling_in_second: list[Meddling] = field(default_factory=list)
+    """What people do once the second version is on its way."""
 
-    async def run_both(self) -> OperatorProcess:
+    async def run_both(self, until: Callable[[Cluster], bool] | None = None) -> OperatorProcess:
         self.submit(make_job("first", publish=PUBLISH))
         await self.run()
         self.submit(make_job("second", publish=PUBLISH, runId="two"))
-        return await self.run()
+        self.meddling += self.meddling_in_second
+        return await self.run(until)
 
 
 def stages(life: Life) -> dict[str, str]:
-    return {id[2]: live["status"]["stage"] for id, live in life.cluster.objects.items() if id[0] == "modelversions"}
+    return {id[2]: (live.get("status") or {}).get("stage", "") for id, live in life.cluster.objects.items() if id[0] == "modelversions"}
 
 
 @cache

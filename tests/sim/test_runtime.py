@@ -34,6 +34,12 @@ class World:
         self.runtimes: dict[str, Runtime] = {}
         self.exits: dict[str, int] = {}
         self.cut_off: set[str] = set()
+        self.silent = False
+        """The API server answers nobody yet."""
+        self.forbidden: set[str] = set()
+        """Namespaces in which nothing may be listed."""
+        self.stuck: set[str] = set()
+        """What such paths end with is answered never."""
         self.writers: list[str] = []
 
     def _watch(self, type: str, live: Any) -> None:
@@ -41,23 +47,39 @@ class World:
             if live["kind"] not in ("Lease", "Secret", "EndpointSlice"):
                 runtime.seen(type, live)
 
-    async def start(self, identity: str) -> Runtime:
+    def make(self, identity: str, namespaces: tuple[str, ...] = ()) -> Runtime:
         @asynccontextmanager
         async def connect() -> AsyncIterator[Send]:
+            places = asyncio.Semaphore(8)  # as the connections of one pool are
+
             async def send(request: Request) -> Response:
+                async with places:
+                    return await answer(request)
+
+            async def answer(request: Request) -> Response:
                 await asyncio.sleep(0)
-                if identity in self.cut_off:
+                if any(request.path.endswith(end) for end in self.stuck):
+                    await asyncio.sleep(3600)
+                if identity in self.cut_off or self.silent:
                     raise ConnectionResetError("cut off")
+                if request.method == "GET" and any(f"/namespaces/{name}/" in request.path for name in self.forbidden):
+                    return Response(403, b'{"reason": "Forbidden", "message": "may not list"}')
                 if request.method != "GET" and "/leases" not in request.path:
                     self.writers.append(identity)
                 return await self.cluster.send(request)
 
             yield send
 
-        settings = Settings(namespace="system", identity=identity, status_url="https://status.system.svc:8443", resync_s=0.2)
+        settings = Settings(
+            namespace="system", identity=identity, status_url="https://status.system.svc:8443", resync_s=0.2, watch_namespaces=namespaces
+        )
         options = Options(Listening(0, "10.0.0.1", "status", "tls"), health_port=0, metrics_port=0)
         runtime = Runtime(settings, options, connect, PLANNERS, FAST, exit=lambda code: self.exits.__setitem__(identity, code))
         self.runtimes[identity] = runtime
+        return runtime
+
+    async def start(self, identity: str, namespaces: tuple[str, ...] = ()) -> Runtime:
+        runtime = self.make(identity, namespaces)
         await runtime.start()
         return runtime
 
@@ -140,6 +162,79 @@ async def test_without_its_secret_the_operator_works_on_without_progress(world: 
     await world.start("a")
     world.cluster.put_new("finetunejobs", make_job())
     await world.until(lambda: world.phase() == "Succeeded")
+
+
+async def test_an_event_about_nothing_stops_nobody(world: World) -> None:
+    odd = {"name": "odd", "namespace": "team"}
+    world.cluster.put_new("events", {"metadata": odd, "reason": "FailedCreate", "involvedObject": {"kind": "Job"}})
+    runtime = await world.start("a")
+    world.cluster.put_new("events", {"metadata": {**odd, "name": "odder"}, "reason": "FailedCreate", "involvedObject": {"kind": "Job"}})
+    world.cluster.put_new("finetunejobs", make_job())
+    await world.until(lambda: world.phase() == "Succeeded")
+    await runtime._sync.again()
+    assert world.exits == {}
+    assert runtime.store.unreadable == 0
+
+
+async def test_probes_are_answered_before_the_api_server_is(world: World) -> None:
+    world.silent = True
+    runtime = world.make("a")
+    probed: list[int] = []
+    serve = runtime._serve
+
+    async def note(port: int, routes: Any) -> None:
+        await serve(port, routes)
+        probed.append(len(routes))
+
+    runtime._serve = note  # type: ignore[method-assign]
+    starting = asyncio.create_task(runtime.start())
+    async with asyncio.timeout(10):
+        while not probed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not starting.done()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+
+
+async def test_a_forbidden_namespace_waits_and_the_others_work(world: World) -> None:
+    world.forbidden = {"closed"}
+    runtime = await world.start("a", ("team", "closed"))
+    world.cluster.put_new("finetunejobs", make_job())
+    closed = make_job()
+    world.cluster.put_new("finetunejobs", {**closed, "metadata": {**closed["metadata"], "namespace": "closed"}})
+    world.cluster.put_new("persistentvolumeclaims", {"metadata": {"name": "base", "namespace": "closed"}, "status": {"phase": "Bound"}})
+    await world.until(lambda: world.phase() == "Succeeded")
+    assert not [id for id in world.cluster.objects if id[0] == "jobs" and id[1] == "closed"], "decided without being seen"
+    assert (runtime.metrics.registry.get_sample_value("finetune_operator_unlisted") or 0) > 0
+    world.forbidden = set()
+    await world.until(lambda: bool([id for id in world.cluster.objects if id[0] == "jobs" and id[1] == "closed"]))
+
+
+async def test_a_restored_backup_ends_the_process_cleanly(world: World) -> None:
+    runtime = await world.start("a")
+    await world.until(lambda: runtime.leading)
+    backup = world.cluster.backup()
+    world.cluster.put_new("finetunejobs", make_job())
+    await world.until(lambda: world.phase() == "Training")
+    world.cluster.restore(backup)
+    await world.until(runtime.stopping.is_set)
+    assert world.exits == {}
+    assert runtime.store.get("FineTuneJob", "team", "demo") is None
+
+
+async def test_requests_that_are_never_answered_do_not_cost_the_lease(world: World) -> None:
+    runtime = await world.start("a")
+    await world.until(lambda: runtime.leading)
+    world.stuck = {"/tokenreviews", "/jobs", "/pods"}
+    tokens = [runtime._status.client.review_token(f"t{number}", "a") for number in range(50)]
+    asking = [asyncio.create_task(token) for token in tokens]
+    await asyncio.sleep(2 * FAST.lease_s)
+    assert world.exits == {}
+    assert runtime.leading
+    assert world.holder == "a"
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
 
 
 MADE = [("leases", "system", "finetune-operator"), ("endpointslices", "system", "status")]

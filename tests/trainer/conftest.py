@@ -191,6 +191,16 @@ def make_run(root: Path, base: Path, **sections: Any) -> RunSpec:
     return LocalRunSpec.model_validate(defaults)
 
 
+class RecordedProgress:
+    """What a stage reported of its progress, in order."""
+
+    def __init__(self) -> None:
+        self.reports: list[dict[str, float]] = []
+
+    def report(self, fraction: float | None = None, **metrics: float) -> None:
+        self.reports.append({"fraction": fraction or 0.0, **metrics})
+
+
 JobMaker = Callable[..., TrainedJob]
 
 

@@ -25,9 +25,10 @@ from finetune_trainer.errors import StageError
 from finetune_trainer.llama.gguf import Source, convert, quantize, read_gguf
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
+from finetune_trainer.mergeable import read_config
 from finetune_trainer.package import reference, rendering, stage
-from finetune_trainer.package.adapter import read_config, read_updates
-from finetune_trainer.package.base_model import HEAD, ModelTensors
+from finetune_trainer.package.adapter import read_updates
+from finetune_trainer.package.base_model import ModelTensors
 from finetune_trainer.package.merge import merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle
 from finetune_trainer.package.positions import AnswerRow
@@ -162,7 +163,7 @@ def merge_into(base_folder: Path, adapter: Path, target: Path, oracle_base: Path
         ModelTensors(oracle_base or base_folder) as pristine,
         TensorReader(adapter / "adapter_model.safetensors") as weights,
     ):
-        plan = plan_merge(base, read_updates(weights, config, {*base.shard_of, HEAD}), config.ties_embeddings)
+        plan = plan_merge(base, read_updates(weights, config, base.shapes, None))
         merge(base, plan, scale, target, MergeOracle(pristine, scale, 2).check, lambda share: None)
         settings = base.config | ({"tie_word_embeddings": False} if plan.unties else {})
     (target / "config.json").write_text(json.dumps(settings))

@@ -26,7 +26,7 @@ from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.loop import GuardedLoop
 from safetensors.torch import load_file
 
-from tests.trainer.conftest import JobMaker, TrainedJob, make_rows
+from tests.trainer.conftest import JobMaker, RecordedProgress, TrainedJob, make_rows
 
 MICRO_BATCHES = 10
 STEPS = 6
@@ -54,6 +54,11 @@ def assert_same_run(job: TrainedJob, oracle: TrainedJob) -> None:
     assert weights.keys() == wanted.keys()
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
     assert job.losses() == oracle.losses()
+    assert tokens_so_far(job) == tokens_so_far(oracle)
+
+
+def tokens_so_far(job: TrainedJob) -> list[float]:
+    return [row["num_tokens"] for row in job.curve() if "loss" in row]
 
 
 @contextmanager
@@ -132,6 +137,16 @@ def test_two_interruptions_at_one_step_and_periodic_saves(make_interrupted: JobM
             job.train(pod)
     job.train("pod-4")
     assert_same_run(job, undisturbed)
+
+
+def test_tokens_per_second_after_a_resume_are_those_of_this_process(make_interrupted: JobMaker) -> None:
+    job, progress = make_interrupted(), RecordedProgress()
+    with at_call(trl.SFTTrainer, "training_step", 6, send_sigterm), pytest.raises(StageError):
+        job.train("pod-0")
+    job.train("pod-1", progress)
+    rates = [report["tokens_per_second"] for report in progress.reports if "tokens_per_second" in report]
+    assert rates
+    assert all(0 < rate < 1e7 for rate in rates)
 
 
 def test_preemption_may_skip_the_save(make_interrupted: JobMaker) -> None:

@@ -14,17 +14,9 @@ from finetune_trainer.errors import StageError
 from finetune_trainer.storage import folder_digest, hash_folder
 from safetensors.torch import load_file
 
-from tests.trainer.conftest import JobMaker, TrainedJob, make_llama
+from tests.trainer.conftest import JobMaker, RecordedProgress, TrainedJob, make_llama
 
 SAVED_MODULES = {"lora": {"rank": 4, "modulesToSave": ["embed_tokens", "lm_head"]}}
-
-
-class RecordedProgress:
-    def __init__(self) -> None:
-        self.reports: list[dict[str, float]] = []
-
-    def report(self, fraction: float | None = None, **metrics: float) -> None:
-        self.reports.append({"fraction": fraction or 0.0, **metrics})
 
 
 def adapter_tensors(job: TrainedJob) -> dict[str, torch.Tensor]:

@@ -47,3 +47,16 @@ def _splits(training: Training, world_size: int) -> list[BatchSplit]:
         )
     sizes = [own] if own else [size for size in range(min(per_rank, _LARGEST_MICRO_BATCH), 0, -1) if per_rank % size == 0]
     return [BatchSplit(size, per_rank // size) for size in sizes]
+
+
+def refuse_no_batch(training: Training, samples: int, round_size: int) -> None:
+    """Errors: StageError(InvalidArgument) where batches that are not full are dropped and no other is left.
+
+    `samples`: rows, or packs of them; `round_size`: micro-batch times ranks.
+    """
+    if training.args.get("dataloader_drop_last") and samples < round_size:
+        raise StageError(
+            Reason.INVALID_ARGUMENT,
+            f"training.args.dataloader_drop_last: {samples} training samples make no whole batch of {round_size}, so nothing would be "
+            "trained; remove it, or lower training.perDeviceBatchSize",
+        )

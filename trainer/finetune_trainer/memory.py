@@ -19,9 +19,9 @@ from finetune_api.sections.quantization import QuantizationType
 from finetune_api.sections.training import Optimizer, Packing, Switch
 
 from finetune_trainer.adapters import Trainable, adapter_of
-from finetune_trainer.batches import BatchSplit, choose_split, smallest_split
+from finetune_trainer.batches import BatchSplit, choose_split, refuse_no_batch, smallest_split
 from finetune_trainer.device import ASSUMED_CPU, ASSUMED_GPU, GIB, GPUS, Device
-from finetune_trainer.model_shape import ModelShape, linear_layers
+from finetune_trainer.model_shape import ModelShape, linear_parameters
 from finetune_trainer.precision import Dtypes, choose_dtypes, shown_dtypes
 
 DEFAULT_EPOCHS = 3.0
@@ -76,13 +76,11 @@ _OPTIMIZER_BYTES = {
 
 def count_parameters(run: RunSpec, shape: ModelShape) -> Parameters:
     """How many parameters there are and how many of them train."""
-    layers = linear_layers(shape).values()
-    linear = shape.num_hidden_layers * sum(inputs * outputs * copies for inputs, outputs, copies in layers)
     trained = adapter_of(run.adapter)
     trainable = trained.count(shape)
     # What an adapter trains, saved modules too, is held beside the frozen original.
     total = shape.total_parameters + (trainable if trained.freezes_base else 0)
-    return Parameters(total, trainable, min(linear, shape.total_parameters))
+    return Parameters(total, trainable, min(linear_parameters(shape), shape.total_parameters))
 
 
 def advised_learning_rate(trained: Trainable, parameters: int, rows: int) -> float:
@@ -119,7 +117,7 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
     """What a device must hold, and the micro-batch, checkpointing, rate and steps that follow.
 
     `device` None: not seen yet; a small GPU is assumed where the run has GPUs, 4 GiB where it has none.
-    Errors: StageError(UnsupportedPrecision | UnsupportedQuantization) for types that cannot train on it; StageError(InvalidBatchSize).
+    Errors: StageError(UnsupportedPrecision | UnsupportedQuantization) for types that cannot train on it; StageError(InvalidBatchSize | InvalidArgument).
     """
     assumed = device is None
     device = device or (ASSUMED_GPU if run.gpus_per_node else ASSUMED_CPU)
@@ -134,6 +132,8 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
         return activation_bytes(shape, micro_batch * length, sizes.activation, checkpointing)
 
     split, checkpointing = _choose(run, needed, room)
+    if run.training.packing is Packing.NONE:  # how many packs there are is known when they are made
+        refuse_no_batch(run.training, statistics.rows, split.micro_batch * world_size(run))
     activations = needed(split.micro_batch, checkpointing)
     total = sum(fixed) + activations + _RUNTIME_BYTES[device.kind]
     steps = count_steps(run, statistics)

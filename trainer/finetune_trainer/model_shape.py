@@ -1,21 +1,17 @@
-"""The facts of a model's config.json and safetensors headers that sizes and plans follow from. Plain numbers, no torch."""
+"""The facts of a model's config.json and weights' headers that sizes and plans follow from. Plain numbers, no torch."""
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from finetune_api.answer import Answer
 from finetune_api.outcome import Reason
 
+from finetune_trainer.architecture import Architecture
 from finetune_trainer.errors import StageError
-
-_MAX_HEADER_BYTES = 100_000_000
-"""Source: safetensors' own limit of a header."""
+from finetune_trainer.weight_files import FLOATS, stored_tensors
 
 
 class ModelShape(Answer):
@@ -32,6 +28,17 @@ class ModelShape(Answer):
     tie_word_embeddings: bool = False
     total_parameters: int
     dtype: str = "float32"
+    built: Architecture | None = None
+    """What transformers builds of the configuration; None where that could not be told: counts are estimates then."""
+
+
+def linear_parameters(shape: ModelShape) -> int:
+    """Parameters of the layers that a 4-bit base packs: not embeddings, the output head, or experts that are one fused parameter."""
+    if shape.built is not None:
+        return sum(
+            layer.inputs * layer.outputs for layer in shape.built.layers if layer.kind == "Linear" and layer.path != shape.built.head
+        )
+    return shape.num_hidden_layers * sum(inputs * outputs * copies for inputs, outputs, copies in linear_layers(shape).values())
 
 
 def linear_layers(shape: ModelShape) -> dict[str, tuple[int, int, int]]:
@@ -82,34 +89,9 @@ def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -
 
 
 def count_parameters(folder: Path) -> tuple[int, str]:
-    """`(number of parameters, their most frequent dtype)` of a folder's model*.safetensors, from their headers alone.
-
-    Errors: StageError(InvalidModel) for a file that is no safetensors file or is cut short.
-    Source: https://github.com/huggingface/safetensors#format
-    """
+    """`(number of parameters, their most frequent type by torch's name)` of a folder's weights. Errors: see `stored_tensors`."""
     by_dtype: dict[str, int] = {}
-    for path in sorted(folder.glob("model*.safetensors")):  # beside them may lie the same weights in another layout
-        for tensor in _tensors(path):
-            by_dtype[tensor["dtype"]] = by_dtype.get(tensor["dtype"], 0) + prod(tensor["shape"])
+    for tensor in stored_tensors(folder).values():
+        by_dtype[tensor.dtype] = by_dtype.get(tensor.dtype, 0) + tensor.elements
     most = max(by_dtype, key=lambda name: by_dtype[name], default="F32")
     return sum(by_dtype.values()), FLOATS.get(most, most)
-
-
-FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types that weights may have, by safetensors' names: what can be trained on, merged into and exported."""
-
-
-def _tensors(path: Path) -> list[dict[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError("header too long")
-            header = json.loads(file.read(length))
-        tensors = [value for name, value in header.items() if name != "__metadata__"]
-        end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-        if path.stat().st_size != 8 + length + end:
-            raise ValueError("cut short")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StageError(Reason.INVALID_MODEL, f"{path.name} is not a whole safetensors file; fetch the model again") from error
-    return tensors

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.model import Dtype
-from finetune_api.sections.quantization import QuantizationType
+from finetune_api.sections.quantization import Quantization, QuantizationType
 from finetune_api.sections.training import Precision
 
 from finetune_trainer.adapters import adapter_of
@@ -43,10 +43,13 @@ def choose_dtypes(run: RunSpec, device: Device) -> Dtypes:
             Reason.UNSUPPORTED_PRECISION,
             f"model.dtype {run.model.dtype} needs training.precision of the same kind: set it to {run.model.dtype} or leave it out",
         )
-    compute = _NAMES[run.quantization.effective_nf4.compute_dtype]
-    if compute == "bfloat16" and _is_gpu_without_bfloat16(device):
-        compute = "float16"
-    return Dtypes(base=base, autocast=autocast, quantized_compute=compute)
+    return Dtypes(base=base, autocast=autocast, quantized_compute=nf4_compute(run.quantization, device))
+
+
+def nf4_compute(quantization: Quantization, device: Device) -> str:
+    """What NF4 weights are unpacked to on a device, by torch's name: as asked for, or fp16 where it has no bf16."""
+    asked = _NAMES[quantization.effective_nf4.compute_dtype]
+    return "float16" if asked == "bfloat16" and _is_gpu_without_bfloat16(device) else asked
 
 
 def shown_dtypes(run: RunSpec, dtypes: Dtypes) -> dict[str, str]:

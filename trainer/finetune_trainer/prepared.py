@@ -26,7 +26,7 @@ from finetune_api.run import RunSpec, Stage
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import RowStatistics
 from finetune_trainer.model_shape import ModelShape
-from finetune_trainer.storage import FileRecord, JobStorage, local_path, verify_files
+from finetune_trainer.storage import FileRecord, JobStorage, local_path, source_root, verify_files
 
 if TYPE_CHECKING:
     import pyarrow
@@ -104,6 +104,10 @@ class HeldOutRow(Answer):
     kind: Literal["Chat", "Completion", "Text"]
     messages: list[dict[str, object]] = []
     """The conversation up to the answer (Chat only)."""
+    tools: list[dict[str, object]] = []
+    """Functions that its assistant may call, as a client sends them."""
+    quotes_control_tokens: bool = False
+    """True where the data's own text holds control tokens: they are text here, and a server would read them."""
     prompt: str
     prompt_ids: list[int]
     answer: str
@@ -117,6 +121,8 @@ class Prepared:
     folder: Path
     model_folder: Path
     file: PreparedFile
+    model_root: Path | None = None
+    """What links in the model's folder may lead to: its claim, or anything for a path of this machine."""
 
     @property
     def model(self) -> PreparedModel:
@@ -172,7 +178,7 @@ class Prepared:
 
     def verify_model(self) -> None:
         """Hashes the base model's files again. Errors: StageError(BaseModelChanged)."""
-        problem = verify_files(self.model_folder, self.model.files)
+        problem = verify_files(self.model_folder, self.model.files, self.model_root)
         if problem:
             raise _changed(problem)
 
@@ -189,7 +195,8 @@ def load_prepared(storage: JobStorage, run: RunSpec) -> Prepared:
         path = model_folder / record.path
         if not path.is_file() or path.stat().st_size != record.bytes:
             raise _changed(f"{record.path} is not as it was")
-    return Prepared(folder, model_folder, file)
+    root = (source_root(file.model.source, run) or Path("/")) if file.model.cached is None else None
+    return Prepared(folder, model_folder, file, root)
 
 
 def _find_model(model: PreparedModel, storage: JobStorage, run: RunSpec) -> Path:

@@ -80,10 +80,13 @@ def folder_digest(records: list[FileRecord]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def verify_files(folder: Path, records: list[FileRecord]) -> str | None:
-    """The first file that is missing, cut short or changed, in words; None where all are as recorded."""
+def verify_files(folder: Path, records: list[FileRecord], root: Path | None = None) -> str | None:
+    """The first file that is missing, cut short or changed, in words; None where all are as recorded.
+
+    `root`: what links in the folder may lead to; the folder itself without it. Errors: StageError(UnsafePath) where one leads further.
+    """
     for record in records:
-        path = resolve_inside(folder, record.path)
+        path = resolve_inside(root or folder, folder.resolve() / record.path)
         if not path.is_file():
             return f"{record.path} is missing"
         if path.stat().st_size != record.bytes:
@@ -93,8 +96,8 @@ def verify_files(folder: Path, records: list[FileRecord]) -> str | None:
     return None
 
 
-def resolve_inside(root: Path, relative: str) -> Path:
-    """`root/relative`, links resolved. Errors: StageError(UnsafePath) where that leaves `root`."""
+def resolve_inside(root: Path, relative: str | Path) -> Path:
+    """`root/relative` (or a path that is absolute already), links resolved. Errors: StageError(UnsafePath) where that leaves `root`."""
     path = (root / relative).resolve()
     if not path.is_relative_to(root.resolve()):
         raise StageError(Reason.UNSAFE_PATH, f"a path leads out of {root.name}; name one inside it")
@@ -160,6 +163,30 @@ def is_whole(folder: Path, recorded: bool = False) -> bool:
         return True
     shutil.rmtree(folder)
     return False
+
+
+_PROBE_BYTES = 1 << 20
+
+
+def refuse_full(folder: Path, program: str) -> None:
+    """Tells a full disk from a program's own verdict, after it failed while it wrote below `folder`; what it left half done is still there.
+
+    Programs say so in their own words or not at all, and a quota is in no figure of the file system: a byte that cannot be written is.
+    Errors: StageError(StorageError) where nothing more can be written.
+    """
+    probe = folder / f".{uuid.uuid4().hex}"
+    try:
+        with probe.open("wb") as file:
+            file.write(b"\1" * _PROBE_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StageError(
+            Reason.STORAGE_ERROR, f"{program} could not write on: {error.strerror}; free space on the job's storage or enlarge it"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def sync_file(path: Path) -> None:
@@ -301,6 +328,12 @@ def local_path(uri: str, run: RunSpec) -> Path:
     if path is None or not path.exists():
         raise StageError(Reason.SOURCE_NOT_FOUND, f"nothing is at {uri}; check the path")
     return path
+
+
+def source_root(uri: str, run: RunSpec) -> Path | None:
+    """The folder that a source's files must not leave, links resolved: its claim's. None where nothing bounds it: a machine's own path."""
+    location = parse(uri)
+    return Path(run.claims[location.claim]) if isinstance(location, ClaimPath) and location.claim in run.claims else None
 
 
 def _path_of(location: Location, run: RunSpec) -> Path | None:

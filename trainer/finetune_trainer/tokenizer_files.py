@@ -74,9 +74,21 @@ def model_template(folder: Path) -> str | None:
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_bytes().decode()
+    own = _listed_templates(folder)
+    return own.get("default")
+
+
+def tool_use_template(folder: Path) -> str | None:
+    """The template that stands for the model's own wherever there are tools, as transformers and llama.cpp take it; None where the one
+    serves both."""
+    return None if (folder / "chat_template.jinja").is_file() else _listed_templates(folder).get("tool_use")
+
+
+def _listed_templates(folder: Path) -> dict[str, str]:
+    """Templates by name, of chat_template.json, else tokenizer_config.json; a single one is the default."""
     own = read_optional_json(folder / "chat_template.json").get("chat_template")
     own = own if own is not None else read_optional_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(own, list):
-        named = {entry.get("name"): entry.get("template") for entry in own if isinstance(entry, dict)}
-        own = named.get("default")
-    return own if isinstance(own, str) else None
+        own = {entry.get("name"): entry.get("template") for entry in own if isinstance(entry, dict)}
+    named = own if isinstance(own, dict) else {"default": own}
+    return {str(name): text for name, text in named.items() if isinstance(text, str)}

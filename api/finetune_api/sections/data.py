@@ -29,6 +29,9 @@ class Columns(Section):
     instruction: Column | None = Field(default=None, description="Column of the instruction (Alpaca). Default: instruction.")
     input: Column | None = Field(default=None, description="Column of the optional input (Alpaca). Default: input.")
     output: Column | None = Field(default=None, description="Column of the answer (Alpaca). Default: output.")
+    history: Column | None = Field(
+        default=None, description="Column of the optional earlier [question, answer] pairs (Alpaca). Default: history, where there is one."
+    )
     prompt: Column | None = Field(default=None, description="Column of the prompt (PromptCompletion). Default: prompt.")
     completion: Column | None = Field(default=None, description="Column of the completion (PromptCompletion). Default: completion.")
     text: Column | None = Field(default=None, description="Column of the text (Text). Default: text.")
@@ -76,7 +79,10 @@ class Dataset(Section):
 
 
 class Deduplicate(Section):
-    exact: bool = Field(default=True, description="Drop rows whose content was seen before, over all data sets. Default: true.")
+    exact: bool = Field(
+        default=True,
+        description="Drop rows whose content was seen before, white space around texts aside, over all data sets. Default: true.",
+    )
 
 
 class Split(Section):
@@ -102,3 +108,10 @@ class Split(Section):
 class Preparation(Section):
     deduplicate: Deduplicate = Field(default=Deduplicate(), description="Removal of repeated rows. Default: exact.")
     split: Split = Field(default=Split(), description="How rows are held out. Default: 0.8 / 0.1 / 0.1.")
+    max_dropped_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of a data set's rows that may be of no use (a broken turn order, an empty answer, one beyond training.maxLength, …) "
+        "before it is refused; duplicates do not count. Default: 0.2.",
+    )

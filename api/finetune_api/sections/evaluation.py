@@ -15,6 +15,8 @@ METRICS: dict[str, Literal["Higher", "Lower"]] = {
     "StopRate": "Higher",
 }
 """Every metric with its good direction. `<data set>/<metric>` is the metric on the test rows that a data set brought along."""
+ANSWER_CHOICES = 8
+"""Different answers among which AnswerChoice asks for the true one; chance is 1 / 8."""
 
 
 class Gate(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
+from pydantic.config import JsonDict
 
 from finetune_api.quantity import Quantity
 from finetune_api.section import ExtendedResource, ObjectName, Section, mutable
@@ -23,17 +24,43 @@ class Resources(Section):
         default="nvidia.com/gpu", description="Extended resource that names a GPU. Default: nvidia.com/gpu."
     )
     cpu: Quantity = Field(default="2", description="CPU request of the train pod, in cores. Default: 2.")
+    cpu_limit: Quantity | None = Field(
+        default=None, description="CPU limit of the pods of all stages, in cores; of none less than its request. Default: no limit."
+    )
     memory: Quantity = Field(default="8Gi", description="Memory request and limit of the train pod, in bytes. Default: 8Gi.")
     shared_memory: Quantity = Field(default="1Gi", description="Size of /dev/shm, in bytes; counts towards memory. Default: 1Gi.")
 
 
+NodeSelector = Annotated[dict[Label, LabelValue], Field(max_length=32)]
+
+Tolerations = Annotated[list[dict[str, JsonValue]], Field(max_length=32)]
+
+_FREE_ITEMS: JsonDict = {"items": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+
+_FREE: JsonDict = {"x-kubernetes-preserve-unknown-fields": True}
+
+
 class StageResources(Section):
     cpu: Quantity | None = Field(default=None, description="CPU request, in cores. Default: 1.")
+    cpu_limit: Quantity | None = Field(default=None, description="CPU limit, in cores. Default: that of spec.resources.")
     memory: Quantity | None = Field(default=None, description="Memory request and limit, in bytes. Default: 4Gi.")
+    node_selector: NodeSelector | None = Field(
+        default=None, description="Node labels that the stage's pod requires; {} for none. Default: those of spec.scheduling."
+    )
+    tolerations: Tolerations | None = Field(
+        default=None,
+        description="Tolerations of the stage's pod, as in a Pod; [] for none. Default: those of spec.scheduling.",
+        json_schema_extra=_FREE_ITEMS,
+    )
+    affinity: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="Affinity of the stage's pod, as in a Pod; {} for none. Default: that of spec.scheduling.",
+        json_schema_extra=_FREE,
+    )
 
 
 class Stages(Section):
-    """Resources of the stages that take no GPU."""
+    """Resources of the stages that take no GPU. Without a word of their own they run where train may run, for the volume's sake."""
 
     prepare: StageResources = Field(default=StageResources(), description="Resources of the prepare stage. Default: 1 core, 4Gi.")
     package: StageResources = Field(default=StageResources(), description="Resources of the package stage. Default: 1 core, 4Gi.")
@@ -44,18 +71,16 @@ class Scheduling(Section):
     priority_class_name: ObjectName | None = Field(
         default=None, description="PriorityClass of the pods. No default.", json_schema_extra=mutable()
     )
-    node_selector: Annotated[dict[Label, LabelValue], Field(max_length=32)] = Field(
-        default={}, description="Node labels that the train pod requires. Default: none."
-    )
-    tolerations: Annotated[list[dict[str, JsonValue]], Field(max_length=32)] = Field(
+    node_selector: NodeSelector = Field(default={}, description="Node labels that the pods of all stages require. Default: none.")
+    tolerations: Tolerations = Field(
         default=[],
-        description="Tolerations of the train pod, as in a Pod. Default: none.",
-        json_schema_extra={"items": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+        description="Tolerations of the pods of all stages, as in a Pod. Default: none.",
+        json_schema_extra=_FREE_ITEMS,
     )
     affinity: dict[str, JsonValue] | None = Field(
         default=None,
-        description="Affinity of the train pod, as in a Pod. No default.",
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+        description="Affinity of the pods of all stages, as in a Pod. No default.",
+        json_schema_extra=_FREE,
     )
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of the train pod, such as nvidia. No default.")
 

@@ -41,7 +41,7 @@ app.kubernetes.io/component: operator
   verbs: [patch]
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, patch, delete] # patch: labels that somebody took away
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create] # create: dry runs only, so that admission answers before a Job exists

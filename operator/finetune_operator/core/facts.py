@@ -26,6 +26,20 @@ class ClaimFact:
     phase: str = "Pending"
     access_modes: tuple[str, ...] = ()
     deleting: bool = False
+    storage_class: str = ""
+
+
+@dataclass(frozen=True)
+class NodeFact:
+    """A node by its label kubernetes.io/hostname, and what it can give to pods in all."""
+
+    host: str
+    allocatable: Mapping[str, str]
+
+
+def number(text: str | None) -> int:
+    """A label's number; 0 where it is missing or none: whoever may edit an object may write anything there."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def conditions_of(status: Mapping[str, Any]) -> dict[str, Object]:
@@ -52,4 +66,11 @@ def claim_fact(claim: Object) -> ClaimFact:
         phase=claim.get("status", {}).get("phase", "Pending"),
         access_modes=tuple(claim.get("spec", {}).get("accessModes", [])),
         deleting="deletionTimestamp" in metadata,
+        storage_class=claim.get("spec", {}).get("storageClassName") or "",
     )
+
+
+def node_fact(node: Object) -> NodeFact:
+    metadata = node["metadata"]
+    host = (metadata.get("labels") or {}).get("kubernetes.io/hostname") or metadata["name"]
+    return NodeFact(host, (node.get("status") or {}).get("allocatable") or {})

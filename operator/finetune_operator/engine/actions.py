@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from finetune_api.outcome import Reason
@@ -77,9 +78,10 @@ class Actor:
 
     async def refresh(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """The object as it is now, also put into the store: for where the store was seen to be stale."""
+        asked = self.store.moment
         live = await self.client.find(resource, namespace, name)
         if live is not None:
-            self._tell(self.store.put(live))
+            self._tell(self.store.put(live, read_after=asked))
         else:
             uid = self.store.uid(resource.kind, namespace, name)
             if uid:
@@ -89,10 +91,12 @@ class Actor:
     async def _create(self, action: Create) -> Done:
         body = action.body
         if action.dry_run_pod is not None:
-            await self.client.create(action.dry_run_pod, dry_run=True)
+            with suppress(AlreadyExists):  # a stranger's pod has the name that the dry run uses
+                await self.client.create(action.dry_run_pod, dry_run=True)
         self._fence()
         try:
             self._learn(await self.client.create(body))
+            log.info("%s %s was created", body["kind"], body["metadata"]["name"], extra={"namespace": body["metadata"]["namespace"]})
         except AlreadyExists:
             return await self._settle(body)
         return True
@@ -101,13 +105,30 @@ class Actor:
         """The name is taken: by our own object (a write whose answer was lost, a stale store), its dying predecessor, or a stranger."""
         resource = resource_of(body["apiVersion"], body["kind"])
         metadata = body["metadata"]
+        asked = self.store.moment
         live = await self.client.find(resource, metadata["namespace"], metadata["name"])
         if live is None:
             raise Stale
         if is_ours(live, body):
-            self._tell(self.store.put(live))
+            self._tell(self.store.put(live, read_after=asked))
+            await self._relabel(resource, live, body)
             return True
-        return stranger_problem(live)
+        return stranger_problem(live, body)
+
+    async def _relabel(self, resource: Resource, live: Object, wanted: Object) -> None:
+        """Puts back labels of an own object that somebody took away: without them no watch tells of it, and no pass finds it."""
+        metadata, labels = live["metadata"], wanted["metadata"].get("labels") or {}
+        if not resource.label_selector or contains(metadata.get("labels") or {}, labels):
+            return
+        patch = {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"], "labels": labels}}
+        self._fence()
+        log.warning(
+            "labels of %s %s were taken away and are put back", live["kind"], metadata["name"], extra={"namespace": metadata["namespace"]}
+        )
+        try:
+            self._learn(await self.client.merge_patch(resource, metadata["namespace"], metadata["name"], patch))
+        except (Conflict, NotFound) as error:
+            raise Stale from error
 
     async def _apply(self, action: Apply) -> Done:
         body = _marked(action.body)
@@ -115,7 +136,7 @@ class Actor:
         live = self.store.get(body["kind"], metadata["namespace"], metadata["name"])
         if live is not None:
             if not is_ours(live, body):
-                return stranger_problem(live)
+                return stranger_problem(live, body)
             body = _yielding(body, live, action.yields)
             if contains(live, body) and not action.exactly:
                 return False
@@ -127,7 +148,7 @@ class Actor:
         except (Conflict, NotFound) as error:
             found = await self.refresh(resource, metadata["namespace"], metadata["name"])
             if found is not None and not is_ours(found, body):
-                return stranger_problem(found)
+                return stranger_problem(found, body)
             raise Stale from error
         self._learn(answer)
         return live is None or answer["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]
@@ -140,6 +161,7 @@ class Actor:
         self._fence()
         name = Name(action.kind, action.namespace, action.name)
         try:
+            log.info("%s %s is deleted", action.kind, action.name, extra={"namespace": action.namespace})
             answer = await self.client.delete(resource, action.namespace, action.name, uid=action.uid, propagation=action.propagation)
         except NotFound:
             self._tell(self.store.forget(name, action.uid))
@@ -203,13 +225,19 @@ def _equal(live: Object, wanted: Object, key: str) -> bool:
     return bool(wanted.get(key)) and live.get(key) == wanted[key]
 
 
-def stranger_problem(live: Object) -> ActionProblem:
+def stranger_problem(live: Object, wanted: Object) -> ActionProblem:
     name = name_of(live)
-    if "deletionTimestamp" in live["metadata"]:
+    if "deletionTimestamp" in live["metadata"] or _is_of_a_former_owner(live, wanted):
         message = f"{name.kind} {name.name} of a former owner is still being deleted"
         return _problem(name.kind, name.name, Reason.WAITING_FOR_PREVIOUS_OWNER, message)
     message = f"{name.kind} {name.name} exists and was not made by this operator for this object; delete or rename it"
     return _problem(name.kind, name.name, Reason.NOT_OWNED, message)
+
+
+def _is_of_a_former_owner(live: Object, wanted: Object) -> bool:
+    """An object of the owner's name had it before and is gone, as names are unique: the garbage collector has not come by yet."""
+    names_of = [[(owner["kind"], owner["name"]) for owner in one["metadata"].get("ownerReferences") or ()] for one in (live, wanted)]
+    return bool(names_of[0]) and set(names_of[0]) <= set(names_of[1])
 
 
 def problem_of(action: Action, error: ApiError) -> ActionProblem:
@@ -217,6 +245,10 @@ def problem_of(action: Action, error: ApiError) -> ActionProblem:
         kind, name = action.body["kind"], action.body["metadata"]["name"]
     else:
         kind, name = action.kind, action.name
+    return problem_about(kind, name, error)
+
+
+def problem_about(kind: str, name: str, error: ApiError) -> ActionProblem:
     return _problem(kind, name, _reason(error), error.message)
 
 

@@ -34,6 +34,7 @@ class _State(Collector):
             f"{_PREFIX}_queue_oldest_seconds", "Seconds since the key that waits or runs for longest began to.", self._queue.oldest_s
         )
         yield GaugeMetricFamily(f"{_PREFIX}_store_objects", "Objects held in memory.", len(self._store))
+        yield GaugeMetricFamily(f"{_PREFIX}_store_unreadable", "Objects put aside because they cannot be read.", self._store.unreadable)
         yield GaugeMetricFamily(f"{_PREFIX}_store_synced", "1 once every watched kind was listed.", float(self._store.synced))
         yield self._by_phase(f"{_PREFIX}_finetunejobs", "FineTuneJobs by phase.", "phase", names.FINETUNEJOB)
         yield self._by_phase(f"{_PREFIX}_modelversions", "ModelVersions by stage.", "stage", names.MODELVERSION)
@@ -78,6 +79,12 @@ class Metrics:
         self.events_dropped = Counter(f"{_PREFIX}_events_dropped", "Kubernetes Events that were not posted.", registry=self.registry)
         self.progress_reports = Counter(
             f"{_PREFIX}_progress_reports", "Progress reports of pods by HTTP status code.", ["code"], registry=self.registry
+        )
+        self.progress_refused = Counter(
+            f"{_PREFIX}_progress_refused", "Connections of pods that were closed at once, as there were too many.", registry=self.registry
+        )
+        self.unlisted = Gauge(
+            f"{_PREFIX}_unlisted", "Watched kinds, by namespace, that may not be listed: what needs them waits.", registry=self.registry
         )
         self.resync_corrections = Counter(
             f"{_PREFIX}_resync_corrections",

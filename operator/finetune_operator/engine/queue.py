@@ -17,6 +17,8 @@ FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
 LONGEST_RETRY_AFTER_S = 120.0
 TOUCHED_BACKOFF_S = 1.0
+_STALE_ENTRIES = 64
+"""So many more entries than keys a heap may hold until it is made anew."""
 _FREE_REPEATS = 8
 """Passes in a row that may each ask for another at once; more of them are a sign that two writers disagree."""
 
@@ -42,8 +44,13 @@ class _Waiting:
     heap: list[tuple[float, Key]] = field(default_factory=list)
 
     def set(self, key: Key, moment: float) -> None:
+        if self.due.get(key) == moment:
+            return
         self.due[key] = moment
         heapq.heappush(self.heap, (moment, key))
+        if len(self.heap) > 2 * len(self.due) + _STALE_ENTRIES:
+            self.heap = [(moment, key) for key, moment in self.due.items()]
+            heapq.heapify(self.heap)
 
     def clear(self, key: Key) -> None:
         self.due.pop(key, None)
@@ -70,6 +77,8 @@ class Queue:
         self._touched: set[Key] = set()
         self._rechecks = _Waiting()
         self._backoffs = _Waiting()
+        self._asked: dict[Key, float] = {}
+        """Until when the API server asked to be left alone about a key, in monotonic seconds: no event cuts that short."""
         self._failures: dict[Key, int] = {}
         self._repeats: dict[Key, int] = {}
         self._changed = asyncio.Event()
@@ -79,7 +88,8 @@ class Queue:
         if key in self._running:
             self._touched.add(key)
         elif key in self._backoffs.due:
-            self._backoffs.set(key, min(self._backoffs.due[key], self._monotonic() + TOUCHED_BACKOFF_S))
+            soon = max(self._monotonic() + TOUCHED_BACKOFF_S, self._asked.get(key, 0.0))
+            self._backoffs.set(key, min(self._backoffs.due[key], soon))
             self._changed.set()
         elif key not in self._ready:
             self._ready[key] = self._monotonic()
@@ -123,6 +133,7 @@ class Queue:
             if self._ready:
                 key = next(iter(self._ready))
                 del self._ready[key]
+                self._asked.pop(key, None)
                 self._rechecks.clear(key)
                 self._running[key] = self._monotonic()
                 return key
@@ -157,7 +168,10 @@ class Queue:
 
     def _back_off(self, key: Key, count: int, at_least_s: float | None) -> None:
         delay = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(count - 1, 16)) * random.uniform(0.8, 1.0)
-        self._backoffs.set(key, self._monotonic() + max(delay, min(at_least_s or 0.0, LONGEST_RETRY_AFTER_S)))
+        asked_s = min(at_least_s or 0.0, LONGEST_RETRY_AFTER_S)
+        if asked_s:
+            self._asked[key] = self._monotonic() + asked_s
+        self._backoffs.set(key, self._monotonic() + max(delay, asked_s))
 
     def _wake(self) -> None:
         now = self._monotonic()

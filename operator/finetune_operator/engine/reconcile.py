@@ -14,6 +14,7 @@ from finetune_operator.engine.actions import Actor, Done, NotLeading, Stale, pro
 from finetune_operator.engine.metrics import Metrics
 from finetune_operator.engine.queue import Outcome
 from finetune_operator.engine.recorder import Recorder
+from finetune_operator.engine.refusals import Refusals
 from finetune_operator.engine.store import Key
 from finetune_operator.engine.world import World
 from finetune_operator.kube.errors import ApiError, Retryable, Unreachable
@@ -52,6 +53,9 @@ class Reconciler:
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     _failures: dict[Key, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._refusals = Refusals(lambda: self.now())
+
     async def reconcile(self, key: Key) -> Outcome:
         """One pass. Raises NotLeading: this replica must not write any more."""
         with self.metrics.passes.labels(key.kind).time():
@@ -69,16 +73,17 @@ class Reconciler:
                 return Outcome(failed=True)
             except Exception:
                 self.metrics.pass_errors.labels(key.kind, "Bug").inc()
-                log.exception("pass failed", extra={"key": "/".join(key)})
+                log.exception("pass failed", extra=_about(key))
                 return Outcome(failed=True)
 
     async def _pass(self, key: Key) -> Outcome:
         work = await self._plan(key)
         if work is None:
-            self.world.problems.pop(key, None)
+            self._remember(key, ())
+            self._failures.pop(key, None)
             return Outcome()
         if work.status_first and self._differing(work):
-            written = await self._write_statuses(work)
+            written = await self._write_statuses(key, work)
             return Outcome(again=written, recheck_at=work.recheck_at)
         before = self.world.problems.get(key, ())
         acted, problems = await self._act(key, work.actions)
@@ -87,8 +92,9 @@ class Reconciler:
             # the status must tell what just happened; what else this plan wants is for the next pass
             replanned = await self._plan(key)
             work = replanned if replanned and not replanned.status_first else work
-        written = await self._write_statuses(work)
-        return Outcome(again=acted or written or problems != before, failed=bool(problems), recheck_at=work.recheck_at)
+        written = await self._write_statuses(key, work)
+        moments = [moment for moment in (work.recheck_at, self._refusals.until(key)) if moment is not None]
+        return Outcome(again=acted or written or problems != before, failed=bool(problems), recheck_at=min(moments, default=None))
 
     async def _plan(self, key: Key) -> Work | None:
         return await self.planners[key.kind](key, self.world, self.now())
@@ -125,21 +131,29 @@ class Reconciler:
 
     async def _do(self, key: Key, action: Action) -> Done:
         """An action; a failure of the API server itself is worth a condition only when it lasts, and no answer at all never is."""
+        held = self._refusals.problem(key, action)
+        if held:
+            return held
+        asked_s = None
         try:
-            return await self.actor.do(action)
+            done = await self.actor.do(action)
         except Unreachable:
             raise
         except Retryable as error:
             self._failures[key] = self._failures.get(key, 0) + 1
             if self._failures[key] < _FAILURES_TOLD:
                 raise
-            return problem_of(action, error)
+            done, asked_s = problem_of(action, error), error.retry_after_s
+        if isinstance(done, ActionProblem):
+            self._refusals.hold(key, action, done, asked_s)
+        return done
 
     def _remember(self, key: Key, problems: tuple[ActionProblem, ...]) -> None:
         if problems:
             self.world.problems[key] = problems
         else:
             self.world.problems.pop(key, None)
+            self._refusals.forget(key)
 
     def _differing(self, work: Work) -> dict[str, Object]:
         """Merge patches of the statuses that differ from the live ones, by name, in the plan's order."""
@@ -150,18 +164,35 @@ class Reconciler:
         }
         return {name: patch for name, patch in patches.items() if patch}
 
-    async def _write_statuses(self, work: Work) -> bool:
+    async def _write_statuses(self, key: Key, work: Work) -> bool:
         """True where any was written."""
         patches = self._differing(work)
         for name, patch in patches.items():
             live = await self.actor.write_status(work.subjects[name], patch)
             if merge_patch(live.get("status") or {}, without_nulls(work.statuses[name])):
                 log.error("the API server changed a status that was written: is the CRD older than the operator?", extra={"object": name})
+            _log_phase(key, name, work)
         for name, event in work.events:
             if name in patches:
                 self.recorder.record(work.subjects[name], event)
+                log.info("%s %s: %s: %s", key.kind, name, event.reason, event.message, extra=_about(key))
         return bool(patches)
 
     def _failed(self, key: Key, reason: str, message: str) -> None:
         self.metrics.pass_errors.labels(key.kind, reason).inc()
-        log.warning("pass not finished: %s: %s", reason, message, extra={"key": "/".join(key)})
+        log.warning("pass not finished: %s: %s", reason, message, extra=_about(key))
+
+
+def _log_phase(key: Key, name: str, work: Work) -> None:
+    before, after = (_shown(status) for status in (work.subjects[name].get("status"), work.statuses[name]))
+    if before != after:
+        log.info("%s %s is %s (was %s)", key.kind, name, after, before or "new", extra=_about(key))
+
+
+def _shown(status: Object | None) -> str:
+    """What people see of a status: a job's phase, a version's stage."""
+    return str((status or {}).get("phase") or (status or {}).get("stage") or "")
+
+
+def _about(key: Key) -> dict[str, str]:
+    return {"key": "/".join(key)}

@@ -6,14 +6,17 @@ Objects are kept as JSON text and decoded on reading: a tenth of the memory of d
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.kube.resources import AUTOSCALER, REFUSAL
+
+log = logging.getLogger(__name__)
 
 MODEL = "Model"
 """Kind of the key under which all versions of a model are planned."""
@@ -46,6 +49,8 @@ class _Record:
     """Hash of everything but the resourceVersion: tells a change from an echo."""
     keys: tuple[Key, ...]
     phase: str
+    moment: int
+    """The store's `moment` at which it was learnt."""
 
 
 class Store:
@@ -56,24 +61,35 @@ class Store:
         self._records: dict[Name, _Record] = {}
         self._by_key: defaultdict[Key, set[Name]] = defaultdict(set)
         self._by_kind: defaultdict[str, set[Name]] = defaultdict(set)
-        self._gone: OrderedDict[str, int] = OrderedDict()
+        self._gone: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._newest: dict[str, int] = {}
         self._phases: Counter[tuple[str, str]] = Counter()
+        self.moment = 0
+        """Counts what was learnt: of two facts the one with the higher moment came in later, whatever their resourceVersions."""
+        self.unreadable = 0
+        """Objects that were put aside because no reader here was made for what they hold."""
 
-    def put(self, live: Object) -> set[Key]:
+    def put(self, live: Object, *, read_after: int | None = None) -> set[Key]:
         """Keys that this state concerns; empty where it is old news, or differs in nothing that a pass looks at.
 
         A state older than the one known is dropped (watches, LISTs and answers to own writes overtake each other), also when the
-        one known was of another uid or is deleted by now.
+        one known was of another uid or is deleted by now. With `read_after` (a `moment`) it is what the API server answered to a
+        read that was sent then: what was known before that gives way, be its version higher (a restored backup) or be it gone (an
+        object that lost the label by which it is watched).
         """
         metadata = live["metadata"]
         name = name_of(live)
         version = int(metadata["resourceVersion"])
         before = self._records.get(name)
-        if before is not None and before.resource_version >= version:
+        if before is not None and before.resource_version >= version and not _gives_way(before.moment, read_after):
             return set()
-        if self._gone.get(metadata["uid"], -1) >= version:
+        gone_at, gone_in = self._gone.get(metadata["uid"], (-1, 0))
+        if gone_at >= version and not _gives_way(gone_in, read_after):
             return set()
-        record = _record(live, version)
+        self._gone.pop(metadata["uid"], None)
+        self.moment += 1
+        self._newest[name.kind] = max(version, self._newest.get(name.kind, 0))
+        record = self._read(live, version)
         self._remove(name)
         self._records[name] = record
         self._by_kind[name.kind].add(name)
@@ -88,7 +104,9 @@ class Store:
         """Keys concerned by an object that is gone; a later object of the same name stays. `version` is that of its deletion."""
         before = self._records.get(name)
         last = version if version is not None else (before.resource_version if before and before.uid == uid else 0)
-        self._gone[uid] = max(last, self._gone.pop(uid, 0))
+        self.moment += 1
+        self._gone[uid] = max(last, self._gone.pop(uid, (0, 0))[0]), self.moment
+        self._newest[name.kind] = max(last, self._newest.get(name.kind, 0))
         if len(self._gone) > _TOMBSTONES:
             self._gone.popitem(last=False)
         if before is None or before.uid != uid:
@@ -99,6 +117,17 @@ class Store:
     def deleted(self, last: Object) -> set[Key]:
         """`forget` of an object as a DELETED event carries it."""
         return self.forget(name_of(last), last["metadata"]["uid"], int(last["metadata"]["resourceVersion"]))
+
+    def newest(self, kind: str) -> int:
+        """The highest resourceVersion that anything of a kind was seen with, deletions included."""
+        return self._newest.get(kind, 0)
+
+    def rewind(self, kind: str) -> None:
+        """Takes resourceVersions of a kind for nothing: the API server's history went back. What is listed next counts."""
+        self._newest.pop(kind, None)
+        self._gone.clear()
+        for name in self._by_kind.get(kind, ()):
+            self._records[name] = replace(self._records[name], resource_version=0)
 
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
         record = self._records.get(Name(kind, namespace, name))
@@ -143,6 +172,19 @@ class Store:
     def __len__(self) -> int:
         return len(self._records)
 
+    def _read(self, live: Object, version: int) -> _Record:
+        """An object that no reader was made for concerns nobody: one of them must not stop the work on all others."""
+        try:
+            return _record(live, version, self.moment)
+        except Exception:
+            self.unreadable += 1
+            log.exception(
+                "%s %s cannot be read and is left aside", live["kind"], name_of(live).name, extra={"object": "/".join(name_of(live))}
+            )
+            metadata = {key: live["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+            bare = {"apiVersion": live["apiVersion"], "kind": live["kind"], "metadata": metadata}
+            return _Record(metadata["uid"], version, json.dumps(bare), 0, (), "", self.moment)
+
     def _remove(self, name: Name) -> None:
         record = self._records.pop(name, None)
         if record is None:
@@ -154,6 +196,10 @@ class Store:
             if not members:
                 del self._by_key[key]
         self._phases[name.kind, record.phase] -= 1
+
+
+def _gives_way(learnt_at: int, read_after: int | None) -> bool:
+    return read_after is not None and learnt_at <= read_after
 
 
 def name_of(live: Object) -> Name:
@@ -168,8 +214,8 @@ def keys_of(live: Object) -> tuple[Key, ...]:
     if live["kind"] == names.FINETUNEJOB:
         return (Key(names.FINETUNEJOB, namespace, metadata["name"]),)
     if live["kind"] == names.MODELVERSION:
-        spec = live.get("spec", {})
-        job = spec.get("lineage", {}).get("jobRef")
+        spec = live.get("spec") or {}
+        job = (spec.get("lineage") or {}).get("jobRef")
         return (
             Key(MODEL, namespace, spec.get("model", "")),
             *((Key(names.FINETUNEJOB, namespace, job),) if job else ()),
@@ -179,8 +225,9 @@ def keys_of(live: Object) -> tuple[Key, ...]:
         model = model_of(str(target.get("name", ""))) if target.get("kind") == "Deployment" else ""
         return (Key(MODEL, namespace, model),) if model else ()
     if live["kind"] == REFUSAL.kind:
-        job = job_of_refusal(live["involvedObject"]["name"])
-        return (Key(names.FINETUNEJOB, namespace, job),) if job else ()
+        # whoever may write Events may leave any of this out
+        about = job_of_refusal((live.get("involvedObject") or {}).get("name") or "")
+        return (Key(names.FINETUNEJOB, namespace, about),) if about else ()
     found = [
         *([Key(names.FINETUNEJOB, namespace, labels[names.JOB_LABEL])] if labels.get(names.JOB_LABEL) else []),
         *([Key(MODEL, namespace, labels[names.MODEL_LABEL])] if labels.get(names.MODEL_LABEL) else []),
@@ -206,14 +253,14 @@ def job_of_refusal(stage_job: str) -> str | None:
     return job if job and stage and attempt.isdigit() else None
 
 
-def _record(live: Object, version: int) -> _Record:
+def _record(live: Object, version: int, moment: int) -> _Record:
     slim = slimmed(live)
     metadata = slim["metadata"]
     text = json.dumps(slim, separators=(",", ":"))
     content = json.dumps({**slim, "metadata": {**metadata, "resourceVersion": ""}}, separators=(",", ":"))
     status = slim.get("status") or {}
     phase = str(status.get("phase") or status.get("stage") or "")
-    return _Record(metadata["uid"], version, text, hash(content), keys_of(slim), phase)
+    return _Record(metadata["uid"], version, text, hash(content), keys_of(slim), phase, moment)
 
 
 def _decoded(record: _Record) -> Object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from finetune_api.finetunejob import ATTEMPTS_KEPT, AttemptRecord, ConditionType, CurrentAttempt, FineTuneJobSpec, ProgressStatus
 from finetune_api.outcome import Reason
@@ -11,17 +12,20 @@ from finetune_api.status import timestamp
 
 from finetune_operator.core.names import stage_job_name
 from finetune_operator.core.plan import Create
+from finetune_operator.core.refusal import REFUSED_S
+from finetune_operator.finetunejob import obstacles
 from finetune_operator.finetunejob.draft import Draft
-from finetune_operator.finetunejob.evidence import absorb, summary
+from finetune_operator.finetunejob.evidence import absorb, hear, stands_still, summary
 from finetune_operator.finetunejob.observed import JobFact, PodFact
 from finetune_operator.finetunejob.policies import progress as progress_policy
 from finetune_operator.finetunejob.policies import retry
 from finetune_operator.finetunejob.policies.deadline import active_seconds
-from finetune_operator.finetunejob.policies.trouble import Trouble, stopping, trouble_of
+from finetune_operator.finetunejob.policies.trouble import trouble_of
 from finetune_operator.finetunejob.resources.run_spec import StageRequest, images_of
 from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 from finetune_operator.finetunejob.status import CONDITION
 
+_ASKED_LONG_AGO = timedelta(seconds=REFUSED_S)
 _PENDING: dict[Stage, Reason] = {
     Stage.PREPARE: Reason.PREPARED_PENDING,
     Stage.TRAIN: Reason.TRAINED_PENDING,
@@ -82,7 +86,7 @@ def _run_stage(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> 
     if fact and fact.state == "Complete":
         return _complete(draft, spec, attempt, fact)
     if spec.suspend:
-        return _suspend(draft, attempt.stage, fact)
+        return suspend(draft, attempt.stage)
     _resume(draft)
     if fact and fact.state == "Failed":
         return _failed(draft, spec, attempt, fact)
@@ -115,16 +119,18 @@ def _unreadable(stage: Stage, pod: PodFact) -> str:
     )
 
 
-def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
+def suspend(draft: Draft, stage: Stage) -> bool:
     """The attempt's Job is deleted, not suspended: a queue would un-suspend it. What was saved is found again at the next start."""
-    if fact and (fact.state == "Active" or fact.deleting):
+    hear(draft, stage)
+    stands_still(draft)
+    if draft.live_jobs or draft.alive_pods or any(job.deleting for job in draft.observed.jobs):
         if draft.reason_was(ConditionType.SUSPENDED) != Reason.SUSPENDING:
-            _record(draft, fact, retry.ended(Reason.SUSPENDED, ""))
-        draft.stop(fact)
+            record_stopped(draft, Reason.SUSPENDED)
+        for job in draft.live_jobs:
+            draft.stop(job)
         draft.set(ConditionType.SUSPENDED, "False", Reason.SUSPENDING, "pods are saving their work")
-        if (result := retry.answer(fact)) is not None:
-            absorb(draft, result)
-        _mind_lost_nodes(draft, fact)
+        draft.set(CONDITION[stage], "False", Reason.SUSPENDING, f"stage {stage} is being stopped for spec.suspend and saves its work")
+        obstacles.mind_pods_that_stay(draft)
         return True
     if not draft.is_true(ConditionType.SUSPENDED):
         draft.status.active_seconds = active_seconds(draft.status, draft.now)
@@ -136,12 +142,10 @@ def _suspend(draft: Draft, stage: Stage, fact: JobFact | None) -> bool:
     return True
 
 
-def _mind_lost_nodes(draft: Draft, fact: JobFact) -> None:
-    for trouble in (stopping(pod, draft.now) for pod in fact.pods if pod.deleting):
-        if trouble.lasts_at:
-            draft.recheck(trouble.lasts_at)
-        else:
-            draft.stalled = (trouble.reason, trouble.message)
+def record_stopped(draft: Draft, reason: Reason) -> None:
+    """Attempts that are about to be stopped, which they are not to blame for."""
+    for job in draft.live_jobs:
+        _record(draft, job, retry.ended(reason, ""))
 
 
 def _resume(draft: Draft) -> None:
@@ -156,16 +160,19 @@ def _failed(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt, fact: 
     if outcome.result:
         absorb(draft, outcome.result)
     failures = attempt.failures + (1 if outcome.counted else 0)
+    interrupted = retry.interruptions(attempt.interruptions or 0, outcome, fact, draft.now)
     _record(draft, fact, outcome)
+    stands_still(draft)
     if outcome.final:
         return Failure(stage, outcome.reason, outcome.message)
     if failures >= spec.recovery.max_attempts:
         return Failure(stage, outcome.reason, f"{outcome.message} (attempt {failures} of {spec.recovery.max_attempts})")
-    wait = retry.backoff(failures if outcome.counted else 0)
+    wait = retry.backoff(failures if outcome.counted else 0, interrupted)
     following = CurrentAttempt(
         stage=stage,
         number=attempt.number + 1,
         failures=failures,
+        interruptions=interrupted or None,
         not_before=draft.now + wait if wait else None,
         report=True if attempt.report and outcome.reason != Reason.STAGE_MISSING else None,
     )
@@ -194,19 +201,41 @@ def _record(draft: Draft, fact: JobFact, outcome: retry.Outcome) -> None:
 def _create(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> bool:
     if attempt.not_before and attempt.not_before > draft.now:
         draft.recheck(attempt.not_before)
+        obstacles.mind_interruptions(draft, attempt)
         return True
-    others = [job for job in draft.live_jobs if job.attempt != attempt.number or job.stage != attempt.stage]
-    if others:  # at most one live attempt: an older one goes first
-        for job in others:
-            draft.stop(job)
+    if obstacles.another_goes_first(draft, attempt):
         return True
+    if obstacles.lacks_its_template(draft, spec, attempt.stage) or obstacles.lacks_its_claim(draft, spec, CONDITION[attempt.stage]):
+        return True
+    _drop_oldest(draft, attempt)
     images = draft.before.images or images_of(spec, draft.settings)
     request = StageRequest(attempt.stage, attempt.number, images.trainer, report=bool(attempt.report))
     body = make_stage_job(spec, draft.job, request, draft.observed, draft.settings)
-    draft.actions.append(Create(body, make_dry_run_pod(body)))
+    draft.actions.append(Create(body, None if _was_asked_just_now(draft, attempt) else make_dry_run_pod(body)))
+    _tell_refusal(draft, attempt.stage, body["metadata"]["name"])
     if attempt.progress_seen:  # of a pod that was suspended
         draft.status.attempt = attempt.model_copy(update={"progress_seen": None})
     return True
+
+
+def _was_asked_just_now(draft: Draft, attempt: CurrentAttempt) -> bool:
+    """The pods of all stages were, before the start."""
+    since = draft.now - draft.status.start_time if draft.status.start_time else _ASKED_LONG_AGO
+    return attempt.stage is Stage.PREPARE and attempt.number == 1 and since < _ASKED_LONG_AGO and not draft.observed.problems
+
+
+def _tell_refusal(draft: Draft, stage: Stage, name: str) -> None:
+    """The stage is not under way while the API server refuses its Job or pod."""
+    refused = next((problem for problem in draft.observed.problems if (problem.kind, problem.name) == ("Job", name)), None)
+    if refused:
+        draft.set(CONDITION[stage], "False", refused.reason, f"stage {stage} cannot start: {refused.message}")
+
+
+def _drop_oldest(draft: Draft, attempt: CurrentAttempt) -> None:
+    """A stage that is interrupted for days leaves no more Jobs than status tells of."""
+    for job in draft.observed.jobs:
+        if job.stage == attempt.stage and job.attempt <= attempt.number - ATTEMPTS_KEPT:
+            draft.stop(job)
 
 
 # --------------------------------------------------------------------------------------------------------------- while it runs
@@ -214,26 +243,13 @@ def _create(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> boo
 
 def _wait(draft: Draft, attempt: CurrentAttempt, fact: JobFact) -> None:
     stage = attempt.stage
-    trouble = trouble_of(fact, draft.now)
+    trouble = trouble_of(fact, draft.observed, draft.now)
     if trouble:
-        _tell(draft, stage, trouble)
+        obstacles.tell(draft, CONDITION[stage], trouble)
         return
     if draft.status_of(CONDITION[stage]) != "False" or draft.reason_was(CONDITION[stage]) != Reason.RUNNING:
         draft.set(CONDITION[stage], "False", Reason.RUNNING, f"stage {stage} is under way")
     _take_progress(draft, attempt)
-
-
-def _tell(draft: Draft, stage: Stage, trouble: Trouble) -> None:
-    """The stage says at once what it waits for, in the words it was first seen with; Stalled says it when it lasts."""
-    if trouble.lasts_at and trouble.lasts_at > draft.now:
-        if draft.reason_was(CONDITION[stage]) != trouble.reason:
-            draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
-        draft.recheck(trouble.lasts_at)
-        return
-    if draft.reason_was(ConditionType.STALLED) != trouble.reason:
-        draft.event(trouble.reason, trouble.message, warning=True)
-    draft.stalled = (trouble.reason, trouble.message)
-    draft.set(CONDITION[stage], "False", trouble.reason, trouble.message)
 
 
 def _take_progress(draft: Draft, attempt: CurrentAttempt) -> None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.arguments import argument_findings
+from finetune_api.arguments import training_findings
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.outcome import Reason
+from finetune_api.run import Stage
 from finetune_api.uri import ClaimPath
 from pydantic import ValidationError
 
 from finetune_operator.core.names import Object, version_name
+from finetune_operator.core.refusal import is_quota, never_fits
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
-from finetune_operator.finetunejob.resources.run_spec import source_claims
+from finetune_operator.finetunejob.policies.digest import template_text
+from finetune_operator.finetunejob.policies.refusal import field_of
+from finetune_operator.finetunejob.resources.run_spec import StageRequest, images_of, source_claims
+from finetune_operator.finetunejob.resources.stage_job import make_stage_job
+
+ANNOTATIONS_BYTES = 256 * 1024
+"""Source: k8s.io/apimachinery, TotalAnnotationSizeLimitB."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ def parse(spec: Any) -> FineTuneJobSpec | Finding:
 
 
 def training_arguments_are_known(subject: Subject) -> Iterator[Finding]:
-    for key, problem in argument_findings(dict(subject.spec.training.args)):
+    for key, problem in training_findings(subject.spec.training):
         yield Finding(Reason.INVALID_ARGUMENT, f"spec.training.args.{key}: {problem}")
 
 
@@ -73,11 +82,23 @@ def claims_exist(subject: Subject) -> Iterator[Finding]:
         if fact is None:
             yield Finding(
                 Reason.CLAIM_NOT_FOUND,
-                f"{field}: there is no PersistentVolumeClaim {name} in this namespace; create it, the job goes on by itself",
+                f"{field}: there is no PersistentVolumeClaim {name} in this namespace; create it or name another one, the job goes on by itself",
                 passing=True,
             )
         elif fact.deleting:
             yield Finding(Reason.CLAIM_NOT_FOUND, f"{field}: PersistentVolumeClaim {name} is being deleted", passing=True)
+
+
+def storage_class_exists(subject: Subject) -> Iterator[Finding]:
+    template = subject.spec.storage.persistent_volume_claim
+    if template and subject.observed.storage_class_missing:
+        yield Finding(
+            Reason.STORAGE_CLASS_NOT_FOUND,
+            f"spec.storage.persistentVolumeClaim.storageClassName: there is no StorageClass {template.storage_class_name}; name one that is there "
+            "(kubectl get storageclass), leave it out for the cluster's default, or create it (volumes made by hand need one as well, "
+            "with provisioner kubernetes.io/no-provisioner)",
+            passing=True,
+        )
 
 
 def chat_template_exists(subject: Subject) -> Iterator[Finding]:
@@ -89,15 +110,47 @@ def chat_template_exists(subject: Subject) -> Iterator[Finding]:
     if data is None:
         yield Finding(
             Reason.CONFIG_MAP_NOT_FOUND,
-            f"{field}: there is no ConfigMap {reference.name}; create it, the job goes on by itself",
+            f"{field}: there is no ConfigMap {reference.name} in this namespace; create it or name another one, the job goes on by itself",
             passing=True,
         )
     elif reference.key not in data:
         yield Finding(
             Reason.CONFIG_MAP_NOT_FOUND,
-            f"{field}: ConfigMap {reference.name} has no key {reference.key}; add it, the job goes on by itself",
+            f"{field}: ConfigMap {reference.name} has no key {reference.key}; add it or name one of {', '.join(sorted(data)[:5]) or 'another'}, the job goes on by itself",
             passing=True,
         )
+
+
+def run_fits_into_annotations(subject: Subject) -> Iterator[Finding]:
+    """The run travels in an annotation, and all of a pod's together are bounded."""
+    text = template_text(subject.spec, subject.observed.config_maps)
+    # escaped, a character takes at most six bytes
+    if 6 * (len(json.dumps(subject.job.get("spec"))) + len(text or "")) < ANNOTATIONS_BYTES // 2:
+        return
+    request = StageRequest(Stage.PREPARE, 1, images_of(subject.spec, subject.settings).trainer)
+    body = make_stage_job(subject.spec, subject.job, request, subject.observed, subject.settings)
+    annotations = body["spec"]["template"]["metadata"]["annotations"]
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in annotations.items())
+    if size <= ANNOTATIONS_BYTES:
+        return
+    reference = subject.spec.model.chat_template.config_map
+    if reference is None or not text:
+        message = f"spec: the run and spec.podMetadata.annotations take {size} bytes, and a pod's annotations hold {ANNOTATIONS_BYTES}; shorten them"
+        yield Finding(Reason.INVALID_SPEC, message)
+        return
+    message = (
+        f"spec.model.chatTemplate.configMap: key {reference.key} of ConfigMap {reference.name} holds {len(text.encode())} bytes; with the rest "
+        f"of the run that is {size}, and a pod's annotations hold {ANNOTATIONS_BYTES}: shorten the template, its comments first"
+    )
+    yield Finding(Reason.CONFIG_MAP_TOO_LARGE, message, passing=True)
+
+
+def pods_are_accepted(subject: Subject) -> Iterator[Finding]:
+    for stage, problem in subject.observed.refused_pods.items():
+        if is_quota(problem.message) and not never_fits(problem.message):
+            continue  # another pod has the room now: the stage itself will wait for it
+        message = f"{field_of(Stage(stage), problem.message)}: the pod of stage {stage} is refused: {problem.message}"
+        yield Finding(problem.reason, message, passing=True)
 
 
 def older_job_exists(subject: Subject) -> Iterator[Finding]:
@@ -105,7 +158,7 @@ def older_job_exists(subject: Subject) -> Iterator[Finding]:
     if resume and subject.observed.older_job is None:
         yield Finding(
             Reason.OLDER_JOB_NOT_FOUND,
-            f"spec.resumeFrom.jobName: there is no FineTuneJob {resume.job_name} in this namespace",
+            f"spec.resumeFrom.jobName: there is no FineTuneJob {resume.job_name} in this namespace; name one that is there, or leave resumeFrom out",
             passing=True,
         )
 
@@ -125,9 +178,12 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     training_arguments_are_known,
     images_are_allowed,
     claims_exist,
+    storage_class_exists,
     chat_template_exists,
+    run_fits_into_annotations,
     older_job_exists,
     version_is_free,
+    pods_are_accepted,
 )
 
 

@@ -14,9 +14,10 @@ from finetune_operator.core.conditions import Condition, Status
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, Delete, Event, Plan
 from finetune_operator.core.settings import Settings
-from finetune_operator.finetunejob.observed import JobFact, Observed
+from finetune_operator.finetunejob.observed import JobFact, Observed, PodFact
 from finetune_operator.finetunejob.policies import progress
 from finetune_operator.finetunejob.policies.phase import phase_of
+from finetune_operator.finetunejob.status import CONDITION
 
 
 @dataclass
@@ -74,13 +75,20 @@ class Draft:
     def live_jobs(self) -> list[JobFact]:
         return [job for job in self.observed.jobs if job.state == "Active"]
 
+    @property
+    def alive_pods(self) -> list[PodFact]:
+        """Pods that may still write to the storage, whatever became of their Jobs."""
+        of_jobs = [pod for job in self.observed.jobs if job.state != "Complete" for pod in job.pods]
+        return [pod for pod in (*of_jobs, *self.observed.orphans) if pod.alive]
+
     def plan(self) -> Plan:
         self._set_reconciling()
+        self._set_succeeded()
         status, generation = self.status, self.job["metadata"].get("generation", 0)
         shown = [self._conditions[type] for type in ConditionType if type is not ConditionType.PUBLISHED or self._publishes()]
         status.observed_generation = generation
         status.conditions = conditions.merge(self.before.conditions, shown, generation, self.now)
-        status.display = progress.display(status.progress)
+        status.display = progress.display(status.progress, ended=self.status_of(ConditionType.SUCCEEDED) != "Unknown")
         status.phase = phase_of(status)
         return Plan(
             status=status.wire(),
@@ -103,6 +111,23 @@ class Draft:
             self.set(ConditionType.RECONCILING, "True", self.reconciling)
         else:
             self.set(ConditionType.RECONCILING, "False", self.stalled[0] if self.stalled else Reason.SETTLED)
+
+    def _set_succeeded(self) -> None:
+        """Until the end it says what the run is at, or what it waits for: columns show its reason."""
+        if self.status_of(ConditionType.SUCCEEDED) == "Unknown":
+            self.set(ConditionType.SUCCEEDED, "Unknown", *self._at_present())
+
+    def _at_present(self) -> tuple[str, str]:
+        """(reason, message)"""
+        if self.stalled:
+            return self.stalled
+        attempt, suspended = self.status.attempt, self._conditions[ConditionType.SUSPENDED]
+        if suspended.status == "True":
+            return suspended.reason, suspended.message
+        if attempt and self.status_of(CONDITION[attempt.stage]) == "False":
+            stage = self._conditions[CONDITION[attempt.stage]]
+            return stage.reason, stage.message
+        return self.reconciling or Reason.WAITING, ""
 
 
 def _carried(type: ConditionType, old: ConditionStatus | None) -> Condition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_api.answer import MemoryPlan, StageResult
+from finetune_api.answer import MemoryPlan, StageResult, read_answer
 from finetune_api.finetunejob import WARNINGS_KEPT, ProgressStatus, StageWarning
 from finetune_api.outcome import Reason
 from finetune_api.run import Stage
@@ -67,3 +67,23 @@ def _warn(draft: Draft, stage: Stage, messages: list[str]) -> None:
         if len(told) < WARNINGS_KEPT and warning.message not in {known.message for known in told}:
             draft.status.warnings = [*told, warning]
             draft.event(Reason.STAGE_WARNING, f"stage {stage}: {message}", warning=True)
+
+
+def hear(draft: Draft, stage: Stage) -> None:
+    """What pods of the stage that are being removed said when they ended: above all which checkpoint they saved."""
+    removed = sorted((job for job in draft.observed.jobs if job.deleting), key=lambda job: job.attempt)
+    pods = [*(pod for job in removed for pod in job.pods), *draft.observed.orphans]
+    for result in (read_answer(pod.message) for pod in pods if pod.message and not pod.alive):
+        if result and result.stage is stage and not _is_old_news(draft, result):
+            absorb(draft, result)
+
+
+def _is_old_news(draft: Draft, result: StageResult) -> bool:
+    known = draft.status.checkpoint
+    return bool(known and result.checkpoint and result.checkpoint.step < known.step)
+
+
+def stands_still(draft: Draft) -> None:
+    """Without a pod that works there is no time at which it will be done."""
+    if draft.status.progress:
+        draft.status.progress = draft.status.progress.model_copy(update={"eta_seconds": None})

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from finetune_api.finetunejob import ConditionType, FineTuneJobSpec, FineTuneJobStatus
 from finetune_api.progress import TrainerStatus
+from finetune_api.quantity import amount_of
+from finetune_api.run import Stage
+from finetune_api.section import digest_of
 
 from finetune_operator.core import names
 from finetune_operator.core.conditions import find, moment, parse_timestamp
-from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, unschedulable
+from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, number, unschedulable
 from finetune_operator.core.names import Object
+from finetune_operator.core.plan import ActionProblem
+from finetune_operator.core.refusal import steady
 from finetune_operator.core.unreadable import Unreadable
 from finetune_operator.engine.store import MODEL, Key
 from finetune_operator.engine.world import World
 from finetune_operator.finetunejob import checks
 from finetune_operator.finetunejob.observed import JobFact, Observed, OlderJob, PodFact, VersionFact
-from finetune_operator.finetunejob.resources.run_spec import source_claims, storage_claim
-from finetune_operator.finetunejob.resources.stage_job import CONTAINER
+from finetune_operator.finetunejob.policies.room import small_hosts
+from finetune_operator.finetunejob.policies.trouble import waits_for_a_volume
+from finetune_operator.finetunejob.resources.pod_resources import largest_request
+from finetune_operator.finetunejob.resources.run_spec import StageRequest, images_of, source_claims, storage_claim
+from finetune_operator.finetunejob.resources.stage_job import CONTAINER, make_dry_run_pod, make_stage_job, shape_of
 from finetune_operator.finetunejob.status import read_status
-from finetune_operator.kube.resources import CLAIM, CONFIGMAP, JOB, MODELVERSION, POD, REFUSAL
+from finetune_operator.kube.resources import CLAIM, CONFIGMAP, JOB, MODELVERSION, POD, REFUSAL, STORAGECLASS
 
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
@@ -29,22 +39,28 @@ async def observe(job: Object, world: World) -> Observed:
     """Facts about a job. Reads beside the store: what the spec names, cached, and nothing once the job has ended."""
     metadata = job["metadata"]
     key = Key(names.FINETUNEJOB, metadata["namespace"], metadata["name"])
-    jobs = _job_facts(world, key, metadata["uid"])
+    jobs, orphans = _job_facts(world, key, metadata["uid"]), _orphans(world, key, metadata["uid"])
     spec, status = checks.parse(job.get("spec") or {}), read_status(job)
     if isinstance(spec, checks.Finding) or isinstance(status, Unreadable) or _has_ended(status):
-        return Observed(jobs=jobs, problems=world.problems.get(key, ()))
-    return Observed(
+        return Observed(jobs=jobs, orphans=orphans, problems=world.problems.get(key, ()))
+    claims = await _claims(spec, job, status, world)
+    observed = Observed(
         jobs=jobs,
-        claims=_own_claims(world, key, metadata["uid"])
-        | (await _named_claims(spec, metadata["namespace"], world) if status.start_time is None else {}),
-        config_maps=await _config_maps(spec, metadata["namespace"], world),
+        orphans=orphans,
+        claims=claims,
+        config_maps=await _config_maps(spec, status, jobs, metadata["namespace"], world),
         versions=_versions(spec, metadata["namespace"], world),
         older_job=_older_job(spec, metadata["namespace"], world),
         progress=_progress(key, jobs, world),
         largest_node_gpus=await _largest_node(spec, world),
+        shares_one_node=_shares_one_node(spec),
+        small_hosts=await _small_hosts(spec, status, claims, world),
+        storage_class_missing=await _storage_class_missing(spec, status, world),
+        claim_words=await _claim_words(claims, jobs, metadata["namespace"], world),
         status_ca=world.status_ca(),
         problems=world.problems.get(key, ()),
     )
+    return replace(observed, refused_pods=await _refused_pods(spec, job, observed, world)) if status.start_time is None else observed
 
 
 def _has_ended(status: FineTuneJobStatus) -> bool:
@@ -58,8 +74,18 @@ def _has_ended(status: FineTuneJobStatus) -> bool:
 def _job_facts(world: World, key: Key, uid: str) -> tuple[JobFact, ...]:
     pods = world.store.of(key, POD.kind)
     refusals = world.store.of(key, REFUSAL.kind)
-    own = [live for live in world.store.of(key, JOB.kind) if _controller(live) == uid]
+    own = _own_jobs(world, key, uid)
     return tuple(job_fact(live, [pod for pod in pods if _controller(pod) == live["metadata"]["uid"]], refusals) for live in own)
+
+
+def _own_jobs(world: World, key: Key, uid: str) -> list[Object]:
+    return [live for live in world.store.of(key, JOB.kind) if _controller(live) == uid]
+
+
+def _orphans(world: World, key: Key, uid: str) -> tuple[PodFact, ...]:
+    owners = {live["metadata"]["uid"] for live in _own_jobs(world, key, uid)}
+    own = [pod for pod in world.store.of(key, POD.kind) if (pod["metadata"].get("labels") or {}).get(names.JOB_UID_LABEL) == uid]
+    return tuple(pod_fact(pod) for pod in own if _controller(pod) not in owners)
 
 
 def _controller(live: Object) -> str | None:
@@ -78,7 +104,7 @@ def job_fact(live: Object, pods: Iterable[Object], refusals: Iterable[Object]) -
         name=metadata["name"],
         uid=metadata["uid"],
         stage=labels.get(names.STAGE_LABEL, ""),
-        attempt=int(labels.get(names.ATTEMPT_LABEL, "0")),
+        attempt=number(labels.get(names.ATTEMPT_LABEL)),
         state="Complete" if "Complete" in ended else "Failed" if failed else "Active",
         created_at=parse_timestamp(metadata["creationTimestamp"]),
         finished_at=moment(status.get("completionTime") or end.get("lastTransitionTime")),
@@ -102,7 +128,7 @@ def pod_fact(pod: Object) -> PodFact:
         uid=metadata["uid"],
         phase=cast(Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"], status.get("phase", "Pending")),
         node=(pod.get("spec") or {}).get("nodeName"),
-        index=int((metadata.get("labels") or {}).get(_INDEX_LABEL, "0")),
+        index=number((metadata.get("labels") or {}).get(_INDEX_LABEL)),
         waiting=_waiting([*(status.get("initContainerStatuses") or []), *containers]),
         unschedulable=words or None,
         unschedulable_since=since,
@@ -112,6 +138,7 @@ def pod_fact(pod: Object) -> PodFact:
         disruption=disrupted.get("reason") if disrupted.get("status") == "True" else None,
         deleting="deletionTimestamp" in metadata,
         gone_by=moment(metadata.get("deletionTimestamp")),
+        began=any(set(container.get("state") or {}) & {"running", "terminated"} for container in containers),
     )
 
 
@@ -127,16 +154,69 @@ def _refusal(uid: str, refusals: Iterable[Object]) -> str | None:
     """The Job controller's last words on why it cannot create a pod."""
     own = [refusal for refusal in refusals if refusal["involvedObject"].get("uid") == uid]
     last = max(own, key=lambda refusal: str(refusal.get("lastTimestamp") or refusal.get("eventTime") or ""), default=None)
-    return str(last.get("message", "")) if last else None
+    return steady(str(last.get("message", ""))) if last else None
 
 
 # ------------------------------------------------------------------------------------------------------- what the spec names
+
+
+async def _claims(spec: FineTuneJobSpec, job: Object, status: FineTuneJobStatus, world: World) -> dict[str, ClaimFact | None]:
+    """Those that users named until prepare is done, and the job's own. That one is gone is believed after a look by its name only."""
+    metadata = job["metadata"]
+    key = Key(names.FINETUNEJOB, metadata["namespace"], metadata["name"])
+    named = {} if _is_prepared(status) else await _named_claims(spec, metadata["namespace"], world)
+    claims = named | _own_claims(world, key, metadata["uid"])
+    template = spec.storage.persistent_volume_claim
+    name = storage_claim(spec, job)
+    if template and template.size and status.first_pod_time and name not in claims:
+        # afresh: one that a person restored without our label is in no watch, and its owners are about to be changed
+        found = await world.lookups.read(CLAIM, metadata["namespace"], name)
+        claims[name] = claim_fact(found) if found else None
+    return claims
+
+
+def _is_prepared(status: FineTuneJobStatus) -> bool:
+    prepared = find(status.conditions, ConditionType.PREPARED)
+    return prepared is not None and prepared.status == "True"
 
 
 def _own_claims(world: World, key: Key, uid: str) -> dict[str, ClaimFact | None]:
     claims = world.store.of(key, CLAIM.kind)
     own = [claim for claim in claims if (claim["metadata"].get("labels") or {}).get(names.JOB_UID_LABEL) == uid]
     return {claim["metadata"]["name"]: claim_fact(claim) for claim in own}
+
+
+async def _claim_words(claims: Mapping[str, ClaimFact | None], jobs: Iterable[JobFact], namespace: str, world: World) -> dict[str, str]:
+    """Why claims have no volume, where a pod waits for one."""
+    if not any(waits_for_a_volume(pod) for job in jobs for pod in job.pods):
+        return {}
+    pending = [name for name, claim in claims.items() if claim and claim.phase == "Pending"]
+    return {name: words for name in pending if (words := await world.lookups.last_warning(CLAIM.kind, namespace, name))}
+
+
+async def _storage_class_missing(spec: FineTuneJobSpec, status: FineTuneJobStatus, world: World) -> bool:
+    template = spec.storage.persistent_volume_claim
+    if status.start_time or template is None or template.storage_class_name is None:
+        return False
+    return await world.lookups.find_cluster_wide(STORAGECLASS, template.storage_class_name) is None
+
+
+def _shares_one_node(spec: FineTuneJobSpec) -> bool:
+    template = spec.storage.persistent_volume_claim
+    return bool(template and template.size and "ReadWriteMany" not in template.access_modes)
+
+
+async def _small_hosts(
+    spec: FineTuneJobSpec, status: FineTuneJobStatus, claims: Mapping[str, ClaimFact | None], world: World
+) -> tuple[str, ...]:
+    template = spec.storage.persistent_volume_claim
+    claim = claims.get(template.claim_name or "") if template else None
+    is_bound_elsewhere = bool(template and template.claim_name) and (claim is None or claim.phase == "Bound")
+    if _is_prepared(status) or is_bound_elsewhere or (claim and "ReadWriteMany" in claim.access_modes):
+        return ()
+    if not _shares_one_node(spec) and claim is None:
+        return ()
+    return small_hosts(largest_request(spec), await world.lookups.nodes() or ())
 
 
 async def _named_claims(spec: FineTuneJobSpec, namespace: str, world: World) -> dict[str, ClaimFact | None]:
@@ -147,12 +227,48 @@ async def _named_claims(spec: FineTuneJobSpec, namespace: str, world: World) -> 
     return {name: claim_fact(claim) if claim else None for name, claim in found.items()}
 
 
-async def _config_maps(spec: FineTuneJobSpec, namespace: str, world: World) -> dict[str, Mapping[str, str] | None]:
+async def _config_maps(
+    spec: FineTuneJobSpec, status: FineTuneJobStatus, jobs: Iterable[JobFact], namespace: str, world: World
+) -> dict[str, Mapping[str, str] | None]:
+    """As they are until the start; then the text that the run was started with, until prepare has made use of it."""
     reference = spec.model.chat_template.config_map
     if reference is None:
         return {}
+    if status.start_time is None:
+        found = await world.lookups.read(CONFIGMAP, namespace, reference.name)
+        return {reference.name: (found.get("data") or {}) if found else None}
+    if status.chat_template_digest and _is_prepared(status):
+        return {}
     found = await world.lookups.find(CONFIGMAP, namespace, reference.name)
-    return {reference.name: (found.get("data") or {}) if found else None}
+    data: Mapping[str, str] | None = (found.get("data") or {}) if found else None
+    if status.chat_template_digest and digest_of((data or {}).get(reference.key)) != status.chat_template_digest:
+        text = await _text_of_an_earlier_pod(status.chat_template_digest, jobs, namespace, world)
+        data = {reference.key: text} if text is not None else None
+    return {reference.name: data}
+
+
+async def _text_of_an_earlier_pod(digest: str, jobs: Iterable[JobFact], namespace: str, world: World) -> str | None:
+    for job in jobs:
+        live = await world.lookups.find(JOB, namespace, job.name) if job.stage == Stage.PREPARE else None
+        template = ((live or {}).get("spec") or {}).get("template") or {}
+        run = json.loads((template.get("metadata") or {}).get("annotations", {}).get(names.RUN_ANNOTATION, "{}"))
+        if digest_of(run.get("chatTemplateText")) == digest:
+            return str(run["chatTemplateText"])
+    return None
+
+
+async def _refused_pods(spec: FineTuneJobSpec, job: Object, observed: Observed, world: World) -> Mapping[str, ActionProblem]:
+    """The pods of all stages are asked for before the start, once nothing else is wrong."""
+    if checks.findings(checks.Subject(spec, job, observed, world.settings)):
+        return {}
+    image = images_of(spec, world.settings).trainer
+    pods = {
+        stage.value: make_dry_run_pod(make_stage_job(spec, job, StageRequest(stage, 1, image), observed, world.settings)) for stage in Stage
+    }
+    first_alike = {shape_of(pod): stage for stage, pod in reversed(pods.items())}
+    key = Key(names.FINETUNEJOB, job["metadata"]["namespace"], job["metadata"]["name"])
+    refused = await world.admission.refused(key, {stage: pods[stage] for stage in sorted(first_alike.values(), key=list(pods).index)})
+    return {stage: refused[alike] for stage, pod in pods.items() if (alike := first_alike[shape_of(pod)]) in refused}
 
 
 def _versions(spec: FineTuneJobSpec, namespace: str, world: World) -> tuple[VersionFact, ...]:
@@ -198,5 +314,6 @@ def _progress(key: Key, jobs: Iterable[JobFact], world: World) -> TrainerStatus 
 
 
 async def _largest_node(spec: FineTuneJobSpec, world: World) -> int | None:
-    resources = spec.resources
-    return await world.lookups.largest_node(resources.gpu_resource_name) if resources.gpus_per_node else None
+    nodes = await world.lookups.nodes() if spec.resources.gpus_per_node else None
+    name = spec.resources.gpu_resource_name
+    return max((int(amount_of(node.allocatable.get(name, "0")) or 0) for node in nodes), default=0) if nodes is not None else None

@@ -34,6 +34,12 @@ class PodFact:
     deleting: bool = False
     gone_by: datetime | None = None
     """The end of its grace, where it is being deleted."""
+    began: bool = True
+    """Whether a container of it ever ran."""
+
+    @property
+    def alive(self) -> bool:
+        return self.phase not in ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class OlderJob:
 class Observed:
     jobs: tuple[JobFact, ...] = ()
     """Stage Jobs whose controller is this job (by uid)."""
+    orphans: tuple[PodFact, ...] = ()
+    """Pods of this job (by its uid) whose stage Job is gone: it was deleted by hand, and they may still run."""
     claims: Mapping[str, ClaimFact | None] = field(default_factory=dict)
     """Claims that the spec names or that carry this job's uid label; None: looked for and not there."""
     config_maps: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)
@@ -91,9 +99,19 @@ class Observed:
     older_job: OlderJob | None = None
     progress: TrainerStatus | None = None
     """The newest report of the present attempt's pod."""
+    shares_one_node: bool = False
+    """The job's own claim can be used on one node at a time: where prepare binds it, all other stages run."""
+    small_hosts: tuple[str, ...] = ()
+    """While the claim may not be bound yet: host names of nodes that could not hold each stage; empty where none could, or is known."""
+    storage_class_missing: bool = False
+    """Before the start: the StorageClass that the spec names is known not to be there."""
+    claim_words: Mapping[str, str] = field(default_factory=dict)
+    """Why a claim has no volume, in the words of its last Warning Event, where a pod waits for it."""
     largest_node_gpus: int | None = None
     """Most GPUs any node offers of the spec's resource; None: not known."""
     status_ca: str = ""
     """CA certificate (PEM) of the progress endpoint."""
+    refused_pods: Mapping[str, ActionProblem] = field(default_factory=dict)
+    """Before the start: the stages whose pods the API server would refuse now, and why."""
     problems: tuple[ActionProblem, ...] = ()
     """Actions of earlier passes that could not be done."""

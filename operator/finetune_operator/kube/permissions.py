@@ -17,7 +17,7 @@ TENANTS: Rules = {
         "finetunejobs/status": ("patch",),
         "modelversions/status": ("patch",),
     },
-    "batch": {"jobs": (*_WATCH, "create", "delete")},
+    "batch": {"jobs": (*_WATCH, "create", "patch", "delete")},  # patch: labels that somebody took away
     "": {
         "pods": (*_WATCH, "create"),  # create: dry runs only
         "persistentvolumeclaims": (*_WATCH, "create", "patch"),
@@ -36,6 +36,7 @@ TENANTS: Rules = {
 CLUSTER: Rules = {
     "authentication.k8s.io": {"tokenreviews": ("create",)},
     "": {"nodes": ("list",)},
+    "storage.k8s.io": {"storageclasses": ("get",)},
 }
 
 OWN_NAMESPACE: Rules = {

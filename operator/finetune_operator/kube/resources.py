@@ -54,9 +54,11 @@ AUTOSCALER = Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpo
 REFUSAL = Resource("v1", "Event", "events", field_selector="involvedObject.kind=Job,reason=FailedCreate")
 """Why the Job controller could not create a pod (quota, Pod Security): told nowhere else."""
 
+CORE_EVENT = Resource("v1", "Event", "events")
 CONFIGMAP = Resource("v1", "ConfigMap", "configmaps")
 SECRET = Resource("v1", "Secret", "secrets")
 NODE = Resource("v1", "Node", "nodes", namespaced=False)
+STORAGECLASS = Resource("storage.k8s.io/v1", "StorageClass", "storageclasses", namespaced=False)
 LEASE = Resource("coordination.k8s.io/v1", "Lease", "leases")
 ENDPOINTSLICE = Resource("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 EVENT = Resource("events.k8s.io/v1", "Event", "events")

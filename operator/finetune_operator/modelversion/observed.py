@@ -202,7 +202,7 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
     return DeploymentFact(
         name=metadata["name"],
         uid=metadata["uid"],
-        image=spec["template"]["spec"]["containers"][0]["image"],
+        image=spec["template"]["spec"]["containers"][0].get("image", ""),
         replicas=replicas,
         available=available,
         ready=seen and complete and available > 0,

@@ -22,6 +22,7 @@ from finetune_operator.kube.release import Owners
 from finetune_operator.status_server.certificates import Keys, load_into, server_context
 from finetune_operator.status_server.endpoint import make_endpoint_slice
 from finetune_operator.status_server.keystore import KeyStore
+from finetune_operator.status_server.listener import Listener
 from finetune_operator.status_server.server import StatusServer
 from finetune_operator.status_server.tokens import Tokens
 
@@ -88,14 +89,17 @@ class StatusService:
         server = StatusServer(tokens, self.store, self.reports, self.metrics, self.leading)
         runner = web.AppRunner(server.application(), access_log=None)
         await runner.setup()
+        assert runner.server is not None
+        listener = Listener(runner.server, self.listening.port, context, self.metrics.progress_refused.inc)
+        listener.start()
         try:
-            await web.TCPSite(runner, port=self.listening.port, ssl_context=context).start()
             await self._announce()
             self._show(keys)
             while True:
                 await asyncio.sleep(self.settings.resync_s)
                 await self._refresh(keystore, context)
         finally:
+            await listener.stop()
             await runner.cleanup()
 
     async def _refresh(self, keystore: KeyStore, context: SSLContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
@@ -10,10 +11,14 @@ from dataclasses import dataclass, field
 
 from finetune_operator.core.names import Object
 from finetune_operator.kube.client import Client
+from finetune_operator.kube.errors import Retryable
 
 _GOOD_S = 60.0
 _BAD_S = 10.0
 _REMEMBERED = 4096
+_AT_ONCE = 4
+_WAITING = 64
+"""Those under way included."""
 _POD_UID = "authentication.kubernetes.io/pod-uid"
 
 
@@ -33,6 +38,8 @@ class Tokens:
     audience: str
     monotonic: Callable[[], float] = time.monotonic
     _known: OrderedDict[str, tuple[float, Identity | None]] = field(default_factory=OrderedDict)
+    _reviews: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
+    _waiting: int = 0
 
     async def identify(self, token: str, namespace: str, job: str) -> Identity | None:
         """Who holds a token for this very job; None where it is not valid for it. Raises ApiError."""
@@ -41,12 +48,23 @@ class Tokens:
         known = self._known.get(digest)
         if known and self.monotonic() < known[0]:
             return known[1]
-        identity = _identity(await self.client.review_token(token, audience), audience)
+        identity = _identity(await self._review(token, audience), audience)
         self._known[digest] = (self.monotonic() + (_GOOD_S if identity else _BAD_S), identity)
         self._known.move_to_end(digest)
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return identity
+
+    async def _review(self, token: str, audience: str) -> Object:
+        """Few at a time: everything else that this process asks the API server must get through as well."""
+        if self._waiting >= _WAITING:
+            raise Retryable("too many tokens wait for their review")
+        self._waiting += 1
+        try:
+            async with self._reviews:
+                return await self.client.review_token(token, audience)
+        finally:
+            self._waiting -= 1
 
 
 def _identity(review: Object, audience: str) -> Identity | None:

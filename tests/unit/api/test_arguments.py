@@ -7,13 +7,15 @@ import sys
 from typing import Any, get_args
 
 import pytest
-from finetune_api.arguments import OWNED, argument_findings, schema
+from finetune_api.arguments import OWNED, argument_findings, schema, training_findings
 from finetune_api.run import RunSpec
 from finetune_api.section import Section
+from finetune_api.sections.adapter import Adapter
 from finetune_api.sections.checkpoints import Checkpoints
 from finetune_api.sections.data import Dataset
 from finetune_api.sections.method import Method
 from finetune_api.sections.model import Model
+from finetune_api.sections.quantization import Quantization
 from finetune_api.sections.training import Training
 
 
@@ -34,7 +36,6 @@ def finding(name: str, value: Any) -> str | None:
         ("tf32", None),
         ("tf32", True),
         ("optim_args", None),
-        ("optim_target_modules", ["a", "b"]),
         ("lr_scheduler_kwargs", {"num_cycles": 2}),
         ("loss_type", "dft"),
         ("train_sampling_strategy", "sequential"),
@@ -122,8 +123,70 @@ def test_the_dangerous_ones_are_owned() -> None:
     } - {"full_determinism"} <= OWNED.keys()  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("torch_dtype", "model.dtype"),
+        ("evaluation_strategy", "training.evalEverySteps"),
+        ("max_seq_length", "training.maxLength"),
+        ("per_gpu_train_batch_size", "training.perDeviceBatchSize"),
+        ("no_cuda", "resources.gpusPerNode"),
+        ("lora_alpha", "adapter.lora.alpha"),
+        ("target_modules", "adapter.lora.targetModules"),
+        ("load_in_4bit", "quantization.type"),
+        ("attn_implementation", "model.attentionImplementation"),
+        ("maxSteps", "training.maxSteps"),
+        ("learningRate", "training.learningRate"),
+        ("global_batch_size", "training.globalBatchSize"),
+        ("learnin_rate", "did you mean learning_rate? use training.learningRate"),
+        ("torch_compil", "did you mean torch_compile?"),
+    ],
+)
+def test_renamed_and_misspelt_keys_lead_to_the_right_field(name: str, field: str) -> None:
+    assert field in (finding(name, 1) or "")
+
+
+@pytest.mark.parametrize("name", ["torch_dtyp", "tocrh_dtype", "evaluation_strateg"])
+def test_a_slip_in_a_renamed_key_leads_there_too(name: str) -> None:
+    assert "torch_compile" not in (finding(name, 1) or "")
+    assert "use " in (finding(name, 1) or "")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "args", "sentence"),
+    [
+        ("AdamW", {"optim_args": "momentum=0.9"}, "training.optimizer AdamW does not read it (SGD would); remove it"),
+        ("Adafactor", {"optim_args": "scale_parameter=True"}, "training.optimizer Adafactor does not read it"),
+        ("SGD", {"adam_beta2": 0.95}, "training.optimizer SGD does not read it (AdamW"),
+        ("SGD", {"optim_args": "momentun=0.9"}, "SGD reads momentum=<number>"),
+        ("SGD", {"optim_args": "weight_decay=0.1"}, "SGD reads momentum=<number>"),
+    ],
+)
+def test_what_the_optimizer_would_not_read_is_refused(optimizer: str, args: dict[str, Any], sentence: str) -> None:
+    ((name, said),) = training_findings(Training(optimizer=optimizer, args=args))
+    assert name in args
+    assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "args"),
+    [
+        ("AdamW", {"adam_beta1": 0.8}),
+        ("PagedAdamW8bit", {"adam_epsilon": 1e-6}),
+        ("SGD", {"optim_args": "momentum=0.9, nesterov=True"}),
+        ("AdamW", {"optim_args": None}),
+        ("SGD", {"tf32": None}),
+    ],
+)
+def test_what_the_optimizer_reads_passes(optimizer: str, args: dict[str, Any]) -> None:
+    assert training_findings(Training(optimizer=optimizer, args=args)) == []
+
+
 def test_every_field_that_is_pointed_to_exists() -> None:
-    sections = {"training": Training, "checkpoints": Checkpoints, "model": Model, "datasets": Dataset, "method": Method}
+    sections = {
+        "training": Training, "checkpoints": Checkpoints, "model": Model, "datasets": Dataset, "method": Method, "adapter": Adapter,
+        "quantization": Quantization,
+    }  # fmt: skip
     pointed = {word.strip(".,:;()") for sentence in OWNED.values() for word in sentence.split() if "." in word.strip(".,:;()")}
     assert len(pointed) > 15
     for path in pointed:
@@ -149,7 +212,7 @@ def test_all_of_trl_is_either_open_or_owned() -> None:
         "eval_accumulation_steps", "eval_delay", "eval_do_concat_batches", "eval_on_start", "eval_use_gather_object",
         "full_determinism", "gradient_checkpointing_kwargs", "include_num_input_tokens_seen", "label_smoothing_factor",
         "liger_kernel_config", "log_level", "log_level_replica", "log_on_each_node", "loss_type", "lr_scheduler_kwargs", "optim_args",
-        "optim_target_modules", "router_aux_loss_coef", "skip_memory_metrics", "tf32", "torch_compile", "torch_compile_backend",
+        "router_aux_loss_coef", "skip_memory_metrics", "tf32", "torch_compile", "torch_compile_backend",
         "torch_compile_mode", "torch_empty_cache_steps", "train_sampling_strategy", "use_liger_kernel",
     ]  # fmt: skip
 

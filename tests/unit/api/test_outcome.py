@@ -22,7 +22,7 @@ REASON_ARGUMENT = {
     "Event": 1,
     "Failure": 1,
     "fail": 1,
-    "_succeed": 1,
+    "succeed": 1,
     "set": 2,
     "Condition": 2,
     "ActionProblem": 2,

@@ -94,7 +94,7 @@ def test_members_without_a_sentence_stop_the_generator() -> None:
 
 def test_immutability_covers_every_member_without_a_mark() -> None:
     rule, message = crdgen.immutability_rule(Outer)
-    assert rule.startswith("!has(oldSelf.status) || !has(oldSelf.status.startTime) || self.spec == oldSelf.spec || (")
+    assert rule.startswith("!has(oldSelf.status) || !has(oldSelf.status.firstPodTime) || self.spec == oldSelf.spec || (")
     compared = {part.split(" ")[0] for part in rule.split("self.spec.")[1:]}
     assert {name.rstrip(")") for name in compared} == {"kind", "inner.a", "maybe", "free", "share"}
     assert "has(self.spec.maybe) == has(oldSelf.spec.maybe)" in rule, "removing a member and adding it again must not get by"

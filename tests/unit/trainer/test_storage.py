@@ -21,6 +21,7 @@ from finetune_trainer.storage import (
     is_whole,
     local_path,
     resolve_inside,
+    verify_files,
     write_atomically,
     write_record,
 )
@@ -246,3 +247,17 @@ def test_a_stages_inputs_name_what_it_follows_from(change: dict[str, object], di
     before = {stage: inputs_digest(run_spec(), stage, None) for stage in Stage}
     after = {stage: inputs_digest(run_spec(**change), stage, None) for stage in Stage}
     assert {stage for stage in Stage if before[stage] != after[stage]} == differs
+
+
+def test_links_are_followed_as_far_as_the_root_and_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshot"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir()
+    (blobs / "x").write_text("content")
+    records = [record.model_copy(update={"path": "file"}) for record in hash_folder(blobs)]
+    (snapshot / "file").symlink_to("../blobs/x")
+    monkeypatch.chdir(tmp_path)
+    for folder, root in ((snapshot, tmp_path / "cache"), (Path("cache/snapshot"), Path("/")), (Path("cache/snapshot"), Path("cache"))):
+        assert verify_files(folder, records, root) is None
+    with pytest.raises(StageError, match="UnsafePath"):
+        verify_files(Path("cache/snapshot"), records)

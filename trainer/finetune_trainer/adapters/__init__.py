@@ -7,6 +7,7 @@ parameters in prepare and the model card names the adapter. No module here impor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, assert_never
 
@@ -14,7 +15,9 @@ from finetune_api.sections.adapter import Adapter, AdapterType
 
 from finetune_trainer.adapters.full import FullWeights
 from finetune_trainer.adapters.lora import LoRAAdapter
+from finetune_trainer.architecture import Architecture
 from finetune_trainer.model_shape import ModelShape
+from finetune_trainer.weight_files import StoredTensor
 
 if TYPE_CHECKING:
     import peft
@@ -41,8 +44,20 @@ class Trainable(Protocol):
     def count(self, shape: ModelShape) -> int:
         """Parameters that are trained."""
 
-    def make(self, model: Any, base_name: str) -> peft.PeftConfig | None:
+    def refuse_unmergeable(self, built: Architecture) -> None:
+        """Errors: StageError(UnknownModules | UnsupportedModules) for modules that cannot be trained so, or not be merged afterwards."""
+
+    def passed_over(self, built: Architecture) -> list[str]:
+        """Layers that a reader of the settings would think trained and that are not, by short names."""
+
+    def make(self, model: Any, base_name: str, built: Architecture) -> peft.PeftConfig | None:
         """PEFT's configuration, by which TRL puts the adapter on `model`; None where `model` is trained as it is."""
+
+    def refuse_unmergeable_tensors(self, model: Any, stored: Mapping[str, StoredTensor], built: Architecture) -> None:
+        """Goes through the merge of what is about to be trained, by names and shapes. `stored`: the base's tensors.
+
+        Errors: StageError(UnsupportedAdapterVariant | AdapterMismatch) for what could be trained and not be merged.
+        """
 
     def save(self, model: Any, folder: Path) -> None:
         """Writes exactly what is trained to a checkpoint.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from finetune_trainer.architecture import Architecture
 from finetune_trainer.model_shape import ModelShape
 from finetune_trainer.trained import MODEL_FOLDER
+from finetune_trainer.weight_files import StoredTensor
 
 _MASTER_WEIGHTS = "masters.safetensors"
 
@@ -33,8 +36,17 @@ class FullWeights:
     def count(self, shape: ModelShape) -> int:
         return shape.total_parameters
 
-    def make(self, model: Any, base_name: str) -> None:
+    def refuse_unmergeable(self, built: Architecture) -> None:
+        """Nothing: the weights are written by the base's own names and copied."""
+
+    def passed_over(self, built: Architecture) -> list[str]:
+        return []
+
+    def make(self, model: Any, base_name: str, built: Architecture) -> None:
         return None
+
+    def refuse_unmergeable_tensors(self, model: Any, stored: Mapping[str, StoredTensor], built: Architecture) -> None:
+        """Nothing, as above."""
 
     def save(self, model: Any, folder: Path) -> None:
         """The fp32 masters."""

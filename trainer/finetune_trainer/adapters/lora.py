@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api.sections.adapter import LoRA
 
-from finetune_trainer.adapters.on_peft import OnPeft, check_modules
+from finetune_trainer.adapters.on_peft import OnPeft
+from finetune_trainer.architecture import Architecture
 from finetune_trainer.model_shape import ModelShape, linear_layers
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class LoRAAdapter(OnPeft):
         return f"LoRA of rank {self.settings.rank} and alpha {self.settings.alpha:g}"
 
     def count(self, shape: ModelShape) -> int:
+        if shape.built is not None:
+            return shape.built.count(self.settings)
         named = self.settings.target_modules.names
         layers = linear_layers(shape)
         targets = [size for name, size in layers.items() if named is None or any(name == wanted.rpartition(".")[2] for wanted in named)]
@@ -34,22 +37,26 @@ class LoRAAdapter(OnPeft):
         saved = sum(name.rpartition(".")[2] in ("embed_tokens", "lm_head") for name in self.settings.modules_to_save)
         return update + embedding * saved
 
-    def make(self, model: Any, base_name: str) -> peft.PeftConfig:
-        """Errors: StageError(UnknownModules) for a module name the model lacks, with the names it has."""
+    def refuse_unmergeable(self, built: Architecture) -> None:
+        built.refuse_unmergeable(self.settings)
+
+    def passed_over(self, built: Architecture) -> list[str]:
+        return [] if self.settings.target_modules.names else built.passed_over()
+
+    def make(self, model: Any, base_name: str, built: Architecture) -> peft.PeftConfig:
+        """Errors: StageError(UnknownModules | UnsupportedModules)."""
         import peft
 
         lora = self.settings
-        named = lora.target_modules.names
-        check_modules(model, named or [], "adapter.lora.targetModules.names")
-        check_modules(model, lora.modules_to_save, "adapter.lora.modulesToSave")
         return peft.LoraConfig(
             task_type="CAUSAL_LM",
             base_model_name_or_path=base_name,
             r=lora.rank,
             lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=named or "all-linear",
+            target_modules=built.names_of(built.targets(lora)),
             modules_to_save=lora.modules_to_save or None,
             # Saved modules that share a tensor go on sharing it: two copies could not be merged back into one.
-            ensure_weight_tying=bool(lora.modules_to_save and getattr(model.config, "tie_word_embeddings", False)),
+            ensure_weight_tying=built.tied
+            and any(saved.name == f"{built.embedding}.weight" for saved in built.saved(lora.modules_to_save)),
         )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune_api.outcome import Reason
-
-from finetune_trainer.errors import StageError
 from finetune_trainer.trained import ADAPTER_FOLDER, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
-    import torch
+    from finetune_trainer.architecture import Architecture
+    from finetune_trainer.weight_files import StoredTensor
 
 
 class OnPeft:
@@ -38,6 +36,15 @@ class OnPeft:
         config.save_pretrained(folder)
         config.inference_mode = former
 
+    def refuse_unmergeable_tensors(self, model: Any, stored: Mapping[str, StoredTensor], built: Architecture) -> None:
+        import peft
+
+        from finetune_trainer.mergeable import config_of, places
+
+        shapes = {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+        settings = model.peft_config[model.active_adapter].to_dict()
+        places(shapes, config_of(settings), {name: tensor.shape for name, tensor in stored.items()}, built)
+
     def load(self, model: Any, folder: Path) -> None:
         import peft
         from safetensors.torch import load_file
@@ -49,12 +56,3 @@ class OnPeft:
 
     def leave(self, model: Any, base: Path, folder: Path) -> None:
         self.save(model, folder / ADAPTER_FOLDER)
-
-
-def check_modules(model: torch.nn.Module, names: Iterable[str], field: str) -> None:
-    """Errors: StageError(UnknownModules) for a name that is no module's, with the names there are."""
-    paths = [path for path, _ in model.named_modules()]
-    for name in names:
-        if not any(path == name or path.endswith(f".{name}") for path in paths):
-            known = sorted({path.rpartition(".")[2] for path in paths if path and not path.rpartition(".")[2].isdigit()})
-            raise StageError(Reason.UNKNOWN_MODULES, f"{field}: the model has no module {name}; it has {', '.join(known[:40])}")

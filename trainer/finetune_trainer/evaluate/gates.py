@@ -62,7 +62,7 @@ def judge_gate(gate: Gate, evidence: Evidence, reports: Mapping[str, MetricRepor
         return _report(gate, "Passed", "there is no Production version to compare with")
     report, samples = reports.get(gate.metric), evidence.tuned.get(gate.metric)
     if report is None or samples is None:
-        return _report(gate, "Inconclusive", f"no held-out row fits {gate.metric}; give it test rows")
+        return _report(gate, "Inconclusive", f"no held-out row fits {gate.metric}, which needs {metric_of(gate.metric).fitting}")
     if samples.n < min_samples:
         return _report(gate, "Inconclusive", f"{samples.n} samples, at least {min_samples} are needed (evaluation.minSamples)")
     if samples.group_count < MIN_GROUPS:

@@ -10,20 +10,22 @@ from operator import or_
 
 import numpy as np
 import numpy.typing as npt
-from finetune_api.sections.evaluation import Evaluation
+from finetune_api.sections.evaluation import ANSWER_CHOICES, Evaluation
 
 from finetune_trainer import bootstrap
 from finetune_trainer.bootstrap import Samples, Statistic, samples
-from finetune_trainer.evaluate.passes import CHOICES, Model, Need, Seen, look
+from finetune_trainer.evaluate.passes import Model, Need, Seen, look
 from finetune_trainer.prepared import HeldOutRow
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`samples`: of what was seen, none where no row fits; `statistic`: of their ratio; `always`: shown whether or not a gate names it."""
+    """`samples`: of what was seen, none where no row fits; `statistic`: of their ratio; `always`: shown whether or not a gate names it;
+    `fitting`: which held-out rows it is taken of."""
 
     needs: Need
     samples: Callable[[Seen], Samples]
+    fitting: str
     statistic: Statistic = bootstrap.mean
     always: bool = False
 
@@ -55,7 +57,7 @@ def answer_choice(seen: Seen) -> Samples:
     An answer's score is its mean loss per token after the question, less its mean over the block's eight questions: what an answer
     costs by itself (short, common words) drops out, so that a model which only learned the style stays at chance.
     """
-    means = np.array([[seen.scores[index].means for index in block] for block in seen.blocks]).reshape(-1, CHOICES, CHOICES)
+    means = np.array([[seen.scores[index].means for index in block] for block in seen.blocks]).reshape(-1, ANSWER_CHOICES, ANSWER_CHOICES)
     return samples(preferred(means).ravel().tolist(), [seen.rows[index].group for block in seen.blocks for index in block])
 
 
@@ -82,10 +84,13 @@ def normalized(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
+_QUESTIONS = "rows with a prompt and an answer"
 METRICS = {
-    "Perplexity": Metric(Need.LOSSES, perplexity, bootstrap.perplexity, always=True),
-    "AnswerChoice": Metric(Need.CHOICES, answer_choice),
-    "ExactMatch": Metric(Need.TEXTS, exact_match),
-    "StopRate": Metric(Need.TEXTS, stop_rate),
+    "Perplexity": Metric(Need.LOSSES, perplexity, "test rows", bootstrap.perplexity, always=True),
+    "AnswerChoice": Metric(
+        Need.CHOICES, answer_choice, f"{_QUESTIONS}, of which {ANSWER_CHOICES} answer differently; with fewer classes take ExactMatch"
+    ),
+    "ExactMatch": Metric(Need.TEXTS, exact_match, _QUESTIONS),
+    "StopRate": Metric(Need.TEXTS, stop_rate, _QUESTIONS),
 }
 """By the name that a gate gives; `finetune_api.sections.evaluation` has the same names, with their good directions."""

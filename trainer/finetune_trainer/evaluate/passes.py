@@ -10,14 +10,11 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from finetune_api.sections.evaluation import Evaluation
+from finetune_api.sections.evaluation import ANSWER_CHOICES, Evaluation
 
 from finetune_trainer.bootstrap import SEED
 from finetune_trainer.llama.model import Choice, Generation
 from finetune_trainer.prepared import HeldOutRow
-
-CHOICES = 8
-"""Answers among which the true one must be preferred; chance is 1 / 8."""
 
 
 class Model(Protocol):
@@ -118,7 +115,7 @@ def context_tokens(rows: Sequence[HeldOutRow], settings: Evaluation) -> int:
     """Cells that the longest request of any metric needs: a prompt with eight answers, or with what is generated."""
     prompt = max((len(row.prompt_ids) for row in rows), default=0)
     answer = max((len(row.answer_ids) for row in rows), default=0)
-    return prompt + max(CHOICES * answer, settings.max_new_tokens)
+    return prompt + max(ANSWER_CHOICES * answer, settings.max_new_tokens)
 
 
 def choice_blocks(rows: Sequence[HeldOutRow]) -> list[list[int]]:
@@ -136,7 +133,7 @@ def choice_blocks(rows: Sequence[HeldOutRow]) -> list[list[int]]:
             open_blocks.append((block, answers))
         block.append(index)
         answers.add(answer)
-        if len(block) == CHOICES:
+        if len(block) == ANSWER_CHOICES:
             full.append(block)
             open_blocks = [entry for entry in open_blocks if entry[0] is not block]
     return full

@@ -9,11 +9,12 @@ from pathlib import Path
 from finetune_api.section import digest_of
 from finetune_api.sections.export import GGUFType
 
-from finetune_trainer.llama.gguf import Source, convert, link_weights, quantize
+from finetune_trainer.llama.gguf import Source, convert, quantize
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.model_files import write_model_files
 from finetune_trainer.prepared import Prepared
 from finetune_trainer.storage import JobStorage, filled_aside, hash_file, hash_folder, is_whole, write_record
+from finetune_trainer.weight_files import link_weights
 
 _KIND = "base-gguf"
 _NAME = "base"

@@ -19,6 +19,7 @@ from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.llama.home import LlamaHome
 from finetune_trainer.llama.server import tail
+from finetune_trainer.storage import refuse_full
 
 BITS = {
     GGUFType.F16: 16, GGUFType.BF16: 16, GGUFType.Q8_0: 8.5, GGUFType.Q6_K: 6.6, GGUFType.Q5_K_M: 5.8, GGUFType.Q4_K_M: 5.1,
@@ -41,7 +42,7 @@ class Source:
 def convert(home: LlamaHome, source: Source, target: Path) -> Path:
     """A GGUF of the source's weights in float32: what every format is rounded from, once.
 
-    Errors: StageError(ConversionFailed) with the end of the tool's log.
+    Errors: StageError(ConversionFailed) with the end of the tool's log; StageError(StorageError) where the disk is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     arguments = [str(source.model), "--outfile", str(target), "--outtype", "f32", "--model-name", source.name]
@@ -52,7 +53,7 @@ def convert(home: LlamaHome, source: Source, target: Path) -> Path:
 def quantize(home: LlamaHome, exact: Path, folder: Path, name: str, formats: Iterable[GGUFType]) -> dict[GGUFType, Path]:
     """`<folder>/<name>-<format>.gguf` of each format, from the file that `convert` made.
 
-    Errors: StageError(ConversionFailed) with the end of the tool's log.
+    Errors: StageError(ConversionFailed) with the end of the tool's log; StageError(StorageError) where the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = {form: folder / f"{name}-{form.value}.gguf" for form in formats}
@@ -63,7 +64,7 @@ def quantize(home: LlamaHome, exact: Path, folder: Path, name: str, formats: Ite
 
 
 def _run(command: list[str], log: Path, form: str) -> None:
-    """Runs a tool in a process group of its own, which ends with us. Errors: StageError(ConversionFailed)."""
+    """Runs a tool in a process group of its own, which ends with us. Errors: StageError(ConversionFailed | StorageError | OutOfMemory)."""
     environment = {**os.environ, HUB_OFFLINE: "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -78,6 +79,7 @@ def _run(command: list[str], log: Path, form: str) -> None:
     tool = Path(next(part for part in command if part.endswith((".py", "llama-quantize")))).name
     refuse_killed(tool, status)
     if status != 0:
+        refuse_full(log.parent, f"{tool} at {form}")
         raise StageError(Reason.CONVERSION_FAILED, f"{tool} ended with status {status} at {form}; the end of its log: {tail(log)}")
     log.unlink()
 
@@ -121,10 +123,3 @@ def read_gguf(path: Path) -> GGUFFacts:
 
 def _content(field: Any) -> Any:
     return None if field is None else field.contents()
-
-
-def link_weights(model: Path, target: Path) -> None:
-    """Links a model's safetensors and index into `target`, where only its other files differ."""
-    for path in model.iterdir():
-        if path.name.endswith((".safetensors", ".safetensors.index.json")):
-            (target / path.name).symlink_to(path.resolve())

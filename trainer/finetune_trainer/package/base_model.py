@@ -8,25 +8,24 @@ from typing import Any
 
 from finetune_api.outcome import Reason
 
+from finetune_trainer.architecture import Architecture
 from finetune_trainer.errors import StageError
+from finetune_trainer.mergeable import embedding_of, head_of
 from finetune_trainer.package.tensors import RAW_TYPES, TensorInfo, TensorReader
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-HEAD = "lm_head.weight"
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+from finetune_trainer.weight_files import weight_files
 
 
 class ModelTensors:
-    """Open readers of a model's shards, in order, and where each tensor lies.
+    """Open readers of a model's shards, in order, and where each tensor lies. `built`: the architecture, where it is known.
 
     Errors: StageError(InvalidModel) where weights are missing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, built: Architecture | None = None) -> None:
         self.folder = folder
+        self.built = built
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-        self.shards = {name: TensorReader(folder / name) for name in _shard_names(folder)}
+        self.shards = {name: TensorReader(folder / name) for name in weight_files(folder).names}
         self.shard_of = {tensor: name for name, reader in self.shards.items() for tensor in reader.tensors}
 
     def info(self, tensor: str) -> TensorInfo:
@@ -39,14 +38,31 @@ class ModelTensors:
         return tensor in self.shard_of
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {tensor: self.info(tensor).shape for tensor in self.shard_of}
+
+    @property
     def embedding(self) -> str | None:
         """Name of the input embedding."""
-        return next((name for name in self.shard_of if name.endswith(_EMBEDDINGS) and "vision" not in name), None)
+        return embedding_of(self.built, self.shapes)
+
+    @property
+    def head(self) -> str:
+        """Name of the output head, stored or not."""
+        return head_of(self.built)
 
     @property
     def head_is_tied(self) -> bool:
-        """Whether the output head is the input embedding: no head is stored, or the configuration says so."""
-        return HEAD not in self or bool(self.config.get("tie_word_embeddings"))
+        """Whether the output head is the input embedding: no head is stored, or the one that is equals it and the configuration ties them.
+
+        Source: transformers.PreTrainedModel.tie_weights, which leaves two different ones apart whatever the configuration says.
+        """
+        if self.head not in self:
+            return True
+        embedding = self.embedding
+        if not self.config.get("tie_word_embeddings") or embedding is None or self.info(embedding).shape != self.info(self.head).shape:
+            return False
+        return self.reader(self.head).same_bytes(self.info(self.head), self.reader(embedding), self.info(embedding))
 
     def refuse_quantized(self) -> None:
         """A merge belongs into unquantized weights. Errors: StageError(QuantizedBase)."""
@@ -66,15 +82,3 @@ class ModelTensors:
 
 def is_weight(info: TensorInfo) -> bool:
     return info.dtype in RAW_TYPES
-
-
-def _shard_names(folder: Path) -> list[str]:
-    index = folder / INDEX_FILE
-    if index.exists():
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if any("/" in name or not (folder / name).is_file() for name in names):
-            raise StageError(Reason.INVALID_MODEL, f"{INDEX_FILE} names files that are not beside it")
-        return names
-    if (folder / SINGLE_FILE).is_file():
-        return [SINGLE_FILE]
-    raise StageError(Reason.INVALID_MODEL, f"no {SINGLE_FILE} or {INDEX_FILE} in the model; only safetensors weights are read")

@@ -1,6 +1,6 @@
 """llama.cpp's converter on a base model whose adapter is added to each tensor as it is read: no merged copy is rounded before it.
 
-    python -m finetune_trainer.package.convert <base> <adapter> <scale> <converter> <the converter's own arguments>
+    python -m finetune_trainer.package.convert <base> <adapter> <architecture> <scale> <converter> <the converter's own arguments>
 
 The one thing replaced is `gguf.utility.SafetensorsLocal`, through which the converter reads a model's files: tensors that the adapter
 updates are float32 sums, made when the converter asks for their bytes and dropped when it has written them.
@@ -18,10 +18,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
+from finetune_trainer.architecture import Architecture
 from finetune_trainer.llama.home import LlamaHome
-from finetune_trainer.package.adapter import read_config, read_updates
-from finetune_trainer.package.base_model import HEAD, ModelTensors
+from finetune_trainer.mergeable import read_config
+from finetune_trainer.package.adapter import read_updates
+from finetune_trainer.package.base_model import ModelTensors
 from finetune_trainer.package.merge import MergedTensor, MergePlan, blocks, exact_rows, plan_merge
 from finetune_trainer.package.tensors import TensorReader
 from finetune_trainer.trained import ADAPTER_WEIGHTS
@@ -63,16 +66,16 @@ def merged_files(base: ModelTensors, plan: MergePlan, scale: float, original: An
 
 
 def main(arguments: list[str]) -> None:
-    base_folder, adapter, scale, converter = Path(arguments[0]), Path(arguments[1]), float(arguments[2]), Path(arguments[3])
+    base_folder, adapter, facts, converter = (Path(arguments[index]) for index in (0, 1, 2, 4))
+    scale, built = float(arguments[3]), TypeAdapter(Architecture | None).validate_json(facts.read_bytes())
     home = LlamaHome(converter.parent)
     sys.path[:0] = [str(home.root), str(home.gguf_python)]
     utility: Any = import_module("gguf.utility")
     config = read_config(adapter)
-    with ModelTensors(base_folder) as base, TensorReader(adapter / ADAPTER_WEIGHTS) as weights:
-        updates = read_updates(weights, config, {*base.shard_of, HEAD})
-        plan = plan_merge(base, updates, config.ties_embeddings, "F32")
+    with ModelTensors(base_folder, built) as base, TensorReader(adapter / ADAPTER_WEIGHTS) as weights:
+        plan = plan_merge(base, read_updates(weights, config, base.shapes, built), "F32")
         utility.SafetensorsLocal = merged_files(base, plan, scale, utility.SafetensorsLocal)
-        sys.argv = [str(converter), *arguments[4:]]
+        sys.argv = [str(converter), *arguments[5:]]
         runpy.run_path(str(converter), run_name="__main__")
 
 

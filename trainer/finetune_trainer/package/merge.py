@@ -20,8 +20,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
 from finetune_trainer.package.adapter import LowRank, Saved, Update
-from finetune_trainer.package.base_model import HEAD, INDEX_FILE, ModelTensors, is_weight
+from finetune_trainer.package.base_model import ModelTensors, is_weight
 from finetune_trainer.package.tensors import RAW_TYPES, Raw, TensorInfo, TensorReader, TensorWriter, round_to, to_float32
+from finetune_trainer.weight_files import INDEX_FILE, weight_files
 
 BLOCK_ELEMENTS = 1 << 17
 """Half a megabyte of float32: the block and its temporaries stay in a core's own cache."""
@@ -58,27 +59,24 @@ CheckTensor = Callable[[MergedTensor, TensorReader], None]
 """Told of each tensor right after it was written. Raises where it is not what was trained."""
 
 
-def plan_merge(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool = False, dtype: str | None = None) -> MergePlan:
+def plan_merge(base: ModelTensors, updates: Mapping[str, Update], dtype: str | None = None) -> MergePlan:
     """Where each update goes; a tied output head becomes a tensor of its own when it and the embedding no longer are equal.
 
     `dtype`: safetensors type (F32, F16, BF16) that all weights are rounded to; each keeps its own without it.
     """
-    if ties_embeddings:
-        updates = _tied_updates(base, updates)
-    head = _adds_head(base, updates, ties_embeddings)
+    own_head = _has_own_head(base, updates)
     shards: dict[str, list[MergedTensor]] = {}
     for shard, reader in base.shards.items():
-        names = [name for name in reader.tensors if not (head and name == HEAD)]
+        names = [name for name in reader.tensors if not (own_head and name == base.head)]
         shards[shard] = [MergedTensor(name, name, updates.get(name), _rounded_type(base, name, dtype)) for name in names]
-    if head and base.embedding:
-        added = MergedTensor(HEAD, base.embedding, updates.get(HEAD), _rounded_type(base, base.embedding, dtype))
+    if own_head and base.embedding:
+        added = MergedTensor(base.head, base.embedding, updates.get(base.head), _rounded_type(base, base.embedding, dtype))
         shards[list(shards)[-1]].append(added)
     planned = {tensor.name for tensors in shards.values() for tensor in tensors}
-    tied_embedding_saved_twice = {HEAD} if base.head_is_tied and not head else set()
-    missing = set(updates) - planned - tied_embedding_saved_twice
+    missing = set(updates) - planned - ({base.head} if base.head_is_tied else set())
     if missing:
         raise StageError(Reason.ADAPTER_MISMATCH, f"the base model has no tensor {min(missing)}")
-    return MergePlan(shards, head)
+    return MergePlan(shards, own_head)
 
 
 def _rounded_type(base: ModelTensors, tensor: str, dtype: str | None) -> str:
@@ -86,21 +84,26 @@ def _rounded_type(base: ModelTensors, tensor: str, dtype: str | None) -> str:
     return dtype if dtype and is_weight(info) else info.dtype
 
 
-def _tied_updates(base: ModelTensors, updates: Mapping[str, Update]) -> dict[str, Update]:
-    """Both ends of a model that stays tied get the one update, whichever end the adapter names."""
-    shared = updates.get(base.embedding or HEAD) or updates.get(HEAD)
-    if not base.head_is_tied or shared is None or base.embedding is None:
-        return dict(updates)
-    return {**updates, base.embedding: shared} | ({HEAD: shared} if HEAD in base else {})
+def _has_own_head(base: ModelTensors, updates: Mapping[str, Update]) -> bool:
+    """Whether a head that was tied no longer is. Decided by what was trained: two equal updates, and none, leave it tied.
+
+    What the adapter's configuration says of ties is what was asked for, and PEFT keeps to it for some names of modules only.
+    """
+    if not base.head_is_tied or base.embedding is None:
+        return False
+    return not _same(updates.get(base.embedding), updates.get(base.head))
 
 
-def _adds_head(base: ModelTensors, updates: Mapping[str, Update], ties_embeddings: bool) -> bool:
-    if not base.head_is_tied or ties_embeddings or base.embedding is None:
-        return False
-    of_embedding, of_head = updates.get(base.embedding), updates.get(HEAD)
-    if of_embedding is None and of_head is None:
-        return False
-    return not (isinstance(of_embedding, Saved) and isinstance(of_head, Saved) and _equal(of_embedding, of_head))
+def _same(one: Update | None, other: Update | None) -> bool:
+    match one, other:
+        case None, None:
+            return True
+        case Saved(), Saved():
+            return _equal(one, other)
+        case LowRank(), LowRank():
+            return np.array_equal(one.up, other.up) and np.array_equal(one.down, other.down)
+        case _:
+            return False
 
 
 def _equal(one: Saved, other: Saved) -> bool:
@@ -210,7 +213,7 @@ def _widen(raw: Raw) -> Raw:
 
 def _write_index(base: ModelTensors, plan: MergePlan, target: Path, total_bytes: int) -> None:
     path = base.folder / INDEX_FILE
-    if not path.exists():
+    if not weight_files(base.folder).indexed:
         return
     index = json.loads(path.read_bytes())
     index.setdefault("metadata", {})["total_size"] = total_bytes

@@ -16,7 +16,8 @@ from finetune_api.outcome import Reason
 from finetune_api.sections.adapter import Adapter, AdapterType
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.package.adapter import AdapterConfig, LowRank, Saved
+from finetune_trainer.mergeable import AdapterConfig
+from finetune_trainer.package.adapter import LowRank, Saved
 from finetune_trainer.package.base_model import ModelTensors
 from finetune_trainer.package.merge import MergedTensor, blocks
 from finetune_trainer.package.tensors import Raw, TensorInfo, TensorReader, ordered, round_to, to_float32

@@ -11,10 +11,13 @@ import numpy.typing as npt
 import torch
 from finetune_api.sections.quantization import Quantization
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
+from finetune_trainer.device import ASSUMED_CPU, Device
 from finetune_trainer.package.positions import AnswerRow
 from finetune_trainer.package.rounding import Rounding
+from finetune_trainer.precision import nf4_compute
+from finetune_trainer.quantized import keep_layout, nf4_settings
 
 Logits = npt.NDArray[np.float32]
 DTYPES = {"BFloat16": torch.bfloat16, "Float16": torch.float16, "Float32": torch.float32}
@@ -71,14 +74,9 @@ def round_to_dtype(dtype: str) -> Rounding:
 
 def quantized_logits(base: Path, adapter: Path, quantization: Quantization, rows: Sequence[AnswerRow]) -> Iterator[Logits]:
     """Logits of what QLoRA trained: the adapter on the 4-bit base."""
-    compute = DTYPES[quantization.effective_nf4.compute_dtype] if torch.cuda.is_available() else torch.float32
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=quantization.effective_nf4.double_quantization,
-        bnb_4bit_compute_dtype=compute,
-    )
-    model = _load(base, compute, quantization_config=settings)
+    compute = nf4_compute(quantization, _device())
+    model = _load(base, torch.float32, quantization_config=nf4_settings(quantization, compute))
+    keep_layout(model)
     return _logits(PeftModel.from_pretrained(model, str(adapter)), rows)
 
 
@@ -92,6 +90,13 @@ def _load(folder: Path, dtype: torch.dtype, **settings: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, device_map={"": device}, **settings
     )
+
+
+def _device() -> Device:
+    if not torch.cuda.is_available():
+        return ASSUMED_CPU
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return Device("cuda", memory, has_bfloat16=torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 _BATCH_TOKENS = 512

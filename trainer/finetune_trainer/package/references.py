@@ -20,25 +20,24 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StoredLogits:
-    """Logits of all rows in one file on disk: (positions of all rows, vocabulary) in float32."""
+    """Logits of all rows in one file on disk: (positions of all rows, `columns` of the vocabulary) in float32."""
 
     path: Path
     counts: list[int]
+    columns: int
 
     @classmethod
     def keep(cls, logits: Iterable[Logits], rows: list[AnswerRow], path: Path) -> StoredLogits:
-        counts = [len(row.positions) for row in rows]
-        stored: npt.NDArray[np.float32] | None = None
-        first = 0
-        for found in logits:
-            if stored is None:
-                stored = np.lib.format.open_memmap(path, "w+", np.float32, (sum(counts), found.shape[1]))
-            stored[first : first + len(found)] = found
-            first += len(found)
-        return cls(path, counts)
+        """Written, not mapped: a full disk is then an OSError, where a mapped page ends the process without a word."""
+        columns = 0
+        with path.open("wb") as file:
+            for found in logits:
+                columns = found.shape[1]
+                file.write(np.ascontiguousarray(found, np.float32).data)
+        return cls(path, [len(row.positions) for row in rows], columns)
 
     def rows(self) -> Iterator[Logits]:
-        stored = np.load(self.path, mmap_mode="r")
+        stored = np.memmap(self.path, np.float32, "r", shape=(sum(self.counts), self.columns))
         first = 0
         for count in self.counts:
             yield stored[first : first + count]
@@ -97,8 +96,8 @@ def measure_references(trained: Model, base: Path, rows: list[AnswerRow], work: 
     quiet_libraries()
     from finetune_trainer.package import reference
 
-    tuned = StoredLogits.keep(reference.tuned_logits(trained.folder, trained.adapter, rows), rows, work / "tuned.npy")
+    tuned = StoredLogits.keep(reference.tuned_logits(trained.folder, trained.adapter, rows), rows, work / "tuned.logits")
     report(0.5)
-    untuned = StoredLogits.keep(reference.model_logits(base, rows), rows, work / "base.npy")
+    untuned = StoredLogits.keep(reference.model_logits(base, rows), rows, work / "base.logits")
     report(1.0)
     return References(trained, rows, tuned, untuned, distance(tuned.rows(), untuned.rows()))

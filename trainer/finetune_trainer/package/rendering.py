@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -28,17 +29,38 @@ class Rendered:
     messages: Sequence[dict[str, object]]
     text: str
     ids: Sequence[int]
+    tools: Sequence[dict[str, object]] = ()
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What a client sends to have it answered."""
+        messages = [_as_sent(message) for message in self.messages]
+        return {"messages": messages, "tools": list(self.tools)} if self.tools else {"messages": messages}
 
 
 def rendered_rows(prepared: Prepared) -> list[Rendered]:
-    """Prompts of held-out rows, conversations first; at most `COMPARED_ROWS`."""
+    """Prompts of held-out rows, conversations first; at most `COMPARED_ROWS`. Not those that a server reads otherwise on purpose."""
     rows = [row for entry in prepared.held_out_sets() for row in islice(prepared.held_out_rows(entry.name), COMPARED_ROWS)]
     rows.sort(key=lambda row: row.kind != "Chat")
     return [
-        Rendered(f"{row.dataset} row {row.row}", row.messages if row.kind == "Chat" else [], row.prompt, row.prompt_ids)
+        Rendered(f"{row.dataset} row {row.row}", row.messages if row.kind == "Chat" else [], row.prompt, row.prompt_ids, row.tools)
         for row in rows[:COMPARED_ROWS]
-        if row.prompt_ids
+        if row.prompt_ids and not row.quotes_control_tokens
     ]
+
+
+def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with the arguments of its calls as JSON text, which is how OpenAI's clients send them."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _json(call["function"]["arguments"])}} for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def answer_ends(rows: Iterable[HeldOutRow]) -> set[int]:
@@ -76,7 +98,7 @@ def check_rendering(home: LlamaHome, form: str, gguf: Path, rows: Sequence[Rende
 def _check_row(server: LlamaServer, form: str, row: Rendered, bos: str) -> None:
     text = row.text
     if row.messages:
-        text = str(server.post("/apply-template", {"messages": list(row.messages)})["prompt"])
+        text = str(server.post("/apply-template", row.request)["prompt"])
         # The server leaves a template's own bos out of the text, because its tokenizer puts one there.
         if text != row.text and bos + text != row.text:
             raise _failed(form, f"renders {row.where} to another text than training, from character {_first_difference(text, row.text)} on")
@@ -89,7 +111,7 @@ def _check_prompt_tokens(server: LlamaServer, form: str, row: Rendered) -> None:
     """What a client's request is really made of, counted by the server while it answers."""
     if not row.messages:
         return
-    answer = server.post("/v1/chat/completions", {"messages": list(row.messages), "max_tokens": 1, "temperature": 0})
+    answer = server.post("/v1/chat/completions", row.request | {"max_tokens": 1, "temperature": 0})
     counted = answer["usage"]["prompt_tokens"]
     if counted != len(row.ids):
         raise _failed(form, f"answers {row.where} from {counted} prompt tokens where training had {len(row.ids)}")

@@ -27,16 +27,18 @@ from finetune_api.sections.model import Dtype
 from finetune_api.sections.quantization import QuantizationType
 
 from finetune_trainer.adapters import adapter_of
+from finetune_trainer.architecture import Architecture
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
 from finetune_trainer.llama.base_gguf import base_ggufs
-from finetune_trainer.llama.gguf import BITS, GGUFFacts, Source, convert, link_weights, quantize, read_gguf
+from finetune_trainer.llama.gguf import BITS, GGUFFacts, Source, convert, quantize, read_gguf
 from finetune_trainer.llama.home import llama_home
 from finetune_trainer.llama.model import GGUFModel
 from finetune_trainer.llama.model_files import check_model_files, write_model_files
+from finetune_trainer.mergeable import read_config
 from finetune_trainer.package import card
-from finetune_trainer.package.adapter import read_config, read_updates
-from finetune_trainer.package.base_model import HEAD, ModelTensors, is_weight
+from finetune_trainer.package.adapter import read_updates
+from finetune_trainer.package.base_model import ModelTensors, is_weight
 from finetune_trainer.package.merge import MergePlan, merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle, trained_scale
 from finetune_trainer.package.merged_dtype import SAFETENSORS_TYPE, Choice, choose_dtype
@@ -50,6 +52,7 @@ from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import FileRecord, folder_digest, hash_file
 from finetune_trainer.trained import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS, MODEL_FOLDER
+from finetune_trainer.weight_files import link_weights
 
 log = logging.getLogger("finetune_trainer.package")
 
@@ -81,6 +84,11 @@ class Package:
     def model(self) -> Model:
         """What was trained: the adapter on the base, or the trained weights alone."""
         return Model(self.prepared.model_folder if self.adapter else self.trained / MODEL_FOLDER, self.adapter)
+
+    @property
+    def built(self) -> Architecture | None:
+        """The base's architecture, where prepare could tell it."""
+        return self.prepared.model.shape.built
 
     @property
     def work(self) -> Path:
@@ -132,17 +140,17 @@ class Planned:
 def planned(package: Package, dtype: Dtype = Dtype.FLOAT32) -> Iterator[Planned]:
     """The merge to a type, its inputs open. Errors: StageError(UnsupportedAdapterVariant | AdapterMismatch | InvalidModel | QuantizedBase)."""
     with ExitStack() as opened:
-        weights = opened.enter_context(ModelTensors(package.model.folder))
+        weights = opened.enter_context(ModelTensors(package.model.folder, package.built if package.adapter else None))
         weights.refuse_quantized()
         to = SAFETENSORS_TYPE[dtype]
         if package.adapter is None:
-            yield Planned(weights, plan_merge(weights, {}, dtype=to), 1.0, MergeOracle(weights, 1.0, usable_cpus()))
+            yield Planned(weights, plan_merge(weights, {}, to), 1.0, MergeOracle(weights, 1.0, usable_cpus()))
             return
         config = read_config(package.adapter)
         trained = opened.enter_context(TensorReader(package.adapter / ADAPTER_WEIGHTS))
-        updates = read_updates(trained, config, {*weights.shard_of, HEAD})
+        updates = read_updates(trained, config, weights.shapes, weights.built)
         oracle = MergeOracle(weights, trained_scale(package.run.adapter, config), usable_cpus())
-        yield Planned(weights, plan_merge(weights, updates, config.ties_embeddings, to), config.alpha / config.rank, oracle)
+        yield Planned(weights, plan_merge(weights, updates, to), config.alpha / config.rank, oracle)
 
 
 def refuse_full_disk(package: Package, plan: Planned) -> None:
@@ -254,7 +262,10 @@ def gguf_source(package: Package) -> Source:
     if package.adapter is not None:
         config = read_config(package.adapter)
         scale = config.alpha / config.rank
-        through = ("-m", "finetune_trainer.package.convert", str(package.model.folder), str(package.adapter), repr(scale))
+        facts = package.work / "architecture.json"
+        facts.write_text(package.built.model_dump_json(by_alias=True) if package.built else "null", encoding="utf-8")
+        given = (package.model.folder, package.adapter, facts)
+        through = ("-m", "finetune_trainer.package.convert", *map(str, given), repr(scale))
     return Source(folder, package.run.job.name, through)
 
 

@@ -1,7 +1,6 @@
 """Safetensors files read and written block by block, and the float types in them as numpy arrays.
 
-The safetensors library maps or holds whole tensors; a merge of bounded memory needs blocks of rows. The format is a length (u64,
-little endian), a JSON header and the tensors' bytes without gaps. Source: https://huggingface.co/docs/safetensors#format
+The safetensors library maps or holds whole tensors; a merge of bounded memory needs blocks of rows.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.weight_files import StoredTensor, read_header
 
 Raw = npt.NDArray[Any]
 """Elements as they lie in the file: float32, float16, or uint16 for the bits of a bfloat16."""
@@ -42,7 +42,6 @@ ITEM_BYTES = {
     "U32": 4,
     "U64": 8,
 }
-_HEADER_LIMIT_BYTES = 100_000_000  # what the library accepts
 
 
 @dataclass(frozen=True)
@@ -78,35 +77,13 @@ class TensorReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
         try:
-            self.metadata, self.tensors = self._read_header()
-        except (ValueError, KeyError, TypeError, struct.error) as error:
-            os.close(self._descriptor)
-            raise _corrupt(path, "its header is not that of a safetensors file") from error
-        except StageError:
-            os.close(self._descriptor)
-            raise
-
-    def _read_header(self) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-        size = os.fstat(self._descriptor).st_size
-        (length,) = struct.unpack("<Q", os.pread(self._descriptor, 8, 0))
-        if length > min(_HEADER_LIMIT_BYTES, size - 8):
-            raise _corrupt(self.path, "it is cut short")
-        header = json.loads(os.pread(self._descriptor, length, 8))
-        metadata = header.pop("__metadata__", {})
-        start = 8 + length
-        tensors = {}
-        end = start
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-            begin, stop = (start + offset for offset in entry["data_offsets"])
-            info = TensorInfo(name, entry["dtype"], tuple(entry["shape"]), begin)
-            if begin != end or stop - begin != info.bytes:
-                raise _corrupt(self.path, f"the bytes of {name} do not fit its shape")
-            tensors[name], end = info, stop
-        if end != size:
-            raise _corrupt(self.path, f"it has {size} bytes where its header says {end}")
-        return metadata, tensors
+            header = read_header(path)
+            self.tensors = {name: _info(name, stored) for name, stored in header.tensors.items()}
+        except (ValueError, KeyError) as error:
+            raise _corrupt(path, str(error)) from error
+        self.metadata = header.metadata
+        self._descriptor = os.open(path, os.O_RDONLY)
 
     def rows(self, info: TensorInfo, first: int, count: int) -> Raw:
         """Rows `first` … `first + count` of a tensor as a (count, columns) array of its raw type."""
@@ -191,6 +168,13 @@ class TensorWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _info(name: str, stored: StoredTensor) -> TensorInfo:
+    info = TensorInfo(name, stored.dtype, stored.shape, stored.begin)
+    if stored.end - stored.begin != info.bytes:
+        raise ValueError(f"the bytes of {name} do not fit its shape")
+    return info
 
 
 def _corrupt(path: Path, problem: str) -> StageError:

@@ -5,11 +5,13 @@ Source: https://huggingface.co/docs/transformers/chat_templating_writing (what a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from finetune_api.outcome import Reason
@@ -40,7 +42,14 @@ _REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 
 
 class TemplateRefusedRow(Exception):
-    """The template itself refused a conversation (`raise_exception`) or cannot render it. Its words may quote the data: never shown."""
+    """The template itself refused a conversation (`raise_exception`) or cannot render it.
+
+    `words`: the template's own where they stand in its text as they are; others may quote the data and are never shown.
+    """
+
+    def __init__(self, words: str | None = None) -> None:
+        super().__init__(words)
+        self.words = words
 
 
 class _GenerationBlock(Extension):
@@ -143,24 +152,36 @@ def stage_time() -> datetime:
 
 
 class ChatTemplate:
-    """A compiled template with its special tokens. `render` is pure but for the date, which is taken once."""
+    """A compiled template with its special tokens. `render` is pure but for the date, which is taken once.
 
-    def __init__(self, text: str, special_tokens: Mapping[str, str]) -> None:
+    `tool_use`: the text that stands for it wherever there are tools, as in transformers and llama.cpp.
+    """
+
+    def __init__(self, text: str, special_tokens: Mapping[str, str], tool_use: str | None = None) -> None:
         self.text = text
+        self.tool_use = tool_use
         self._special_tokens = dict(special_tokens)
         environment = _environment(stage_time())
-        _refuse_hostile(text, environment)
+        self._own_words: set[str] = set()
+        for part in (text, tool_use or ""):
+            self._own_words |= _refuse_hostile(part, environment)
         self._template = environment.from_string(text)
+        self._with_tools = environment.from_string(tool_use) if tool_use is not None else self._template
 
     @property
     def shows_the_date(self) -> bool:
-        return "strftime_now" in self.text
+        return "strftime_now" in self.text + (self.tool_use or "")
 
     def render(self, messages: Sequence[Message], tools: list[Any] | None = None, add_generation_prompt: bool = False) -> str:
         """The conversation as text. Errors: TemplateRefusedRow; StageError(HostileTemplate) for a step out of the sandbox."""
+        as_text = any("tool_calls" in message for message in messages) and self.takes_arguments_as_text
+        return self._rendered([_as_templates_expect(message, as_text) for message in messages], tools, add_generation_prompt)
+
+    def _rendered(self, messages: list[dict[str, Any]], tools: list[Any] | None, add_generation_prompt: bool) -> str:
+        template = self._with_tools if tools else self._template
         try:
-            return self._template.render(
-                messages=[_as_templates_expect(message) for message in messages],
+            return template.render(
+                messages=messages,
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
@@ -169,24 +190,72 @@ class ChatTemplate:
         except SecurityError as error:
             raise _hostile("it reaches for what the sandbox forbids") from error
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError, OverflowError) as error:
-            raise TemplateRefusedRow from error
+            words = str(error) if isinstance(error, TemplateError) else ""
+            raise TemplateRefusedRow(words if words in self._own_words else None) from error
+
+    @cached_property
+    def prints_tool_calls(self) -> bool:
+        """Whether the call of a tool leaves a trace in the text. A template that refuses every such conversation is asked row by row."""
+        texts = [text for as_text in (False, True) for text in self._probed_calls(as_text)]
+        return not texts or any(_PROBE_CALL in text for text in texts)
+
+    @cached_property
+    def takes_arguments_as_text(self) -> bool:
+        """Whether a call's arguments are printed as JSON only when they come as JSON text, and not as an object."""
+        as_object, as_text = (any(_prints_arguments(text) for text in self._probed_calls(as_text)) for as_text in (False, True))
+        return as_text and not as_object
+
+    def _probed_calls(self, as_text: bool) -> list[str]:
+        """A conversation with a call, with the tool told and without; those that the template refuses are left out."""
+        texts = []
+        for tools in ([_PROBE_TOOL], None):
+            with contextlib.suppress(TemplateRefusedRow):
+                texts.append(self._rendered([_as_templates_expect(message, as_text) for message in _PROBE_CALLED], tools, False))
+        return texts
 
 
-def _as_templates_expect(message: Message) -> dict[str, Any]:
+_PROBE_CALL, _PROBE_ARGUMENT = "look_for_it", "needle"
+_PROBE_CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "a"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "call00001", "type": "function", "function": {"name": _PROBE_CALL, "arguments": {_PROBE_ARGUMENT: "hay"}}}],
+    },
+]
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "another", "description": "", "parameters": {"type": "object", "properties": {}, "required": []}},
+}
+
+
+def _prints_arguments(text: str) -> bool:
+    """Whether the probe's arguments stand there as themselves: neither as JSON within JSON nor as Python prints a dictionary."""
+    return _PROBE_ARGUMENT in text and f'\\"{_PROBE_ARGUMENT}' not in text and f"{{'{_PROBE_ARGUMENT}'" not in text
+
+
+def _as_templates_expect(message: Message, arguments_as_text: bool = False) -> dict[str, Any]:
     """Absent instead of null members, and reasoning under each of its names: what transformers hands to a template."""
     present = {name: value for name, value in message.items() if value is not None}
+    if arguments_as_text and "tool_calls" in present:
+        present["tool_calls"] = [_with_text_arguments(call) for call in present["tool_calls"]]
     reasoning = next((present[name] for name in _REASONING_NAMES if name in present), None)
     if reasoning is None:
         return present
     return {"thinking": reasoning, **present, "reasoning_content": reasoning}
 
 
+def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
 def _hostile(why: str) -> StageError:
     return StageError(Reason.HOSTILE_TEMPLATE, f"the chat template was refused: {why}; use a template you trust")
 
 
-def _refuse_hostile(text: str, environment: ImmutableSandboxedEnvironment) -> None:
-    """Refuses what no chat template needs, whether or not a rendering would get there.
+def _refuse_hostile(text: str, environment: ImmutableSandboxedEnvironment) -> set[str]:
+    """Refuses what no chat template needs, whether or not a rendering would get there. The strings that stand in the template.
 
     Errors: StageError(HostileTemplate | InvalidTemplate).
     """
@@ -202,9 +271,10 @@ def _refuse_hostile(text: str, environment: ImmutableSandboxedEnvironment) -> No
         raise _hostile("it loads other templates")
     reached = [node.attr for node in tree.find_all(nodes.Getattr)]
     reached += [node.key for node in tree.find_all(nodes.Keyword)] + [node.attr for node in tree.find_all(nodes.NSRef)]
-    reached += [str(node.value) for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
-    if any(name.startswith("__") and name.endswith("__") for name in reached):
+    constants = {str(node.value) for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    if any(name.startswith("__") and name.endswith("__") for name in (*reached, *constants)):
         raise _hostile("it reaches for Python internals")
+    return constants
 
 
 PROBE_CPU_SECONDS = 10

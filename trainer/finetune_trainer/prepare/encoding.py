@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_api.outcome import Reason
 from finetune_api.sections.method import SFTLoss
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.chat_template import ChatTemplate, TemplateRefusedRow
+from finetune_trainer.prepare.quoting import Quoting, unmarked, without_marks
 from finetune_trainer.prepare.rows import Conversation, Example, Pair, RowDropped
 from finetune_trainer.prepare.tokenizer import Encoding, TextTokenizer
+from finetune_trainer.prepare.turns import Chain, find_answers
 from finetune_trainer.prepared import IGNORED_LABEL
 
 Span = tuple[int, int]
-"""A half-open range of characters."""
+"""A half-open range of characters, or of token positions."""
+
+_CHARS_PER_TOKEN = 16
+"""A text of so many characters per token of maxLength is tokenised as a whole; of a longer one, as much as fills a row."""
+_LONGEST_TOKEN_CHARS = 64
+"""Tokens are shorter on average, whatever the text."""
+_BATCH_CHARS = 4 << 20
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """An example as text, before it is tokenised. `answers` are the spans that the loss is taken of, turn ends included."""
+    """An example as text, before it is tokenised.
+
+    `answers`: the spans that the loss is taken of, turn ends included; `context`: of answers that are never trained; `quoted`: of control
+    tokens that the data quotes, which are text; `is_cut`: the text goes on where it ends here.
+    """
 
     text: str
     answers: list[Span]
     kind: Literal["Chat", "Completion", "Text"]
     prompt_messages: list[dict[str, object]] = field(default_factory=list)
+    tools: list[Any] | None = None
+    context: list[Span] = field(default_factory=list)
+    quoted: list[Span] = field(default_factory=list)
+    is_cut: bool = False
 
     @property
     def prompt(self) -> str:
@@ -36,7 +54,8 @@ class Rendered:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """A row as it is trained on. `answers`: half-open ranges of positions, end-of-turn token included."""
+    """A row as it is trained on. `answers`: half-open ranges of positions, end-of-turn token included. `split_at_answer`: a token would
+    have joined a prompt with its answer; they are tokenised apart, as a server does that is sent the prompt."""
 
     ids: list[int]
     labels: list[int]
@@ -44,102 +63,184 @@ class TokenRow:
     rendered: Rendered
     answer_text: str
     truncated: bool = False
+    split_at_answer: bool = False
 
     @property
     def trained_tokens(self) -> int:
         return sum(label != IGNORED_LABEL for label in self.labels)
 
 
-class TemplateUnsplittable(Exception):
-    """The generation prompt is not how an answered turn begins: what is served would differ from what is trained."""
-
-
 class Encoder:
     """Renders, tokenises, masks and truncates. `eos_ids` are the tokens of which one must end each answer."""
 
-    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None, loss: SFTLoss, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: TextTokenizer, template: ChatTemplate | None, loss: SFTLoss, max_length: int, eos_ids: frozenset[int]
+    ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.loss = loss
         self.max_length = max_length
+        self._eos_ids = eos_ids
+        control = tokenizer.control_tokens(eos_ids)
+        self._control_ids = frozenset(token for text in control if (token := tokenizer.id_of(text)) is not None)
+        self._quoting = Quoting(control)
+        self._closing = _Closing(tokenizer, eos_ids)
+        self._stops = tuple(text for token in eos_ids if (text := tokenizer.added_token(token)))
 
     def render(self, example: Example) -> list[Rendered]:
-        """Usually one text. Where a template rewrites earlier turns once later ones follow (reasoning that is dropped), one text for
-        each answer, as serving would have seen it.
+        """Usually one text. Where a template rewrites earlier turns once later ones follow (reasoning that is dropped), as many as are
+        needed for each answer to stand as serving would have seen it.
 
-        Errors: RowDropped; StageError(TemplateUnsplittable).
+        Errors: RowDropped, TemplateUnsplittable.
         """
         if isinstance(example, Conversation):
             return self._render_conversation(example)
         if isinstance(example, Pair):
-            return [
-                Rendered(
-                    example.prompt + example.completion, [(len(example.prompt), len(example.prompt + example.completion))], "Completion"
-                )
-            ]
-        return [Rendered(example.text, [(0, len(example.text))], "Text")]
+            prompt, completion = self._without_bos(example.prompt), self._without_eos(example.completion)
+            return [Rendered(prompt + completion, [(len(prompt), len(prompt + completion))], "Completion")]
+        text = self._without_eos(self._without_bos(example.text))
+        return [Rendered(text, [(0, len(text))], "Text")]
+
+    def _without_bos(self, text: str) -> str:
+        """The text without the bos that the tokenizer puts before it: one is enough."""
+        bos = self.tokenizer.named.get("bos_token")
+        puts_bos = bos is not None and self.tokenizer.prefix == [self.tokenizer.id_of(bos)]
+        return text.lstrip().removeprefix(bos) if bos and puts_bos and text.lstrip().startswith(bos) else text
+
+    def _without_eos(self, text: str) -> str:
+        """The text without the eos that every row is given at its end: one is enough. Another token that ends answers stays, and is last."""
+        eos = self.tokenizer.named.get("eos_token")
+        while eos and text.rstrip().endswith(eos):
+            text = text.rstrip().removesuffix(eos)
+        return text.rstrip() if text.rstrip().endswith(self._stops) else text
 
     def _render_conversation(self, example: Conversation) -> list[Rendered]:
         template = self.template
         assert template is not None  # RowReader refuses conversations without one
+        turns, trained = self._turns(example)
+        marked = self._quoting.marked(example)
+        source = marked or example
         try:
-            turns = [position for position, message in enumerate(example.messages) if message["role"] == "assistant"]
-            trained = [position for position in turns if position >= example.first_trained]
-            if self.loss is SFTLoss.COMPLETION:
-                trained = trained[-1:]
-            spans = [self._answer_span(template, example, turn) for turn in trained]
-            whole = spans[-1][0]  # conversations end with an answer
-            if all(whole.startswith(text) for text, _ in spans):
-                return [Rendered(whole, [span for _, span in spans], "Chat", example.messages[: trained[-1]])]
-            return [Rendered(text, [span], "Chat", example.messages[:turn]) for turn, (text, span) in zip(trained, spans, strict=True)]
+            longest = self.max_length * _LONGEST_TOKEN_CHARS
+            chains = find_answers(template, source.messages, source.tools, turns, self._closing.end_of, longest)
+            if marked is not None and not _says_the_same(template, chains[-1], example, turns[-1]):
+                raise RowDropped("ControlTokens")
         except TemplateRefusedRow as error:
-            raise RowDropped("RefusedByTemplate") from error
+            raise _refusal(template, example, error) from error
+        return [rendered for chain in chains if (rendered := _of_chain(chain, example, trained))]
 
-    @staticmethod
-    def _answer_span(template: ChatTemplate, example: Conversation, turn: int) -> tuple[str, Span]:
-        """The conversation up to and with an assistant turn, and where that answer stands in it."""
-        asked = template.render(example.messages[:turn], example.tools, add_generation_prompt=True)
-        answered = template.render(example.messages[: turn + 1], example.tools)
-        if not answered.startswith(asked):
-            raise TemplateUnsplittable
-        return answered, (len(asked), len(answered))
+    def _turns(self, example: Conversation) -> tuple[list[int], frozenset[int]]:
+        """Answers to be found, ascending, and those of them that are trained."""
+        answers = [position for position, message in enumerate(example.messages) if message["role"] == "assistant"]
+        wanted = answers[-1:] if self.loss is SFTLoss.COMPLETION else [turn for turn in answers if turn >= example.first_trained]
+        trained = frozenset(wanted) - example.untrained
+        if not trained:
+            raise RowDropped("NoTrainedAnswer")
+        everything = self.loss is SFTLoss.ALL_TOKENS and example.untrained
+        return [turn for turn in (answers if everything else wanted) if everything or turn in trained], trained
 
-    def encode(self, rendered: Sequence[Rendered], eos_ids: frozenset[int]) -> list[TokenRow | str]:
+    def encode(self, rendered: Sequence[Rendered]) -> list[TokenRow | str]:
         """A token row for each text, or the reason for which it is dropped. Errors: StopTokenAbsent with the row's position."""
-        encodings = self.tokenizer.encode([item.text for item in rendered])
         rows: list[TokenRow | str] = []
-        for position, (item, encoding) in enumerate(zip(rendered, encodings, strict=True)):
+        for position, (item, encoding) in enumerate(self._encodings(rendered)):
             try:
-                row = self._framed(item, encoding) if item.kind != "Chat" else self._chat_row(item, encoding, eos_ids)
+                rows.append(self._row(item, encoding))
+            except RowDropped as dropped:
+                rows.append(dropped.reason)
             except StopTokenAbsent as error:
                 raise StopTokenAbsent(error.token_id, position) from None
-            row = self._truncated(row)
-            rows.append(row if row.trained_tokens else "NothingLeftToTrain")
         return rows
 
-    def _chat_row(self, item: Rendered, encoding: Encoding, eos_ids: frozenset[int]) -> TokenRow:
-        answers = [self._answer_positions(item.text, encoding, span, eos_ids) for span in item.answers]
+    def _encodings(self, rendered: Sequence[Rendered]) -> Iterable[tuple[Rendered, Encoding]]:
+        """Each text with its ids; one that is far longer than a row, cut. So much at a time that memory stays bounded."""
+        whole_chars = self.max_length * _CHARS_PER_TOKEN
+        for some in _by_size(rendered, max(_BATCH_CHARS, whole_chars)):
+            found = iter(self.tokenizer.encode([item.text for item in some if len(item.text) <= whole_chars]))
+            for item in some:
+                yield (item, next(found)) if len(item.text) <= whole_chars else self._fitting(item)
+
+    def _fitting(self, item: Rendered) -> tuple[Rendered, Encoding]:
+        """As much of a long text as fills a row, and some more: what lies far behind a token does not change it."""
+        chars = self.max_length * _CHARS_PER_TOKEN
+        while True:
+            encoding = self.tokenizer.encode([item.text[:chars]])[0]
+            if chars >= len(item.text):
+                return item, encoding
+            if len(encoding.ids) > self.max_length + 64:
+                return _cut(item, chars), encoding
+            chars *= 2
+
+    def _row(self, item: Rendered, encoding: Encoding) -> TokenRow:
+        if not item.answers:
+            raise RowDropped("NothingLeftToTrain")
+        split = self._is_split(item, encoding)
+        if split or item.quoted:
+            encoding = self._in_pieces(item, encoding, split)
+        row = self._chat_row(item, encoding) if item.kind == "Chat" else self._framed(item, encoding)
+        row = replace(self._truncated(row), split_at_answer=split)
+        if not row.trained_tokens:
+            raise RowDropped("NothingLeftToTrain")
+        return row
+
+    def _is_split(self, item: Rendered, encoding: Encoding) -> bool:
+        """Whether prompt and answer are other tokens together than apart, so that what is served would differ from what is trained."""
+        if item.kind == "Text":
+            return False
+        begins = [begin for begin, _ in encoding.offsets]
+        starts = [start for start, _ in item.answers if start]
+        if any(_straddles(encoding, begins, start) for start in starts):
+            return True
+        return bool(starts) and not self._stands_alone(item.text, encoding, bisect_left(begins, starts[0]), starts[0])
+
+    def _stands_alone(self, text: str, encoding: Encoding, position: int, start: int) -> bool:
+        """Whether the ids before `position` are those of `text[:start]` by itself. Told at once behind an added token, or a single line
+        feed, as most templates have it."""
+        if self.tokenizer.added_token(encoding.ids[position - 1]) or (
+            text[start - 1] == "\n" and not text[start - 2 : start - 1].isspace()
+        ):
+            return True
+        return self.tokenizer.encode([text[:start]])[0].ids == encoding.ids[:position]
+
+    def _in_pieces(self, item: Rendered, encoding: Encoding, split: bool) -> Encoding:
+        """The text's ids, cut before each answer where `split`, quoted control tokens as text. Errors: RowDropped where the tokenizer
+        cannot do that."""
+        cuts = [start for start, _ in item.answers] if split else []
+        pieces = self.tokenizer.encode_pieces(item.text, cuts, item.quoted, self._control_ids)
+        if pieces is not None and self.tokenizer.decode(pieces.ids) == self.tokenizer.decode(encoding.ids):
+            return pieces
+        if item.quoted:
+            raise RowDropped("ControlTokens")
+        return encoding
+
+    def _chat_row(self, item: Rendered, encoding: Encoding) -> TokenRow:
+        begins = [begin for begin, _ in encoding.offsets]
+        answers = [self._answer_positions(item, encoding, begins, span) for span in item.answers]
         last = answers[-1][1] - 1
         answer_text = item.text[item.answers[-1][0] : encoding.offsets[last][0]]
-        everything = [(0, len(encoding.ids))] if self.loss is SFTLoss.ALL_TOKENS else answers
-        return TokenRow(encoding.ids, labels_of(encoding.ids, everything), answers, item, answer_text)
+        if self.loss is SFTLoss.ALL_TOKENS:
+            labels = list(encoding.ids)
+            for start, end in item.context:
+                first, after = bisect_left(begins, start), bisect_left(begins, end)
+                labels[first:after] = [IGNORED_LABEL] * (after - first)
+        else:
+            labels = labels_of(encoding.ids, answers)
+        return TokenRow(encoding.ids, labels, answers, item, answer_text)
 
-    def _answer_positions(self, text: str, encoding: Encoding, span: Span, eos_ids: frozenset[int]) -> Span:
+    def _answer_positions(self, item: Rendered, encoding: Encoding, begins: Sequence[int], span: Span) -> Span:
         """Token positions of an answer, cut after the first of the stop tokens that close it.
 
         Templates put white space or further control tokens after the one that ends a turn (ChatML a line feed, Phi-3 <|endoftext|>);
         the model stops before those, so they are not trained. Errors: StopTokenAbsent.
         """
-        start = first_token_at(encoding, span[0])
-        end = start
-        while end < len(encoding.ids) and encoding.offsets[end][0] < span[1]:
-            end += 1
+        start, end = first_token_at(encoding, begins, span[0]), bisect_left(begins, span[1])
+        if item.is_cut and span[1] == len(item.text):
+            return start, end
         cut, last_visible = None, None
         for position in range(end - 1, start - 1, -1):
             token_id = encoding.ids[position]
-            visible = bool(text[slice(*encoding.offsets[position])].strip())
+            visible = bool(item.text[slice(*encoding.offsets[position])].strip())
             last_visible = token_id if last_visible is None and visible else last_visible
-            if token_id in eos_ids:
+            if token_id in self._eos_ids:
                 cut = position + 1
             elif visible and self.tokenizer.added_token(token_id) is None:
                 break
@@ -148,26 +249,112 @@ class Encoder:
         return start, cut
 
     def _framed(self, item: Rendered, encoding: Encoding) -> TokenRow:
-        """A text outside a chat: bos as the tokenizer puts it, eos always, so that the model learns to stop."""
+        """A text outside a chat: bos as the tokenizer puts it, and an end always, so that the model learns to stop."""
         prefix, eos = self.tokenizer.prefix, self.tokenizer.id_of(self.tokenizer.named.get("eos_token"))
         if eos is None:
             raise StageError(
                 Reason.INVALID_TOKENIZER,
                 "the tokenizer names no eos_token, which ends texts and completions; add it to tokenizer_config.json",
             )
-        ids = [*prefix, *encoding.ids, eos]
-        start = len(prefix) + first_token_at(encoding, item.answers[0][0])
-        if item.kind == "Text":
-            start = 0
+        has_end = bool(encoding.ids) and encoding.ids[-1] in self._eos_ids
+        ids = [*prefix, *encoding.ids, *([] if has_end else [eos])]
+        text_end = encoding.offsets[-1][0] if has_end else len(item.text)
+        start = 0
+        if item.kind == "Completion":
+            start = len(prefix) + first_token_at(encoding, [begin for begin, _ in encoding.offsets], item.answers[0][0])
         answers = [(start, len(ids))]
         trained = answers if item.kind == "Completion" and self.loss is not SFTLoss.ALL_TOKENS else [(0, len(ids))]
-        return TokenRow(ids, labels_of(ids, trained), answers, item, item.text[item.answers[0][0] :])
+        return TokenRow(ids, labels_of(ids, trained), answers, item, item.text[item.answers[0][0] : text_end])
 
     def _truncated(self, row: TokenRow) -> TokenRow:
         limit = self.max_length
         if len(row.ids) <= limit:
             return row
         return replace(row, ids=row.ids[:limit], labels=row.labels[:limit], truncated=True)
+
+
+def _refusal(template: ChatTemplate, example: Conversation, error: TemplateRefusedRow) -> RowDropped:
+    if example.messages[0]["role"] == "system":
+        with contextlib.suppress(TemplateRefusedRow):
+            template.render(example.messages[1:], example.tools)
+            return RowDropped("SystemRefusedByTemplate", error.words)
+    return RowDropped("RefusedByTemplate", error.words)
+
+
+def _says_the_same(template: ChatTemplate, marked: Chain, example: Conversation, last: int) -> bool:
+    """Whether marks changed nothing but to stand there. A chain's text goes to its own last answer, or to the conversation's."""
+    plain = without_marks(marked.text)
+    return any(plain == template.render(example.messages[: turn + 1], example.tools) for turn in {last, marked.answers[-1][0]})
+
+
+def _of_chain(chain: Chain, example: Conversation, trained: frozenset[int]) -> Rendered | None:
+    """A chain's text with what of it is trained; None where nothing is. Errors: RowDropped(ControlTokens)."""
+    turns = [turn for turn, _ in chain.answers]
+    if not trained.intersection(turns):
+        return None
+    plain = unmarked(chain.text, [span for _, span in chain.answers])
+    if plain is None:
+        raise RowDropped("ControlTokens")
+    spans, quoted = plain
+    return Rendered(
+        without_marks(chain.text) if quoted else chain.text,
+        [span for turn, span in zip(turns, spans, strict=True) if turn in trained],
+        "Chat",
+        example.messages[: max(turn for turn in turns if turn in trained)],
+        example.tools,
+        context=[span for turn, span in zip(turns, spans, strict=True) if turn in example.untrained],
+        quoted=quoted,
+    )
+
+
+def _cut(item: Rendered, chars: int) -> Rendered:
+    def within(spans: list[Span]) -> list[Span]:
+        return [(start, min(end, chars)) for start, end in spans if start < chars]
+
+    text = item.text[:chars]
+    return replace(item, text=text, answers=within(item.answers), context=within(item.context), quoted=within(item.quoted), is_cut=True)
+
+
+def _by_size(rendered: Sequence[Rendered], chars: int) -> Iterable[list[Rendered]]:
+    """The same in their order, in lists of at most so many characters, or of one."""
+    some: list[Rendered] = []
+    size = 0
+    for item in rendered:
+        if some and size + len(item.text) > chars:
+            yield some
+            some, size = [], 0
+        some.append(item)
+        size += len(item.text)
+    if some:
+        yield some
+
+
+class _Closing:
+    """Finds where an answer ends in a text that ends with it."""
+
+    def __init__(self, tokenizer: TextTokenizer, eos_ids: frozenset[int]) -> None:
+        self._closing = frozenset(tokenizer.added_tokens)
+        self._stops = frozenset(text for token in eos_ids if (text := tokenizer.added_token(token)))
+        self._lengths = sorted({len(text) for text in self._closing}, reverse=True)
+
+    def end_of(self, text: str, start: int) -> int:
+        """After the first stop token of the run of white space and added tokens that closes the text; the text's end where none does."""
+        end, position = len(text), len(text)
+        while position > start:
+            stripped = len(text[start:position].rstrip()) + start
+            token = next(
+                (
+                    text[stripped - size : stripped]
+                    for size in self._lengths
+                    if text[max(start, stripped - size) : stripped] in self._closing
+                ),
+                None,
+            )
+            if token is None:
+                return end
+            end = stripped if token in self._stops else end
+            position = stripped - len(token)
+        return end
 
 
 class StopTokenAbsent(Exception):
@@ -179,9 +366,20 @@ class StopTokenAbsent(Exception):
         self.position = position
 
 
-def first_token_at(encoding: Encoding, start: int) -> int:
-    """Position of the first token that stands for no character before `start`."""
-    return next((i for i, (begin, end) in enumerate(encoding.offsets) if begin >= start and end > start), len(encoding.ids))
+def _straddles(encoding: Encoding, begins: Sequence[int], start: int) -> bool:
+    """Whether a token stands for characters on both sides of `start`."""
+    before = bisect_left(begins, start) - 1
+    return before >= 0 and encoding.offsets[before][1] > start
+
+
+def first_token_at(encoding: Encoding, begins: Sequence[int], start: int) -> int:
+    """Position of the first token that stands for `start` or what follows it; one that stands for what is before as well counts."""
+    first = bisect_left(begins, start)
+    if first and encoding.offsets[first - 1][1] > start:
+        return first - 1
+    while first < len(begins) and encoding.offsets[first][1] <= start:
+        first += 1
+    return first
 
 
 def labels_of(ids: Sequence[int], trained: Iterable[Span]) -> list[int]:

@@ -20,7 +20,7 @@ from finetune_trainer.llama.home import LlamaHome, llama_home
 from finetune_trainer.prepare.pipeline import Sample
 from finetune_trainer.prepare.tokenizer import TextTokenizer
 from finetune_trainer.prepared import SpecialTokens
-from finetune_trainer.storage import JobStorage, hash_file, hash_folder
+from finetune_trainer.storage import JobStorage, hash_file, hash_folder, refuse_full
 from finetune_trainer.tokenizer_files import write_tokenizer_files
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _UNKNOWN = ("not supported", "NotImplementedError", "not recognized")
 def make_vocab(home: LlamaHome, storage: JobStorage, files: Path) -> Path:
     """The vocabulary as GGUF of a folder of tokenizer files, cached by their content and the converter's.
 
-    Errors: StageError(UnsupportedByLlamaCpp).
+    Errors: StageError(UnsupportedByLlamaCpp | StorageError).
     """
     key = digest_of([[record.path, record.sha256] for record in hash_folder(files)] + [hash_file(home.converter)])
     return storage.cached("vocabs", key, lambda aside: _convert(home, files, aside / _VOCAB)) / _VOCAB
@@ -46,6 +46,7 @@ def _convert(home: LlamaHome, files: Path, output: Path) -> None:
     if done.returncode == 0 and output.is_file():
         return
     refuse_killed("llama.cpp's converter", done.returncode)
+    refuse_full(output.parent, "llama.cpp's converter")
     words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     said = next((line for line in reversed(words) if any(mark in line for mark in _UNKNOWN)), words[-1] if words else "nothing")
     raise StageError(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -17,17 +15,20 @@ from finetune_api.sections.data import Dataset
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.candidates import Candidate, Part
-from finetune_trainer.prepare.chat_template import ChatTemplate
+from finetune_trainer.prepare.counts import DatasetCounts
 from finetune_trainer.prepare.dataset_files import DatasetFiles
-from finetune_trainer.prepare.encoding import Encoder, Rendered, StopTokenAbsent, TemplateUnsplittable, TokenRow
+from finetune_trainer.prepare.encoding import Encoder, Rendered, StopTokenAbsent, TokenRow
+from finetune_trainer.prepare.members import PrintedMembers
 from finetune_trainer.prepare.records import Located, Location, invalid
-from finetune_trainer.prepare.rows import RowDropped, RowInvalid, RowReader, content_hash
+from finetune_trainer.prepare.rows import Conversation, RowDropped, RowInvalid, RowReader, content_hash
 from finetune_trainer.prepare.splitting import SPLITS, Splitter, group_key, is_grouped
 from finetune_trainer.prepare.steps import STEPS
+from finetune_trainer.prepare.turns import TemplateUnsplittable
 from finetune_trainer.prepare.writing import SetWriter
 from finetune_trainer.prepared import HeldOutRow, PreparedSet, SpecialTokens
 
 _BATCH_ROWS = 512
+_BATCH_BYTES = 16 << 20
 SAMPLES_PER_DATASET = 500
 _LONGEST_SAMPLE_CHARS = 20_000
 
@@ -55,20 +56,6 @@ class Samples:
             self.shown.setdefault(location.dataset, row)
 
 
-@dataclass
-class DatasetCounts:
-    """What became of a data set's rows."""
-
-    rows_in: int = 0
-    grouped: int = 0
-    """Rows that hold a value in the groupBy column."""
-    rows_out: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    truncated: int = 0
-    format: str = ""
-    revision: str | None = None
-
-
 @dataclass(frozen=True)
 class _Placed:
     """A text of a candidate with the set it goes to. `last`: the one that holds the conversation's last answer."""
@@ -89,13 +76,14 @@ class Pipeline:
         self._run = run
         self._embeddings = embeddings
         self._encoder = encoder
-        self._eos_ids = frozenset(tokens.eos_ids)
+        self._eos_ids = sorted(tokens.eos_ids)
         self._steps = [step(run.preparation) for step in STEPS]
         self.splitter = Splitter(run.preparation.split)
         self.counts = {dataset.name: DatasetCounts() for dataset in run.datasets}
         self.lengths = np.zeros(run.training.max_length + 1, dtype=np.int64)
-        self.split_tokens_at_boundary = 0
         self.samples = Samples()
+        self.unread: dict[str, set[str]] = {}
+        self.members = {dataset.name: PrintedMembers(encoder.template) for dataset in run.datasets if encoder.template}
         brought = [f"{dataset.name}/test" for dataset in run.datasets if dataset.test_split]
         self.writers = {name: SetWriter(folder, name, held_out=name not in ("train", "validation")) for name in (*SPLITS, *brought)}
         self._stack = ExitStack()
@@ -117,7 +105,7 @@ class Pipeline:
 
         Errors: StageError(InvalidDataset | EmptyDataset | NoTrainingRows | StopTokenMismatch | TemplateUnsplittable | NoChatTemplate).
         """
-        readers = {dataset.name: RowReader(dataset, self._encoder.template is not None) for dataset, _ in files}
+        readers = {dataset.name: RowReader(dataset, self._encoder.template) for dataset, _ in files}
         parts = [Part(dataset, found.test, readers[dataset.name], True) for dataset, found in files if found.test]
         parts += [Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if found.test]
         parts += [Part(dataset, found.train, readers[dataset.name], False) for dataset, found in files if not found.test]
@@ -128,15 +116,23 @@ class Pipeline:
                 tell((done + batch[-1].bytes_read) / total)
             done += part.files.size_bytes
         for dataset, found in files:
-            self.counts[dataset.name].format = str(readers[dataset.name].format)
-            self.counts[dataset.name].revision = found.revision
+            self._account(dataset, readers[dataset.name], found.revision)
             self._refuse_if_useless(dataset)
         self._refuse_unknown_group()
         if not self.writers["train"].rows:
             raise StageError(
                 Reason.NO_TRAINING_ROWS,
-                f"no row is left to train on: {self._dropped_words(self.counts.values())}; add rows, or set preparation.split",
+                f"no row is left to train on: {self._dropped_words()}; add rows, or set preparation.split",
             )
+
+    def _account(self, dataset: Dataset, reader: RowReader, revision: str | None) -> None:
+        """Errors: StageError(InvalidDataset) for a column that is named and that no row has."""
+        counts = self.counts[dataset.name]
+        counts.format, counts.revision, counts.cleaned = str(reader.format), revision, reader.cleaned
+        self.unread[dataset.name] = reader.unread - {self._run.preparation.split.group_by}
+        missing = reader.never_found()
+        if missing and counts.rows_in:
+            raise StageError(Reason.INVALID_DATASET, f"data set {dataset.name}: {missing}")
 
     def _take(self, part: Part, batch: list[Located]) -> None:
         """A batch through every step, in the order in which they follow each other."""
@@ -159,7 +155,7 @@ class Pipeline:
                 counts.grouped += is_grouped(group)
                 understood.append(Candidate(located.location, example, content, group))
             except RowDropped as error:
-                counts.dropped[error.reason] += 1
+                counts.drop(error.reason, located.location, error.words)
             except RowInvalid as error:
                 raise invalid(located.location, error.expected) from error
         return understood
@@ -167,9 +163,13 @@ class Pipeline:
     def _keep(self, part: Part, candidates: list[Candidate]) -> list[Candidate]:
         """Rows that no step drops."""
         for step in self._steps:
-            reasons = step.dropped(part, candidates)
-            self.counts[part.dataset.name].dropped.update(reason for reason in reasons if reason)
-            candidates = [candidate for candidate, reason in zip(candidates, reasons, strict=True) if not reason]
+            kept = []
+            for candidate, reason in zip(candidates, step.dropped(part, candidates), strict=True):
+                if reason:
+                    self.counts[part.dataset.name].drop(reason, candidate.location)
+                else:
+                    kept.append(candidate)
+            candidates = kept
         return candidates
 
     def _split(self, part: Part, candidates: list[Candidate]) -> list[tuple[Candidate, str]]:
@@ -184,11 +184,14 @@ class Pipeline:
 
     def _render(self, part: Part, split: list[tuple[Candidate, str]]) -> Iterator[_Placed]:
         """The texts of each row; a conversation may have several."""
+        counts = self.counts[part.dataset.name]
         for candidate, name in split:
             try:
                 texts = self._encoder.render(candidate.example)
+                self._watch_members(candidate)
             except RowDropped as error:
-                self.counts[part.dataset.name].dropped[error.reason] += 1
+                self._refuse_own_system_message(part.dataset, candidate, error)
+                counts.drop(error.reason, candidate.location, error.words)
                 continue
             except TemplateUnsplittable as error:
                 raise StageError(
@@ -196,28 +199,61 @@ class Pipeline:
                     f"{candidate.location}: the chat template's generation prompt is not how it begins an answered turn, so the model would be "
                     "trained on other prompts than it is served; set model.chatTemplate to one that does",
                 ) from error
+            if name == "train" and texts[0].kind == "Chat":
+                counts.conversations += 1
+                counts.texts += len(texts)
             # Of a test row only the last answer is asked for.
             for text in texts[-1:] if name.endswith("test") else texts:
                 yield _Placed(candidate, name, text, last=text is texts[-1])
 
+    def _watch_members(self, candidate: Candidate) -> None:
+        """Errors: StageError(NotRendered) where the template leaves out what a row cannot be without."""
+        if not isinstance(candidate.example, Conversation):
+            return
+        lacking = self.members[candidate.location.dataset].look(candidate.example)
+        if lacking:
+            raise StageError(
+                Reason.NOT_RENDERED,
+                f"{candidate.location}: the chat template prints nothing of the {lacking}, so they would be lost; set model.chatTemplate "
+                "to one that prints them, or write them into the messages' content",
+            )
+
+    @staticmethod
+    def _refuse_own_system_message(dataset: Dataset, candidate: Candidate, error: RowDropped) -> None:
+        """Errors: StageError(InvalidDataset) where the template refuses the system message that the job itself adds to every row."""
+        if error.reason != "SystemRefusedByTemplate" or not dataset.system_message:
+            return
+        assert isinstance(candidate.example, Conversation)
+        if candidate.example.messages[0]["content"] == dataset.system_message:
+            raise StageError(
+                Reason.INVALID_DATASET,
+                f"data set {dataset.name}: the chat template takes no system message; remove systemMessage, set model.chatTemplate to one that "
+                "does, or write the text before the first user message",
+            )
+
     def _encode(self, part: Part, placed: list[_Placed]) -> Iterator[tuple[_Placed, TokenRow]]:
         """The token ids of each text; a test row that had to be cut is dropped, as it would be judged by half an answer."""
-        dropped = self.counts[part.dataset.name].dropped
-        for item, row in zip(placed, self._token_rows(placed), strict=True):
+        counts = self.counts[part.dataset.name]
+        rows = self._token_rows(placed)
+        of_use = {id(item.candidate) for item, row in zip(placed, rows, strict=True) if not isinstance(row, str)}
+        for item, row in zip(placed, rows, strict=True):
             if isinstance(row, str):
-                dropped[row] += 1
+                if id(item.candidate) in of_use:
+                    counts.truncated += 1  # an answer of a conversation whose others are trained
+                elif item.last:
+                    counts.drop(row, item.candidate.location)
             elif row.truncated and item.set_name.endswith("test"):
-                dropped["TestRowTooLong"] += 1
+                counts.drop("TestRowTooLong", item.candidate.location)
             else:
                 yield item, row
 
     def _token_rows(self, placed: list[_Placed]) -> list[TokenRow | str]:
         try:
-            return self._encoder.encode([item.rendered for item in placed], self._eos_ids)
+            return self._encoder.encode([item.rendered for item in placed])
         except StopTokenAbsent as error:
             tokenizer = self._encoder.tokenizer
             ends = "nothing" if error.token_id is None else tokenizer.name_of(error.token_id)
-            stops = ", ".join(tokenizer.name_of(token) for token in sorted(self._eos_ids))
+            stops = ", ".join(tokenizer.name_of(token) for token in self._eos_ids)
             raise StageError(
                 Reason.STOP_TOKEN_MISMATCH,
                 f"{placed[error.position].candidate.location}: the chat template ends an answer with {ends}, but generation stops at {stops}, "
@@ -233,8 +269,12 @@ class Pipeline:
         writer.add(row, repeat)
         counts.rows_out[item.set_name] += repeat
         counts.truncated += row.truncated
+        counts.split_at_answer += row.split_at_answer
+        counts.quoting += bool(row.rendered.quoted)
         if item.set_name == "train":
             self.lengths[len(row.ids)] += repeat
+            counts.text_tokens += len(row.ids)
+            counts.last_text_tokens += len(row.ids) if item.last else 0
         if writer.held_out:
             writer.add_held_out(self._held_out(item, row))
         self.samples.keep(location, row, item.set_name == "train")
@@ -254,14 +294,15 @@ class Pipeline:
         prompt_ids = row.ids[:start]
         if row.rendered.kind == "Chat":
             # As a server tokenises it: alone. Where a token would join prompt and answer, these ids are what is asked.
-            prompt_ids = self._encoder.tokenizer.encode([prompt])[0].ids
-            self.split_tokens_at_boundary += prompt_ids != row.ids[:start]
+            prompt_ids = row.ids[:start] if row.rendered.quoted else self._encoder.tokenizer.encode([prompt])[0].ids
         return HeldOutRow(
             dataset=item.candidate.location.dataset,
             row=item.candidate.location.row,
             group=item.candidate.group,
             kind=row.rendered.kind,
             messages=row.rendered.prompt_messages,
+            tools=row.rendered.tools or [],
+            quotes_control_tokens=bool(row.rendered.quoted),
             prompt=prompt,
             prompt_ids=prompt_ids,
             answer=row.answer_text,
@@ -275,13 +316,20 @@ class Pipeline:
         if not counts.rows_out:
             raise StageError(
                 Reason.INVALID_DATASET,
-                f"data set {dataset.name}: none of its {counts.rows_in} rows can be trained on ({self._dropped_words([counts])}); "
+                f"data set {dataset.name}: none of its {counts.rows_in} rows can be trained on ({counts.dropped_words()}); "
                 "check format, columns and training.maxLength",
+            )
+        limit = self._run.preparation.max_dropped_share
+        if counts.useless > limit * counts.rows_in:
+            raise StageError(
+                Reason.INVALID_DATASET,
+                f"data set {dataset.name}: {counts.useless} of its {counts.rows_in} rows cannot be used, more than "
+                f"preparation.maxDroppedShare ({limit:g}) allows ({counts.dropped_words()}); mend them, check format and columns, or raise it",
             )
         own_test = f"{dataset.name}/test"
         if own_test in self.writers and not self.writers[own_test].rows:
             raise StageError(
-                Reason.EMPTY_DATASET, f"data set {dataset.name}: no row of its testSplit can be scored ({self._dropped_words([counts])})"
+                Reason.EMPTY_DATASET, f"data set {dataset.name}: no row of its testSplit can be scored ({counts.dropped_words()})"
             )
 
     def _refuse_unknown_group(self) -> None:
@@ -292,41 +340,18 @@ class Pipeline:
                 f"preparation.split.groupBy: no row has a column {column!r}; name the one that tells documents apart, or remove groupBy",
             )
 
-    @staticmethod
-    def _dropped_words(counts: Iterable[DatasetCounts]) -> str:
-        total: Counter[str] = Counter()
-        for one in counts:
-            total.update(one.dropped)
-        return ", ".join(f"{reason}: {number}" for reason, number in sorted(total.items())) or "none dropped"
-
-    def warnings(self, template: ChatTemplate | None) -> list[str]:
-        """What a user should know and may ignore."""
-        found = []
-        if template is not None and template.shows_the_date:
-            found.append("the chat template prints today's date: prepared on another day, the data gets another digest")
-        column = self._run.preparation.split.group_by
-        for name, counts in self.counts.items():
-            if column is not None and not counts.grouped:
-                found.append(f"no row of data set {name} has the groupBy column {column!r}: its rows are held out one by one")
-        scored = sum(writer.rows for writer in self.writers.values() if writer.held_out)
-        if self._run.evaluation.gates and scored < self._run.evaluation.min_samples:
-            found.append(
-                f"{scored} test rows are fewer than evaluation.minSamples ({self._run.evaluation.min_samples}): gates will be inconclusive"
-            )
-        if self._run.preparation.split.validation and not self.writers["validation"].rows:
-            found.append("no group was drawn for validation: there will be no validation loss")
-        truncated, rows = sum(counts.truncated for counts in self.counts.values()), self.writers["train"].rows
-        if truncated > 0.05 * rows:
-            found.append(
-                f"{truncated} rows are longer than training.maxLength ({self._run.training.max_length}) and were cut: their ends are not learnt"
-            )
-        if self.split_tokens_at_boundary:
-            found.append(
-                f"in {self.split_tokens_at_boundary} test rows a token would join prompt and answer; served prompts are tokenised alone"
-            )
-        return found
+    def _dropped_words(self) -> str:
+        return "; ".join(f"data set {name}: {counts.dropped_words()}" for name, counts in self.counts.items())
 
 
 def _batches(records: Iterator[Located]) -> Iterator[list[Located]]:
-    while batch := list(islice(records, _BATCH_ROWS)):
+    """So many rows, or so many bytes of them, that memory stays bounded."""
+    batch: list[Located] = []
+    before = 0
+    for located in records:
+        batch.append(located)
+        if len(batch) == _BATCH_ROWS or located.bytes_read - before >= _BATCH_BYTES:
+            yield batch
+            batch, before = [], located.bytes_read
+    if batch:
         yield batch

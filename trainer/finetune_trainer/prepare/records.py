@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
@@ -16,10 +16,14 @@ from finetune_api.section import digest_of
 from finetune_trainer.errors import StageError
 from finetune_trainer.storage import hash_file
 
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _MAX_ROW_BYTES = 64 << 20
 _CHUNK_CHARS = 1 << 20
 _PARQUET_BATCH_ROWS = 256
+_PARQUET_BATCH_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,13 @@ class Location:
     """Counted from 1 over the files of one split."""
     line: int | None = None
 
+    @property
+    def place(self) -> str:
+        """Where in the data set."""
+        return f"file {self.file}, " + (f"line {self.line}" if self.line is not None else f"row {self.row}")
+
     def __str__(self) -> str:
-        place = f"line {self.line}" if self.line is not None else f"row {self.row}"
-        return f"data set {self.dataset}, file {self.file}, {place}"
+        return f"data set {self.dataset}, {self.place}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class SplitFiles:
         """Every record with its place. Errors: StageError(InvalidDataset) at the first that does not parse."""
         row, read_before = 0, 0
         for path in self.files:
+            refuse_other_content(path, self.dataset)
             for line, record, position in _READERS[path.suffix](path, self.dataset):
                 row += 1
                 location = Location(self.dataset, path.name, row, line)
@@ -80,6 +89,49 @@ def invalid(location: Location, expected: str) -> StageError:
 
 _Numbered = Iterator[tuple[int | None, Any, int]]
 
+_OTHER_CONTENT = (
+    (b"\x1f\x8b", "gzip-compressed; unpack it (gunzip)"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed; unpack it (zstd -d)"),
+    (b"BZh", "bzip2-compressed; unpack it (bunzip2)"),
+    (b"\xfd7zXZ", "xz-compressed; unpack it (unxz)"),
+    (b"PK\x03\x04", "a zip archive; unpack it (unzip)"),
+    (b"ARROW1", "an Arrow file; write it as Parquet (datasets: to_parquet)"),
+    (b"\xff\xfe", "text in UTF-16; write it in UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+    (b"\xfe\xff", "text in UTF-16; write it in UTF-8 (iconv -f UTF-16 -t UTF-8)"),
+    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer and not the data; fetch it (git lfs pull)"),
+    (b"version https://hawser.github.com/spec/", "a Git LFS pointer and not the data; fetch it (git lfs pull)"),
+    (b"<!doctype html", "an HTML page and not the data; download the raw file"),
+    (b"<html", "an HTML page and not the data; download the raw file"),
+)
+"""How files begin that are often found under a data file's name, and what to do about them."""
+COMPRESSED = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip"}
+
+
+def refuse_other_content(path: Path, dataset: str) -> None:
+    """Errors: StageError(InvalidDataset) where a file's first bytes say that it is something else than its name does."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for prefix, words in _OTHER_CONTENT:
+        if start.startswith(prefix) or text.startswith(prefix):
+            raise StageError(Reason.INVALID_DATASET, f"data set {dataset}, file {path.name} is {words}")
+    if start.startswith(b"PAR1") and path.suffix != ".parquet":
+        raise StageError(Reason.INVALID_DATASET, f"data set {dataset}, file {path.name} is a Parquet file; name it .parquet")
+
+
+class _RepeatedMember(ValueError):
+    """An object that names one member twice: one of the two would be lost."""
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _RepeatedMember
+    return members
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_members)
+
 
 def _read_jsonl(path: Path, dataset: str) -> _Numbered:
     position = 0
@@ -98,74 +150,159 @@ def _read_jsonl(path: Path, dataset: str) -> _Numbered:
 
 def _parse(line: bytes, location: Location) -> Any:
     try:
-        return json.loads(line.decode())
+        text = line.decode().rstrip()
     except UnicodeDecodeError as error:
         raise invalid(location, "text in UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        column = f" (broken at column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise invalid(location, f"one whole JSON object on the line{column}") from error
+    try:
+        value = _DECODER.decode(text)
+    except _RepeatedMember as error:
+        raise invalid(location, "an object that names each member once") from error
+    except json.JSONDecodeError as error:
+        raise invalid(location, f"one whole JSON object on the line (broken at column {error.colno})") from error
+    except RecursionError as error:
+        raise invalid(location, "one whole JSON object on the line, not nested so deep") from error
+    if isinstance(value, list):
+        raise invalid(location, "a JSON object; a file that is one array is read under a name that ends in .json")
+    return value
+
+
+_LIST_OF_OBJECTS = re.compile(r'"([A-Za-z_][\w-]{0,63})"\s*:\s*\[\s*\{')
+_LISTS_OF_A_ROW = ("messages", "conversations", "prompt", "completion", "tools")
 
 
 def _read_json(path: Path, dataset: str) -> _Numbered:
     """An array of objects, parsed one by one; a file of JSON lines under this name is read as such."""
     with path.open("rb") as head:
         start = head.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith(b"["):
-        yield from _read_jsonl(path, dataset)
+    if start.startswith(b"["):
+        with path.open("rb") as raw:
+            for value in _ArrayReader(path, dataset, io.TextIOWrapper(raw, encoding="utf-8-sig")).values():
+                yield None, value, raw.tell()
         return
-    decoder = json.JSONDecoder()
-    with path.open("rb") as raw:
-        file = io.TextIOWrapper(raw, encoding="utf-8-sig")
-        buffer, position = _more(file, _CHUNK_CHARS, Location(dataset, path.name, 1)).lstrip()[1:], 0
-        for row in range(1, 1 << 62):
-            location = Location(dataset, path.name, row)
-            buffer, position = _skip_separator(buffer, position, file, location)
-            if buffer[position] == "]":
-                return
-            value, buffer, position = _next_value(decoder, buffer, position, file, location)
-            yield None, value, raw.tell()
+    if b"\n" in start and not _is_whole(start.split(b"\n", 1)[0]):
+        _refuse_object_of_rows(start.decode(errors="replace"), path, dataset)
+    yield from _read_jsonl(path, dataset)
 
 
-def _more(file: TextIO, chars: int, location: Location) -> str:
+def _is_whole(line: bytes) -> bool:
     try:
-        return file.read(chars)
-    except UnicodeDecodeError as error:
-        raise invalid(location, "text in UTF-8") from error
+        _DECODER.decode(line.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
-_SEPARATOR = re.compile(r"[ \t\r\n,]*")
-# Below, a position moves through the buffer: cutting each value off would copy the rest of a chunk for every row.
+def _refuse_object_of_rows(start: str, path: Path, dataset: str) -> None:
+    """Errors: StageError(InvalidDataset) for one object over several lines, which is neither an array nor JSON lines."""
+    found = _LIST_OF_OBJECTS.search(start)
+    rows = found[1] if found and found[1] not in _LISTS_OF_A_ROW else None
+    holds = f"holds its rows under {rows!r}; write that array by itself (jq '.{rows}')" if rows else "is no list of rows"
+    raise StageError(
+        Reason.INVALID_DATASET,
+        f"data set {dataset}, file {path.name}: one JSON object over several lines, which {holds}; "
+        "expected an array of objects, or one object on each line",
+    )
 
 
-def _skip_separator(buffer: str, position: int, file: TextIO, location: Location) -> tuple[str, int]:
-    """The buffer and the position in it after white space and the comma between two objects."""
-    while True:
-        found = _SEPARATOR.match(buffer, position)
-        assert found is not None
-        if found.end() < len(buffer):
-            return buffer, found.end()
-        buffer, position = _more(file, _CHUNK_CHARS, location), 0
-        if not buffer:
-            raise invalid(location, "an array that ends with ]")
+_BLANK = re.compile(r"[ \t\r\n]*")
+_CUT_SHORT_CHARS = 16
+"""What ends within a literal or an escape is refused at most so far before its end."""
 
 
-def _next_value(decoder: json.JSONDecoder, buffer: str, position: int, file: TextIO, location: Location) -> tuple[Any, str, int]:
-    """The value at a position of `buffer`, which grows until the value is whole; the buffer and the position after it."""
-    while True:
+class _ArrayReader:
+    """Reads a JSON array value by value through a buffer. A position moves through it: cutting each value off would copy the rest of a
+    chunk for every row."""
+
+    def __init__(self, path: Path, dataset: str, file: TextIO) -> None:
+        self._path = path
+        self._dataset = dataset
+        self._file = file
+        self._row = 1
+        self._line, self._column = 1, 1  # where the buffer begins in the file
+        self.buffer = ""
+        self.position = 0
+
+    def values(self) -> Iterator[Any]:
+        """Errors: StageError(InvalidDataset) for what is no array, or for anything after it."""
+        self._expect("[", "an array")
+        if self._next() != "]":
+            while True:
+                yield self.value()
+                self._row += 1
+                if self._next() == "]":
+                    break
+                self._expect(",", "a comma or ] after an object")
+        self.position += 1
+        if self._next():
+            raise self._broken("nothing after the array's ]; write one array, or one object on each line")
+
+    def value(self) -> Any:
+        """The value at the position; the buffer grows until it is whole."""
+        self._next()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.buffer, self.position)
+                # A number at the buffer's end may go on in the next chunk; an object may not.
+                if end < len(self.buffer) or isinstance(value, dict):
+                    self.position = end
+                    return value
+            except _RepeatedMember as error:
+                raise self._broken("an object that names each member once") from error
+            except RecursionError as error:
+                raise self._broken("an object that is not nested so deep") from error
+            except json.JSONDecodeError as error:
+                if not self._may_go_on(error):
+                    self.position = error.pos
+                    raise self._broken("an array of whole JSON objects") from error
+            self._drop_read()
+            if len(self.buffer) > _MAX_ROW_BYTES or not self._more(max(_CHUNK_CHARS, len(self.buffer))):
+                raise self._broken("an array of whole JSON objects")
+
+    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self.buffer) - _CUT_SHORT_CHARS
+
+    def _next(self) -> str:
+        """The character at which white space ends; "" at the file's end."""
+        while True:
+            found = _BLANK.match(self.buffer, self.position)
+            assert found is not None
+            self.position = found.end()
+            if self.position < len(self.buffer):
+                return self.buffer[self.position]
+            self._drop_read()
+            if not self._more(_CHUNK_CHARS):
+                return ""
+
+    def _expect(self, char: str, words: str) -> None:
+        found = self._next()
+        if not found and char == ",":
+            raise self._broken("an array that ends with ]")
+        if found != char:
+            raise self._broken(words)
+        self.position += 1
+
+    def _drop_read(self) -> None:
+        """Forgets what lies before the position."""
+        self._line, self._column = self._place()
+        self.buffer, self.position = self.buffer[self.position :], 0
+
+    def _more(self, chars: int) -> bool:
         try:
-            value, end = decoder.raw_decode(buffer, position)
-            # A number at the buffer's end may go on in the next chunk; an object may not.
-            if end < len(buffer) or isinstance(value, dict):
-                return value, buffer, end
-        except RecursionError as error:
-            raise invalid(location, "an object that is not nested so deep") from error
-        except ValueError:
-            pass
-        buffer, position = buffer[position:], 0
-        more = _more(file, max(_CHUNK_CHARS, len(buffer)), location)
-        if not more or len(buffer) > _MAX_ROW_BYTES:
-            raise invalid(location, "an array of whole JSON objects")
-        buffer += more
+            more = self._file.read(chars)
+        except UnicodeDecodeError as error:
+            raise self._broken("text in UTF-8") from error
+        self.buffer += more
+        return bool(more)
+
+    def _place(self) -> tuple[int, int]:
+        lines = self.buffer.count("\n", 0, self.position)
+        if not lines:
+            return self._line, self._column + self.position
+        return self._line + lines, self.position - self.buffer.rindex("\n", 0, self.position)
+
+    def _broken(self, expected: str) -> StageError:
+        line, column = self._place()
+        return invalid(Location(self._dataset, self._path.name, self._row), f"{expected} (broken at line {line}, column {column})")
 
 
 def _read_parquet(path: Path, dataset: str) -> _Numbered:
@@ -176,12 +313,28 @@ def _read_parquet(path: Path, dataset: str) -> _Numbered:
     try:
         file = pyarrow.parquet.ParquetFile(path, memory_map=True)
         total, seen, size = max(1, file.metadata.num_rows), 0, path.stat().st_size
-        for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
+        for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
             for record in batch.to_pylist():
                 seen += 1
-                yield None, record, size * seen // total
+                yield None, {name: _without_fillers(value) for name, value in record.items()}, size * seen // total
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise invalid(location, "a whole Parquet file") from error
+
+
+def _batch_rows(metadata: pyarrow.parquet.FileMetaData) -> int:
+    """So few rows that long ones do not fill the memory."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    longest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
+    return max(1, min(_PARQUET_BATCH_ROWS, int(_PARQUET_BATCH_BYTES / max(1.0, longest))))
+
+
+def _without_fillers(value: Any) -> Any:
+    """A struct without null members: Parquet gives every struct of a column the members of all, null where a row had none."""
+    if isinstance(value, dict):
+        return {name: _without_fillers(member) for name, member in value.items() if member is not None}
+    if isinstance(value, list):
+        return [_without_fillers(member) for member in value]
+    return value
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}

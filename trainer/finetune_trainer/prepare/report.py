@@ -28,18 +28,18 @@ def prepared_digest(folder: Path, sets: list[PreparedSet], *more: str | None) ->
 
 def dataset_report(pipeline: Pipeline, digest: str) -> DatasetReport:
     """Counts over all data sets; percentiles are of training rows, repeats counted."""
-    rows_in, dropped, truncated = 0, Counter[str](), 0
+    dropped = Counter[str]()
     for counts in pipeline.counts.values():
-        rows_in += counts.rows_in
-        truncated += counts.truncated
         dropped.update(counts.dropped)
+    every = pipeline.counts.values()
     return DatasetReport(
         digest=digest,
-        rows_in=rows_in,
+        rows_in=sum(counts.rows_in for counts in every),
         rows_out={name: writer.rows for name, writer in pipeline.writers.items()},
         dropped=dict(sorted(dropped.items())),
         token_length=length_percentiles(pipeline.lengths),
-        truncated=truncated,
+        truncated=sum(counts.truncated for counts in every),
+        cleaned=sum(counts.cleaned for counts in every) or None,
         leaked=pipeline.splitter.leaked(),
         train_tokens=pipeline.writers["train"].tokens,
     )
@@ -63,7 +63,11 @@ def write_report(folder: Path, prepared: PreparedFile, pipeline: Pipeline, token
             "rowsIn": counts.rows_in,
             "rowsOut": dict(sorted(counts.rows_out.items())),
             "dropped": dict(sorted(counts.dropped.items())),
+            "firstDropped": {reason: location.place for reason, location in sorted(counts.first_dropped.items())},
             "truncated": counts.truncated,
+            "cleaned": counts.cleaned,
+            "notRead": sorted(pipeline.unread[name]),
+            "notRendered": pipeline.members[name].unprinted() if name in pipeline.members else {},
         }
         for name, counts in pipeline.counts.items()
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,16 +14,18 @@ from finetune_api.outcome import Reason
 from finetune_api.sections.data import Columns, Dataset, DatasetFormat
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.prepare.chat_template import ChatTemplate
 
 Record = Mapping[str, Any]
 
 
 class RowDropped(Exception):
-    """A row that cannot be trained on; `reason` is counted in the report."""
+    """A row that cannot be trained on; `reason` is counted in the report. `words`: more of it, which quote no data."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, words: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.words = words
 
 
 class RowInvalid(Exception):
@@ -36,11 +38,13 @@ class RowInvalid(Exception):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of system, user, assistant and tool; assistant turns from `first_trained` on may be trained."""
+    """Messages of system, user, assistant and tool; assistant turns from `first_trained` on may be trained, those of `untrained` are
+    context whatever the loss."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
     first_trained: int = 0
+    untrained: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,17 @@ def clean(text: str) -> str:
 
 
 def content_hash(example: Example) -> bytes:
-    """128 bits that name an example's content, the same in every data set. Errors: RowDropped(InvalidUnicode)."""
+    """128 bits that name an example's content, the same in every data set; white space around a text does not count.
+
+    Errors: RowDropped(InvalidUnicode).
+    """
     if isinstance(example, Conversation):
-        value: list[Any] = ["conversation", example.messages, example.tools, example.first_trained]
+        messages = [{**message, "content": str(message["content"]).strip()} for message in example.messages]
+        value: list[Any] = ["conversation", messages, example.tools, example.first_trained, sorted(example.untrained)]
     elif isinstance(example, Pair):
-        value = ["pair", example.prompt, example.completion]
+        value = ["pair", example.prompt.strip(), example.completion.strip()]
     else:
-        value = ["text", example.text]
+        value = ["text", example.text.strip()]
     canonical = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
     try:
         return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
@@ -105,88 +113,148 @@ def content_hash(example: Example) -> bytes:
         raise RowDropped("InvalidUnicode") from error
 
 
-class RowReader:
-    """Reads the records of one data set. The format is told once, from the first record, and holds for all."""
+_COLUMNS: dict[DatasetFormat, tuple[str, ...]] = {
+    DatasetFormat.MESSAGES: ("messages", "system"),
+    DatasetFormat.SHAREGPT: ("conversations", "system"),
+    DatasetFormat.ALPACA: ("instruction", "input", "output", "history", "system"),
+    DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion", "system"),
+    DatasetFormat.TEXT: ("text",),
+}
+"""What each format reads, by the names of `Columns`, which are the columns' own names where none is mapped."""
+_KEPT_NAMES = 64
 
-    def __init__(self, dataset: Dataset, has_template: bool) -> None:
+
+class RowReader:
+    """Reads the records of one data set. The format is told once, from the first record, and holds for all.
+
+    `unread`: columns with values that nothing reads; `cleaned`: rows that lost control characters.
+    """
+
+    def __init__(self, dataset: Dataset, template: ChatTemplate | None) -> None:
         self._dataset = dataset
-        self._columns = dataset.columns
-        self._has_template = has_template
+        self._template = template
+        self._mapped = {name: str(column) for name, column in dataset.columns if column}
+        self._found: set[str] = set()
         self.format = dataset.format
+        self.unread: set[str] = set()
+        self.cleaned = 0
 
     def read(self, record: Record) -> Example:
         """Errors: RowDropped, RowInvalid; StageError(NoChatTemplate)."""
         if self.format is DatasetFormat.AUTO:
-            self.format = detect_format(record, self._columns)
-        return _READERS[self.format](self, record)
+            self.format = detect_format(record, self._dataset.columns)
+        return _READERS[self.format](self, self._used(record))
 
-    def _value(self, record: Record, own: str | None, default: str) -> Any:
-        column = own or default
-        if column not in record:
-            raise RowInvalid(f"a column {column!r} (format {self.format}); name it in columns, or set another format")
-        return record[column]
+    def never_found(self) -> str | None:
+        """A column that `columns` names and no row has, in words."""
+        missing = next((name for name in self._mapped if name not in self._found), None)
+        if missing is None:
+            return None
+        others = f"; columns that are not read: {', '.join(sorted(self.unread))}" if self.unread else ""
+        return f"columns.{missing}: no row has a column {self._mapped[missing]!r}; name the right one, or remove it{others}"
 
-    def _text(self, record: Record, own: str | None, default: str) -> str:
-        return _text_of(self._value(record, own, default), own or default)
+    def _column(self, name: str) -> str:
+        return self._mapped.get(name, name)
 
-    def _system(self, record: Record) -> str | None:
-        column = self._columns.system or "system"
-        if column not in record:
-            if self._columns.system:
-                raise RowInvalid(f"a column {column!r}; name the right one in columns.system")
-            return self._dataset.system_message
-        value = record[column]
-        return (_text_of(value, column) if value is not None else "") or self._dataset.system_message
+    def _used(self, record: Record) -> dict[str, Any]:
+        """What the format reads of a record, by the names of `Columns`, without control characters."""
+        names = _COLUMNS[self.format]
+        other = next((name for name in self._mapped if name not in names), None)
+        if other is not None:
+            raise RowInvalid(f"rows of format {self.format}, which has no columns.{other}; remove it, or set another format")
+        columns = {name: self._column(name) for name in names}
+        if self.format is not DatasetFormat.TEXT:
+            columns["tools"] = "tools"
+        used = {name: record[column] for name, column in columns.items() if column in record}
+        self._found.update(name for name in used if name in self._mapped)
+        self._note_unread(record, set(columns.values()))
+        cleaner = _Cleaner()
+        cleaned: dict[str, Any] = cleaner.clean(used)
+        self.cleaned += cleaner.changed
+        return cleaned
 
-    def _conversation(self, messages: list[dict[str, Any]], record: Record, first_trained: int = 0) -> Conversation:
-        if not self._has_template:
+    def _note_unread(self, record: Record, read: set[str]) -> None:
+        if len(self.unread) < _KEPT_NAMES:
+            self.unread.update(name for name, value in record.items() if name not in read and value not in (None, "", [], {}))
+
+    def _value(self, used: Record, name: str) -> Any:
+        if name not in used:
+            raise RowInvalid(f"a column {self._column(name)!r} (format {self.format}); name it in columns, or set another format")
+        return used[name]
+
+    def _text(self, used: Record, name: str) -> str:
+        return _text_of(self._value(used, name), self._column(name))
+
+    def _optional_text(self, used: Record, name: str) -> str:
+        value = used.get(name)
+        return _text_of(value, self._column(name)) if value is not None else ""
+
+    def _system(self, used: Record) -> str | None:
+        if "system" in self._mapped and "system" not in used:
+            raise RowInvalid(f"a column {self._column('system')!r}; name the right one in columns.system")
+        return self._optional_text(used, "system") or self._dataset.system_message
+
+    def _conversation(self, messages: list[dict[str, Any]], used: Record, first_trained: int = 0) -> Conversation:
+        if self._template is None:
             raise StageError(
                 Reason.NO_CHAT_TEMPLATE,
                 f"data set {self._dataset.name} holds conversations and the model has no chat template; "
                 "set model.chatTemplate (type Named, named ChatML, where the tokenizer has its tokens)",
             )
-        system = self._system(record)
+        system = self._system(used)
         if system and messages and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": system}, *messages]
             first_trained += 1 if first_trained else 0
         _check_order(messages)
-        return Conversation(messages, _tools(record), first_trained)
+        untrained = frozenset(position for position, message in enumerate(messages) if not _is_trained(message))
+        shown = [{name: value for name, value in message.items() if not _says_untrained(message, name)} for message in messages]
+        tools = read_tools(used.get("tools"))
+        self.unread.update(_lost_of_tools(used.get("tools"), tools))
+        return Conversation(shown, tools, first_trained, untrained)
 
-    def _messages(self, record: Record) -> Example:
-        listed = self._value(record, self._columns.messages, "messages")
-        return self._conversation(read_messages(listed, "role", "content"), record)
+    def _read_messages(self, listed: Any, role_name: str, content_name: str) -> list[dict[str, Any]]:
+        calls_as_text = self._template is not None and not self._template.prints_tool_calls
+        return read_messages(listed, role_name, content_name, calls_as_text)
 
-    def _sharegpt(self, record: Record) -> Example:
-        listed = self._value(record, self._columns.conversations, "conversations")
+    def _messages(self, used: Record) -> Example:
+        return self._conversation(self._read_messages(self._value(used, "messages"), "role", "content"), used)
+
+    def _sharegpt(self, used: Record) -> Example:
+        listed = self._value(used, "conversations")
         first = listed[0] if isinstance(listed, list) and listed else {}
         names = ("role", "content") if isinstance(first, dict) and "role" in first else ("from", "value")
-        return self._conversation(read_messages(listed, *names), record)
+        return self._conversation(self._read_messages(listed, *names), used)
 
-    def _alpaca(self, record: Record) -> Example:
-        instruction = self._text(record, self._columns.instruction, "instruction")
-        more = record.get(self._columns.input or "input")
-        answer = self._text(record, self._columns.output, "output")
-        extra = _text_of(more, "input") if more is not None else ""
+    def _alpaca(self, used: Record) -> Example:
+        instruction, answer = self._text(used, "instruction"), self._text(used, "output")
+        extra = self._optional_text(used, "input")
         _require_content(instruction, answer)
         question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-        return self._conversation(_turn(question, answer), record)
+        earlier = _earlier_turns(used.get("history"), self._column("history"))
+        return self._conversation([*earlier, *_turn(question, answer)], used)
 
-    def _prompt_completion(self, record: Record) -> Example:
-        prompt = self._value(record, self._columns.prompt, "prompt")
-        completion = self._value(record, self._columns.completion, "completion")
+    def _prompt_completion(self, used: Record) -> Example:
+        prompt, completion = self._value(used, "prompt"), self._value(used, "completion")
         if isinstance(prompt, list) and isinstance(completion, list):
-            asked = read_messages(prompt, "role", "content")
-            return self._conversation(asked + read_messages(completion, "role", "content"), record, first_trained=len(asked))
-        prompt, completion = _text_of(prompt, "prompt"), _text_of(completion, "completion")
+            asked = self._read_messages(prompt, "role", "content")
+            return self._conversation(asked + self._read_messages(completion, "role", "content"), used, first_trained=len(asked))
+        prompt, completion = _text_of(prompt, self._column("prompt")), _text_of(completion, self._column("completion"))
         _require_content(prompt, completion)
-        if self._has_template:
-            return self._conversation(_turn(prompt, completion), record)
+        if self._template is not None:
+            return self._conversation(_turn(prompt, completion), used)
+        self._refuse_system_message("a prompt and a completion without a chat template")
+        self.unread.update(self._column(name) for name in ("system", "tools") if used.get(name))
         return Pair(prompt, completion)
 
-    def _plain(self, record: Record) -> Example:
-        text = self._text(record, self._columns.text, "text")
+    def _plain(self, used: Record) -> Example:
+        text = self._text(used, "text")
         _require_content(text)
+        self._refuse_system_message("plain text")
         return Text(text)
+
+    def _refuse_system_message(self, rows: str) -> None:
+        if self._dataset.system_message:
+            raise RowInvalid(f"conversations, which systemMessage is for, and not {rows}; remove systemMessage")
 
 
 _READERS: dict[DatasetFormat, Callable[[RowReader, Record], Example]] = {
@@ -198,39 +266,103 @@ _READERS: dict[DatasetFormat, Callable[[RowReader, Record], Example]] = {
 }
 
 
+class _Cleaner:
+    """Cleans every text of a value. `changed`: control characters were removed."""
+
+    def __init__(self) -> None:
+        self.changed = False
+
+    def clean(self, value: Any) -> Any:
+        if isinstance(value, str):
+            self.changed = self.changed or _CONTROL.search(value) is not None
+            return clean(value)
+        if isinstance(value, dict):
+            return {name: self.clean(member) for name, member in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.clean(member) for member in value]
+        return value
+
+
+_NEEDED = {
+    DatasetFormat.MESSAGES: ("messages",),
+    DatasetFormat.SHAREGPT: ("conversations",),
+    DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
+    DatasetFormat.ALPACA: ("instruction", "output"),
+    DatasetFormat.TEXT: ("text",),
+}
+
+
 def detect_format(record: Record, columns: Columns) -> DatasetFormat:
     """The format that a record's columns tell. Errors: RowInvalid where they tell none."""
-    needed = {
-        DatasetFormat.MESSAGES: [columns.messages or "messages"],
-        DatasetFormat.SHAREGPT: [columns.conversations or "conversations"],
-        DatasetFormat.PROMPT_COMPLETION: [columns.prompt or "prompt", columns.completion or "completion"],
-        DatasetFormat.ALPACA: [columns.instruction or "instruction", columns.output or "output"],
-        DatasetFormat.TEXT: [columns.text or "text"],
-    }
-    for format, names in needed.items():
-        if all(name in record for name in names):
+    for format, names in _NEEDED.items():
+        if all((getattr(columns, name) or name) in record for name in names):
             return format
     raise RowInvalid(
         "columns of one format: messages (Messages), conversations (ShareGPT), prompt and completion (PromptCompletion), "
-        "instruction and output (Alpaca) or text (Text); set format and columns"
+        f"instruction and output (Alpaca) or text (Text); {_suggestion(record)}"
     )
 
 
-def read_messages(listed: Any, role_name: str, content_name: str) -> list[dict[str, Any]]:
-    """Messages with the roles that templates know and cleaned texts; empty system messages are left out."""
+_QUESTIONS = ("question", "query", "instruction", "prompt", "input", "problem", "user", "human", "q")
+_ANSWERS = ("answer", "response", "output", "completion", "reply", "assistant", "solution", "target", "a")
+_TEXTS = ("text", "content", "body", "document", "article")
+
+
+_TURN_MEMBERS = frozenset({"role", "from"})
+
+
+def _suggestion(record: Record) -> str:
+    """Which columns a record has, and the mapping that fits them. Names only; what may be no name is left out."""
+    names = [name for name in record if re.fullmatch(r"[\w .:/-]{1,40}", name)][:20]
+    rows = next((name for name in names if isinstance(record[name], list) and record[name] and isinstance(record[name][0], dict)), None)
+    if rows and not _TURN_MEMBERS.intersection(record[rows][0]):
+        return f"there is a list of objects, {rows!r}: write them one on each line, or that array by itself"
+    texts = [name for name in names if isinstance(record[name], str)]
+    question, answer, text = (_like(texts, known) for known in (_QUESTIONS, _ANSWERS, _TEXTS))
+    found = f"there are {', '.join(names) or 'none'}"
+    if question and answer and question != answer:
+        return f"{found}; set format: PromptCompletion with columns.prompt: {question} and columns.completion: {answer}"
+    if rows:
+        by_role = "role" in record[rows][0]
+        return f"{found}; set " + (
+            f"format: Messages with columns.messages: {rows}" if by_role else f"format: ShareGPT with columns.conversations: {rows}"
+        )
+    if text:
+        return f"{found}; set format: Text with columns.text: {text}"
+    return f"{found}; set format and columns"
+
+
+def _like(names: Sequence[str], known: Sequence[str]) -> str | None:
+    """The name that has one of the known words in it, the earlier word first."""
+    words = {name: re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in names}
+    return next((name for word in known for name in names if word in words[name] or word + "s" in words[name]), None)
+
+
+_CALL_ROLES = ("function_call", "function-call", "tool_call", "tool-call", "tool_calls")
+
+
+def read_messages(listed: Any, role_name: str, content_name: str, calls_as_text: bool = False) -> list[dict[str, Any]]:
+    """Messages with the roles that templates know; empty system messages are left out. `calls_as_text`: what a turn of role
+    function_call holds is its text, because the template prints no tool calls.
+
+    Errors: RowDropped, RowInvalid.
+    """
     if listed is None:
         raise RowDropped("EmptyField")
     if not isinstance(listed, list):
         raise RowInvalid(f"a list of messages, each with {role_name!r} and {content_name!r}")
-    messages = [_message(item, role_name, content_name) for item in listed]
+    messages = [_message(item, role_name, content_name, calls_as_text) for item in listed]
     if not messages:
         raise RowDropped("EmptyField")
     return [message for message in messages if message["role"] != "system" or message["content"]]
 
 
-def _message(item: Any, role_name: str, content_name: str) -> dict[str, Any]:
+def _message(item: Any, role_name: str, content_name: str, calls_as_text: bool) -> dict[str, Any]:
     if not isinstance(item, dict) or not isinstance(item.get(role_name), str):
         raise RowInvalid(f"messages that are objects with {role_name!r} and {content_name!r}")
+    tag = item[role_name].lower()
+    if tag in _CALL_ROLES:
+        item = _call_turn(item, role_name, content_name, calls_as_text)
     role = _ROLES.get(item[role_name].lower())
     if role is None:
         raise RowDropped("UnknownRole")
@@ -239,9 +371,72 @@ def _message(item: Any, role_name: str, content_name: str) -> dict[str, Any]:
         content = _joined_parts(content)
     text = _text_of(content, content_name) if content is not None else ""
     extra = {name: value for name, value in item.items() if name not in (role_name, content_name) and value is not None}
+    extra = _with_tool_calls(extra)
     if not text.strip() and role != "system" and not extra.get("tool_calls"):
         raise RowDropped("EmptyField")
     return {"role": role, "content": text, **extra}
+
+
+def _call_turn(item: Record, role_name: str, content_name: str, as_text: bool) -> dict[str, Any]:
+    """ShareGPT's turn that calls a function, as the assistant's."""
+    called = item.get(content_name)
+    if not called:
+        raise RowDropped("EmptyField")
+    others = {name: value for name, value in item.items() if name not in (role_name, content_name)}
+    if as_text:
+        text = called if isinstance(called, str) else json.dumps(called, ensure_ascii=False)
+        return {role_name: "assistant", content_name: text, **others}
+    return {role_name: "assistant", content_name: None, "tool_calls": called, **others}
+
+
+def _with_tool_calls(extra: dict[str, Any]) -> dict[str, Any]:
+    """A message's other members with its calls as templates expect them: OpenAI's `tool_calls`, arguments as objects."""
+    calls = extra.get("tool_calls") or extra.get("function_call")
+    extra = {name: value for name, value in extra.items() if name not in ("tool_calls", "function_call")}
+    calls = _parsed(calls) if isinstance(calls, str) and calls else calls
+    listed = [calls] if isinstance(calls, dict) else calls or []
+    if not isinstance(listed, list):
+        raise RowDropped("InvalidToolCall")
+    return {**extra, "tool_calls": [_tool_call(call) for call in listed]} if listed else extra
+
+
+def _tool_call(call: Any) -> dict[str, Any]:
+    call = _parsed(call) if isinstance(call, str) else call
+    if isinstance(call, dict) and "function" not in call:
+        call = {"type": "function", "function": call}
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowDropped("InvalidToolCall")
+    arguments = function.get("arguments")
+    arguments = (_parsed(arguments) if arguments.strip() else {}) if isinstance(arguments, str) else arguments
+    if not isinstance(arguments, dict | None):
+        raise RowDropped("InvalidToolCall")
+    return {**call, "function": {**function, "arguments": arguments or {}}}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RowDropped("InvalidToolCall") from error
+
+
+_WEIGHTS = ("weight", "train")
+
+
+def _is_trained(message: Record) -> bool:
+    """Whether an assistant's message may be trained: OpenAI's and Mistral's `weight`, others' `train`. Errors: RowInvalid."""
+    if message["role"] != "assistant":
+        return True
+    for name in _WEIGHTS:
+        if message.get(name, 1) not in (0, 1):
+            raise RowInvalid(f"0 or 1, or false or true, in {name!r} of a message: a turn is trained or it is context")
+    return all(message.get(name, 1) for name in _WEIGHTS)
+
+
+def _says_untrained(message: Record, name: str) -> bool:
+    """Whether a member of a message says what is done: of an assistant's turn either way, of others' that they are not trained."""
+    return name in _WEIGHTS and (message["role"] == "assistant" or message[name] == 0)
 
 
 def _joined_parts(parts: list[Any]) -> str:
@@ -256,7 +451,7 @@ def _text_of(value: Any, column: str) -> str:
         raise RowDropped("EmptyField")
     if not isinstance(value, str):
         raise RowInvalid(f"text in {column!r}")
-    return clean(value)
+    return value
 
 
 def _require_content(*texts: str) -> None:
@@ -268,14 +463,53 @@ def _turn(question: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _tools(record: Record) -> list[Any] | None:
-    tools = record.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise RowInvalid("a list of JSON schemas in 'tools'") from error
-    return tools if isinstance(tools, list) and tools else None
+def _earlier_turns(history: Any, column: str) -> list[dict[str, Any]]:
+    """Alpaca's `history`: pairs of question and answer that came before."""
+    messages = []
+    for pair in history or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RowInvalid(f"a list of [question, answer] pairs in {column!r}")
+        question, answer = (_text_of(text, column) for text in pair)
+        _require_content(question, answer)
+        messages += _turn(question, answer)
+    return messages
+
+
+def read_tools(value: Any) -> list[dict[str, Any]] | None:
+    """The functions that a conversation's assistant may call, as servers hand them to templates; None where there are none.
+
+    Errors: RowInvalid.
+    """
+    try:
+        value = json.loads(value) if isinstance(value, str) and value.strip() else value
+        listed = [value] if isinstance(value, dict) else value or []
+        return [_tool(json.loads(tool) if isinstance(tool, str) else tool) for tool in listed] or None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RowInvalid("a list of functions, each with a name and a JSON schema of its parameters, in 'tools'") from error
+
+
+_TOOL_MEMBERS: dict[str, Any] = {"name": "", "description": "", "parameters": {}}
+"""What llama-server keeps of a function that a client sends, in this order, with what it puts where a member is absent."""
+
+
+def _tool(tool: Any) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        raise TypeError
+    function = tool.get("function", tool if isinstance(tool.get("name"), str) else None)
+    if function is None:
+        return tool
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise TypeError
+    known = {name: absent if function.get(name) is None else function[name] for name, absent in _TOOL_MEMBERS.items()}
+    return {"type": "function", "function": known}
+
+
+def _lost_of_tools(value: Any, tools: list[dict[str, Any]] | None) -> Iterator[str]:
+    """Members of functions that a client cannot send. `strict` is none: it says how a server decodes."""
+    listed = value if isinstance(value, list) else [value]
+    for tool in listed if tools else []:
+        function = tool.get("function", tool) if isinstance(tool, dict) else {}
+        yield from (f"tools.function.{name}" for name in function if name not in (*_TOOL_MEMBERS, "strict", "type", "function"))
 
 
 def _check_order(messages: list[dict[str, Any]]) -> None:

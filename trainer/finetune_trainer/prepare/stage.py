@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune_api.answer import DatasetReport, StageResult
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
+from finetune_api.sections.evaluation import ANSWER_CHOICES
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.memory import plan_memory
@@ -15,13 +16,17 @@ from finetune_trainer.prepare.base_model import resolve_model
 from finetune_trainer.prepare.dataset_files import locate
 from finetune_trainer.prepare.encoding import Encoder
 from finetune_trainer.prepare.llama_proof import LlamaVocab
+from finetune_trainer.prepare.model_checks import refuse_adapter, refuse_long_rows, with_known_pad
 from finetune_trainer.prepare.pipeline import Pipeline
 from finetune_trainer.prepare.report import dataset_report, prepared_digest, write_report
 from finetune_trainer.prepare.stopping import StopRule, choose_stop_rule
 from finetune_trainer.prepare.tokenizer import TextTokenizer, tokenizer_file_of
+from finetune_trainer.prepare.warnings import warnings_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
 from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import write_atomically
+from finetune_trainer.tokenizer_files import read_optional_json
+from finetune_trainer.weight_files import weight_files
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +43,22 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(0.0)
     _refuse_blind_gates(run)
     model_folder, model = resolve_model(run, storage)
+    warnings = [*weight_files(model_folder).warnings, *refuse_adapter(run, model)]
     log.info("base model %s, %s parameters; next: its tokenizer", model.architecture, f"{model.shape.total_parameters:,}")
     files = [(dataset, locate(dataset, run, storage)) for dataset in run.datasets]
     tokenizer_file = tokenizer_file_of(model_folder, storage)
     tokenizer = TextTokenizer(tokenizer_file, model_folder)
-    stop = choose_stop_rule(run, model_folder, tokenizer)
+    stop, of_padding = with_known_pad(choose_stop_rule(run, model_folder, tokenizer), model.shape.vocab_size)
     vocab = LlamaVocab(storage, model_folder, stop.tokens, stop.own_template) if run.export.gguf else None
     progress.report(_MODEL_SHARE)
     log.info("tokenizer and chat template are read; next: rows of %s", ", ".join(dataset.name for dataset in run.datasets))
 
-    encoder = Encoder(tokenizer, stop.template, run.method.effective_sft.loss, run.training.max_length)
+    eos_ids = frozenset(stop.tokens.eos_ids)
+    encoder = Encoder(tokenizer, stop.template, run.method.effective_sft.loss, run.training.max_length, eos_ids)
     with Pipeline(run, encoder, stop.tokens, model.shape.vocab_size, folder) as pipeline:
         pipeline.read_all(files, lambda share: progress.report(_MODEL_SHARE + (_ROWS_SHARE - _MODEL_SHARE) * share))
+    _refuse_unanswerable_gates(run, pipeline)
+    refuse_long_rows(model, read_optional_json(model_folder / "config.json"), folder, pipeline.sets())
     progress.report(_ROWS_SHARE)
     if vocab is not None:
         log.info("the rows are tokenised; next: llama.cpp's token ids of the same texts")
@@ -66,7 +75,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(1.0)
     log.info("%s rows are prepared; next: train", " + ".join(f"{entry.rows} {entry.name}" for entry in prepared.sets if entry.rows))
     report = prepared.dataset.model_copy(update={"report": storage.uri(folder / "report.md")})
-    return _result(run, prepared, report, pipeline.warnings(stop.template))
+    return _result(run, prepared, report, [*warnings, *of_padding, *warnings_of(run, pipeline, stop.template)])
 
 
 def _refuse_blind_gates(run: RunSpec) -> None:
@@ -88,10 +97,30 @@ def _refuse_blind_gates(run: RunSpec) -> None:
             raise StageError(Reason.INVALID_GATE, f"evaluation.gates, gate {gate.name}: {problem}")
 
 
+def _refuse_unanswerable_gates(run: RunSpec, pipeline: Pipeline) -> None:
+    """A gate that the held-out rows cannot answer by their nature, whatever the model learns.
+
+    Errors: StageError(InvalidGate).
+    """
+    for gate in run.evaluation.gates:
+        data, _, metric = gate.metric.rpartition("/")
+        held_out = pipeline.writers[f"{data}/test" if data else "test"]
+        problem = None
+        if held_out.rows and metric != "Perplexity" and not held_out.questions:
+            problem = f"its {held_out.rows} test rows are plain text and ask nothing; take Perplexity"
+        elif held_out.questions and metric == "AnswerChoice" and held_out.different_answers < ANSWER_CHOICES:
+            problem = (
+                f"AnswerChoice lets the model choose among {ANSWER_CHOICES} different answers, and its {held_out.questions} test rows have "
+                f"{held_out.different_answers}; take ExactMatch where there are so few"
+            )
+        if problem:
+            raise StageError(Reason.INVALID_GATE, f"evaluation.gates, gate {gate.name}: {problem}")
+
+
 def _describe(run: RunSpec, model: PreparedModel, stop: StopRule, pipeline: Pipeline, folder: Path) -> PreparedFile:
-    template = stop.template.text if stop.template is not None else None
+    templates = [stop.template.text, stop.template.tool_use] if stop.template is not None else [None, None]
     sets = pipeline.sets()
-    digest = prepared_digest(folder, sets, model.digest, template, stop.tokens.model_dump_json())
+    digest = prepared_digest(folder, sets, model.digest, *templates, stop.tokens.model_dump_json())
     return PreparedFile(
         model=model,
         tokens=stop.tokens,

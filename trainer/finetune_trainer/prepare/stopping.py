@@ -14,7 +14,7 @@ from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.chat_template import NAMED_TEMPLATES, ChatTemplate, TemplateRefusedRow, probe_template
 from finetune_trainer.prepare.tokenizer import TextTokenizer
 from finetune_trainer.prepared import SpecialTokens
-from finetune_trainer.tokenizer_files import model_template, read_optional_json
+from finetune_trainer.tokenizer_files import model_template, read_optional_json, tool_use_template
 
 TemplateSource = Literal["Model", "Named", "ConfigMap"]
 
@@ -57,8 +57,11 @@ def choose_stop_rule(run: RunSpec, folder: Path, tokenizer: TextTokenizer) -> St
     text, source = template_text(run, folder)
     if text is None:
         return StopRule(None, None, _special_tokens(folder, tokenizer, None))
-    probe_template(text, tokenizer.named)
-    template = ChatTemplate(text, tokenizer.named)
+    tool_use = tool_use_template(folder) if source == "Model" else None
+    for part in (text, tool_use):
+        if part is not None:
+            probe_template(part, tokenizer.named)
+    template = ChatTemplate(text, tokenizer.named, tool_use)
     end = _turn_end(template, tokenizer) if source != "Model" else None
     tokens = _special_tokens(folder, tokenizer, end)
     if tokens.eos_changed:

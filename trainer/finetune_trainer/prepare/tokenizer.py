@@ -7,8 +7,9 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from finetune_trainer.errors import StageError, refuse_killed
 from finetune_trainer.prepared import TOKENIZER_FILE
-from finetune_trainer.storage import JobStorage
+from finetune_trainer.storage import JobStorage, refuse_full
 from finetune_trainer.tokenizer_files import TOKENIZER_FILES, read_optional_json
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,47 @@ class TextTokenizer:
         """Ids without bos and eos; offsets are in characters."""
         return [Encoding(encoded.ids, encoded.offsets) for encoded in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """Texts of the added tokens, special ones among them."""
+        return list(self._added.values())
+
+    def control_tokens(self, eos_ids: Iterable[int]) -> list[str]:
+        """Texts of the tokens that say something about a text and are none of it: special ones, named ones and those that end answers."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        named = {*self.named.values(), *(self._added.get(token) for token in eos_ids)}
+        return sorted({token.content for token in added.values() if token.special or token.content in named} - {""})
+
+    def encode_pieces(self, text: str, cuts: Sequence[int], quoted: Sequence[tuple[int, int]], control: frozenset[int]) -> Encoding | None:
+        """Ids of a text of which no token crosses a position of `cuts` and no piece of `quoted` is a token of `control`; None where this
+        tokenizer would make one."""
+        borders = sorted({0, len(text), *cuts, *(position for span in quoted for position in span)})
+        literal = {start for start, _ in quoted}
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in pairwise(borders):
+            piece = self._piece(text[start:end], is_first=start == 0, literal=start in literal)
+            if start in literal and control.intersection(piece.ids):
+                return None
+            ids += piece.ids
+            offsets += [(start + begin, start + after) for begin, after in piece.offsets]
+        return Encoding(ids, offsets)
+
+    def _piece(self, text: str, is_first: bool, literal: bool) -> Encoding:
+        """A piece as it would stand within a text: some tokenizers begin every text with a space, so it is given a line to follow."""
+        self._tokenizer.encode_special_tokens = literal
+        try:
+            whole = self._tokenizer.encode(text if is_first else f"\n{text}", add_special_tokens=False)
+            if is_first:
+                return Encoding(whole.ids, whole.offsets)
+            own = next((position for position, (_, end) in enumerate(whole.offsets) if end > 1), len(whole.ids))
+            if own < len(whole.ids) and whole.offsets[own][0] < 1:
+                alone = self._tokenizer.encode(text, add_special_tokens=False)
+                return Encoding(alone.ids, alone.offsets)
+            return Encoding(whole.ids[own:], [(begin - 1, end - 1) for begin, end in whole.offsets[own:]])
+        finally:
+            self._tokenizer.encode_special_tokens = False
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
@@ -163,5 +205,6 @@ def _convert(model_folder: Path, target: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     refuse_killed("the tokenizer's conversion", done.returncode)
     if done.returncode != 0:
+        refuse_full(target, "the tokenizer's conversion")
         last = (done.stderr.strip().splitlines() or ["no words"])[-1][:300]
         raise StageError(Reason.INVALID_TOKENIZER, f"transformers cannot convert tokenizer.model: {last}")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
+from finetune_api.sections.evaluation import ANSWER_CHOICES
 
 from finetune_trainer.prepare.encoding import TokenRow
 from finetune_trainer.prepared import HeldOutRow, PreparedSet
@@ -30,7 +31,9 @@ class SetWriter:
         self.held_out = f"{stem}.jsonl" if held_out else None
         self.rows = 0
         self.tokens = 0
-        self._buffer: list[TokenRow] = []
+        self.questions = 0
+        self._answers: set[tuple[int, ...]] = set()
+        self._buffer: list[tuple[list[int], list[int]]] = []
         self._writer: Any = pa.ipc.new_file(str(folder / self.arrow), SCHEMA)
         self._lines = (folder / self.held_out).open("w", encoding="utf-8") if self.held_out else None
 
@@ -42,7 +45,7 @@ class SetWriter:
 
     def add(self, row: TokenRow, repeat: int = 1) -> None:
         for _ in range(repeat):
-            self._buffer.append(row)
+            self._buffer.append((row.ids, row.labels))
             if len(self._buffer) >= _ROWS_PER_BATCH:
                 self._flush()
         self.rows += repeat
@@ -50,11 +53,21 @@ class SetWriter:
 
     def add_held_out(self, row: HeldOutRow) -> None:
         assert self._lines is not None
-        self._lines.write(json.dumps(row.wire(), ensure_ascii=False, separators=(",", ":"), sort_keys=True) + "\n")
+        if row.kind != "Text":
+            self.questions += 1
+            if len(self._answers) < ANSWER_CHOICES:
+                self._answers.add(tuple(row.answer_ids))
+        # Not sorted: templates print the members of tools and arguments in the data's order.
+        self._lines.write(json.dumps(row.wire(), ensure_ascii=False, separators=(",", ":")) + "\n")
+
+    @property
+    def different_answers(self) -> int:
+        """Different answers among the held-out rows; counted up to `ANSWER_CHOICES`."""
+        return len(self._answers)
 
     def _flush(self) -> None:
         if self._buffer:
-            columns = [_lists([row.ids for row in self._buffer]), _lists([row.labels for row in self._buffer])]
+            columns = [_lists([ids for ids, _ in self._buffer]), _lists([labels for _, labels in self._buffer])]
             self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
             self._buffer = []
 

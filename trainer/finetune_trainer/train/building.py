@@ -12,6 +12,7 @@ from finetune_trainer.train.hf_arguments import hf_arguments
 from finetune_trainer.train.methods import TrainingJob
 from finetune_trainer.train.reporting import ProgressCallback
 from finetune_trainer.train.weights import load_base, make_trainable_fp32
+from finetune_trainer.weight_files import stored_tensors
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,19 @@ def common_parts(job: TrainingJob, arguments: Any) -> dict[str, Any]:
         "model": model,
         "args": arguments,
         "processing_class": _tokenizer(job),
-        "peft_config": job.controls.trained.make(model, repository_of(prepared.model.source) or prepared.model.source),
+        "peft_config": job.controls.trained.make(model, repository_of(prepared.model.source) or prepared.model.source, job.built),
         "callbacks": [ProgressCallback(job.progress, job.controls.store)],
         "controls": job.controls,
     }
 
 
 def made_ready(trainer: Any, job: TrainingJob) -> Any:
-    """The trainer, with every trainable tensor in fp32 and without transformers' own printing."""
+    """The trainer, with every trainable tensor in fp32 and without transformers' own printing.
+
+    Errors: StageError(UnsupportedAdapterVariant | AdapterMismatch) where what it would train could not be merged: before the first step.
+    """
     trainer.remove_callback(transformers.PrinterCallback)
+    job.controls.trained.refuse_unmergeable_tensors(trainer.model, stored_tensors(job.prepared.model_folder), job.built)
     log.info("%s of %s parameters are trained", make_trainable_fp32(trainer.model), job.prepared.model.shape.total_parameters)
     return trainer
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.answer import MemoryPlan
-from finetune_api.arguments import argument_findings
+from finetune_api.arguments import training_findings
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.training import Optimizer, Scheduler, Switch, Training
@@ -54,7 +54,7 @@ def hf_arguments(run: RunSpec, around: Surroundings) -> dict[str, Any]:
     Errors: StageError(InvalidArgument | InvalidBatchSize), with the field to change.
     """
     training, plan = run.training, around.plan
-    findings = argument_findings(training.args)
+    findings = training_findings(training)
     if findings:
         raise StageError(Reason.INVALID_ARGUMENT, "; ".join(f"training.args.{name}: {sentence}" for name, sentence in findings))
     split = _split(training, around)

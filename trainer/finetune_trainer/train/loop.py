@@ -29,7 +29,8 @@ from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.guard import StepGuard, any_rank
 from finetune_trainer.train.methods import Trained, TrainingJob
-from finetune_trainer.train.reporting import eval_loss_at
+from finetune_trainer.train.reporting import eval_loss_at, last_logged
+from finetune_trainer.train.trial import told_by_field
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,8 @@ def run_to_last_step(trainer: Any, job: TrainingJob, warnings: list[str]) -> Tra
     Errors: StageError(Terminated | Diverged | Superseded | StoppedEarly | …); `result` carries the newest checkpoint.
     """
     checkpoint = job.controls.store.newest
-    last_step = _last_step(trainer)
+    with told_by_field(job.run.training.args):
+        last_step = _last_step(trainer)
     with job.controls.interruption.deferred():
         if checkpoint is None:
             log.info("the model is loaded; next: %d steps", last_step)
@@ -236,6 +238,10 @@ class _StepMarks(transformers.TrainerCallback):  # type: ignore[misc]
     def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # TRL counts from 0 in each process; the curve and tokens per second are of the whole run.
+        self._loop._total_train_tokens = int(last_logged(state.log_history, "num_tokens") or 0)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began = time.monotonic()

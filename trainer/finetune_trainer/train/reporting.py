@@ -28,7 +28,7 @@ class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]
         self._since = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._tokens = _last(state.log_history, "num_tokens") or 0.0
+        self._tokens = last_logged(state.log_history, "num_tokens") or 0.0
         self._since = time.monotonic()
         self._report(state, {})
 
@@ -75,5 +75,6 @@ def eval_loss_at(history: list[dict[str, Any]], step: int) -> float | None:
     return found[-1] if found else None
 
 
-def _last(history: list[dict[str, Any]], name: str) -> float | None:
+def last_logged(history: list[dict[str, Any]], name: str) -> float | None:
+    """The newest figure of a name in a run's logs, if there is one."""
     return next((float(entry[name]) for entry in reversed(history) if name in entry), None)

@@ -16,6 +16,7 @@ from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 
 from finetune_trainer.adapters import adapter_of
+from finetune_trainer.architecture import Architecture
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.device import ASSUMED_CPU, Device
 from finetune_trainer.errors import StageError
@@ -69,7 +70,9 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
             controls=_controls(run, store, interruption),
             progress=workspace.progress,
             scratch=Path(scratch),
+            built=_built(prepared),
         )
+        job.controls.trained.refuse_unmergeable(job.built)
         _limit_threads(job.around.world_size)
         _claim(store, job.around)
         method: Callable[[TrainingJob], Trained] = import_module(METHODS[run.method.type]).train
@@ -97,6 +100,18 @@ def find_device(run: RunSpec, environ: Mapping[str, str]) -> Device:
         )
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(seen)]
     return Device("cuda", min(sizes), has_bfloat16=torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def _built(prepared: Prepared) -> Architecture:
+    """The base's architecture as prepare recorded it, or looked at now where it could not."""
+    if prepared.model.shape.built is not None:
+        return prepared.model.shape.built
+    from finetune_trainer.inspection import inspect
+
+    try:
+        return inspect(prepared.model_folder)
+    except ValueError as error:
+        raise StageError(Reason.INVALID_MODEL, f"the base model cannot be built: {error}"[:400]) from error
 
 
 def _tell_plan(job: TrainingJob) -> None:
@@ -171,7 +186,7 @@ def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
     store = job.controls.store
     log.info("trained %d steps, mean loss %.3g; next: package", trained.steps, reporting.mean_loss(trained.history) or 0.0)
     if int(os.environ.get("RANK", "0")) == 0:
-        job.controls.trained.leave(trained.model, job.prepared.model_folder, folder)
+        _leave_weights(job, trained, folder)
         reporting.write_curve(trained.history, folder / CURVE_FILE)
         store.check_claim()
     return StageResult(
@@ -184,3 +199,16 @@ def _leave(job: TrainingJob, trained: Trained, folder: Path) -> StageResult:
         resumed_from_step=trained.resumed_from_step,
         warnings=[*store.skipped, *trained.warnings],
     )
+
+
+def _leave_weights(job: TrainingJob, trained: Trained, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        job.controls.trained.leave(trained.model, job.prepared.model_folder, folder)
+    except SafetensorError as error:  # safetensors' own word for what the system says of its file
+        raise StageError(
+            Reason.STORAGE_ERROR,
+            f"the trained weights cannot be written: {error}; free space on the job's storage or enlarge it"[:400],
+            StageResult(stage=Stage.TRAIN, checkpoint=job.controls.store.report()),
+        ) from error

@@ -10,10 +10,11 @@ import transformers
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.model import AttentionImplementation
-from finetune_api.sections.quantization import Quantization, QuantizationType
+from finetune_api.sections.quantization import QuantizationType
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.precision import Dtypes
+from finetune_trainer.quantized import keep_layout, nf4_settings
 
 _ATTENTION = {
     AttentionImplementation.EAGER: "eager",
@@ -29,7 +30,7 @@ def load_base(run: RunSpec, folder: Path, dtypes: Dtypes, device: torch.device) 
     """
     quantized: dict[str, Any] = {}
     if run.quantization.type is QuantizationType.NF4:
-        quantized = {"quantization_config": _nf4(run.quantization, dtypes), "device_map": {"": device}}
+        quantized = {"quantization_config": nf4_settings(run.quantization, dtypes.quantized_compute), "device_map": {"": device}}
     try:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
@@ -48,16 +49,8 @@ def load_base(run: RunSpec, folder: Path, dtypes: Dtypes, device: torch.device) 
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise StageError(Reason.INVALID_MODEL, f"the base model's safetensors lack {len(info['missing_keys'])} tensors ({missing})")
+    keep_layout(model)
     return model
-
-
-def _nf4(quantization: Quantization, dtypes: Dtypes) -> Any:
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=quantization.effective_nf4.double_quantization,
-        bnb_4bit_compute_dtype=getattr(torch, dtypes.quantized_compute),
-    )
 
 
 def make_trainable_fp32(model: torch.nn.Module) -> int:

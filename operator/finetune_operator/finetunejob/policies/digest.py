@@ -9,14 +9,32 @@ from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_api.section import digest_of
 from pydantic import BaseModel
 
+ConfigMaps = Mapping[str, Mapping[str, str] | None]
+"""`data` by name; None: not there."""
 
-def run_digest(spec: FineTuneJobSpec, config_maps: Mapping[str, Mapping[str, str] | None]) -> str:
+
+def run_digest(spec: FineTuneJobSpec, config_maps: ConfigMaps) -> str:
     """SHA-256 of the content: the spec without members marked mutable or equal to their default, and each ConfigMap key it names."""
+    template = spec.model.chat_template.config_map
+    texts = {f"{template.name}/{template.key}": template_text(spec, config_maps)} if template else {}
+    return digest_of({"spec": _content(spec), "configMaps": texts})
+
+
+def spec_digest(spec: FineTuneJobSpec) -> str:
+    """SHA-256 of the part of the content that is in the spec: ConfigMaps are read once, at the start, and may change afterwards."""
+    return digest_of(_content(spec))
+
+
+def template_text(spec: FineTuneJobSpec, config_maps: ConfigMaps) -> str | None:
+    """The text of the ConfigMap key that the spec names as chat template; None where it names none, or that is not there."""
+    template = spec.model.chat_template.config_map
+    return (config_maps.get(template.name) or {}).get(template.key) if template else None
+
+
+def _content(spec: FineTuneJobSpec) -> dict[str, Any]:
     content = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
     _drop_mutable(content, spec)
-    template = spec.model.chat_template.config_map
-    texts = {f"{template.name}/{template.key}": (config_maps.get(template.name) or {}).get(template.key)} if template else {}
-    return digest_of({"spec": content, "configMaps": texts})
+    return content
 
 
 def _drop_mutable(content: dict[str, Any], section: BaseModel) -> None:

@@ -26,6 +26,10 @@ def _waits_for_its_start(status: FineTuneJobStatus) -> bool:
     return status.start_time is None and not (_is(status, ConditionType.VALIDATED, "True") and _is(status, ConditionType.SUSPENDED, "True"))
 
 
+def _is_refused(status: FineTuneJobStatus) -> bool:
+    return status.start_time is None and _is(status, ConditionType.VALIDATED, "False") and _is(status, ConditionType.STALLED, "True")
+
+
 def _is_suspended(status: FineTuneJobStatus) -> bool:
     condition = find(status.conditions, ConditionType.SUSPENDED)
     return condition is not None and (condition.status == "True" or condition.reason == Reason.SUSPENDING)
@@ -45,6 +49,7 @@ def _present_stage(status: FineTuneJobStatus) -> Stage | None:
 _ROWS: tuple[tuple[Phase, Callable[[FineTuneJobStatus], bool]], ...] = (
     (Phase.SUCCEEDED, lambda status: _is(status, ConditionType.SUCCEEDED, "True")),
     (Phase.FAILED, lambda status: _is(status, ConditionType.SUCCEEDED, "False")),
+    (Phase.REFUSED, _is_refused),
     (Phase.PENDING, _waits_for_its_start),
     (Phase.SUSPENDED, _is_suspended),
     (Phase.PUBLISHING, lambda status: _present_stage(status) is None),

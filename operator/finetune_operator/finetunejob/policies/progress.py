@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.finetunejob import Display, ProgressStatus
 from finetune_api.progress import TrainerStatus
+from finetune_api.run import Stage
 from finetune_api.status import LARGEST_INTEGER
 
 _NUMBERS: dict[str, type] = {
@@ -59,14 +60,14 @@ def _number(text: str, kind: type) -> Any:
     return kind(number) if abs(number) <= (LARGEST_INTEGER if kind is int else 1e300) else None
 
 
-def display(progress: ProgressStatus | None) -> Display:
-    """The strings of the columns: `42%`, `1h24m`, `1.23`."""
+def display(progress: ProgressStatus | None, *, ended: bool = False) -> Display:
+    """The strings of the columns: `42%`, `1h24m`, `1.23`. The loss of training is shown beside it and at the end, not beside other stages."""
     if progress is None:
         return Display()
     return Display(
         progress=f"{progress.percent}%" if progress.percent is not None else "",
         eta=short_duration(progress.eta_seconds) if progress.eta_seconds is not None else "",
-        loss=f"{progress.loss:.3g}" if progress.loss is not None else "",
+        loss=f"{progress.loss:.3g}" if progress.loss is not None and (ended or progress.stage in (None, Stage.TRAIN)) else "",
     )
 
 

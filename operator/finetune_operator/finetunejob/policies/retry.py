@@ -10,10 +10,12 @@ from finetune_api.answer import StageResult, read_answer
 from finetune_api.outcome import SIGNALLED, ExitCode, Reason, Retry, retry_of
 
 from finetune_operator.finetunejob.observed import JobFact, PodFact
+from finetune_operator.finetunejob.policies.refusal import memory_field
 
 _FIRST_BACKOFF = timedelta(seconds=10)
 _LONGEST_BACKOFF = timedelta(minutes=5)
 _WATCH_LAG = timedelta(seconds=10)
+_WORKED_FOR_A_WHILE = timedelta(minutes=10)
 _UNSAID: dict[int, Reason] = {
     ExitCode.CRASH: Reason.CRASHED,
     ExitCode.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY,
@@ -76,14 +78,10 @@ def outcome(job: JobFact) -> Outcome:
         return ended(Reason.NODE_LOST, f"the pod of stage {job.stage} vanished with its node")
     result = answer(job)
     known: dict[str, Any] = {"exit_code": pod.exit_code, "node": pod.node, "result": result}
-    if pod.disruption:
-        return ended(Reason.PREEMPTED, f"pod {pod.name} was stopped: {pod.disruption}", **known)
-    if pod.terminated_reason == "OOMKilled":
-        return ended(Reason.OUT_OF_MEMORY, f"stage {job.stage} went over its memory limit; raise {memory_field(job.stage)}", **known)
-    if pod.exit_code is None:
-        return ended(
-            Reason.POD_FAILED, f"pod {pod.name} failed without an exit code: {pod.terminated_reason or job.message or 'unknown'}", **known
-        )
+    told = _by_the_cluster(job, pod, known)
+    if told:
+        return told
+    assert pod.exit_code is not None
     if pod.exit_code == ExitCode.TERMINATED:
         words = (result.message if result else "") or "stopped from outside"
         return Outcome(Reason.TERMINATED, f"pod {pod.name}: {words}", Retry.UNCOUNTED if pod.deleting else retry_of(pod.exit_code), **known)
@@ -92,14 +90,38 @@ def outcome(job: JobFact) -> Outcome:
     return Outcome(reason, message, retry_of(pod.exit_code), **known)
 
 
-def memory_field(stage: str) -> str:
-    return "spec.resources.memory" if stage == "train" else f"spec.stages.{stage}.memory"
+def _by_the_cluster(job: JobFact, pod: PodFact, known: dict[str, Any]) -> Outcome | None:
+    """What kubelet, scheduler or eviction ended, whatever the stage itself would have said; None: the stage ended by itself."""
+    if pod.disruption:
+        return ended(Reason.PREEMPTED, f"pod {pod.name} was stopped: {pod.disruption}", **known)
+    if pod.terminated_reason == "OOMKilled":
+        return ended(Reason.OUT_OF_MEMORY, f"stage {job.stage} went over its memory limit; raise {memory_field(job.stage)}", **known)
+    if pod.terminated_reason == "ContainerStatusUnknown":
+        return ended(Reason.NODE_LOST, f"the node of pod {pod.name} went down while it ran", **known)
+    if pod.exit_code is None and not pod.began:
+        words = pod.terminated_reason or job.message or "no reason is given"
+        return ended(Reason.POD_REJECTED, f"node {pod.node} turned pod {pod.name} away before anything ran: {words}", **known)
+    if pod.exit_code is None:
+        return ended(
+            Reason.POD_FAILED, f"pod {pod.name} failed without an exit code: {pod.terminated_reason or job.message or 'unknown'}", **known
+        )
+    return None
 
 
 def _reason(exit_code: int) -> Reason:
     return _UNSAID.get(exit_code, Reason.KILLED if exit_code >= SIGNALLED else Reason.STAGE_FAILED)
 
 
-def backoff(failures: int) -> timedelta:
-    """Wait before the next attempt after `failures` counted ones: 10 s, 20 s, … up to 5 min; none after an uncounted one."""
-    return timedelta() if failures == 0 else min(_FIRST_BACKOFF * 2 ** min(failures - 1, 10), _LONGEST_BACKOFF)
+def interruptions(before: int, outcome: Outcome, job: JobFact, now: datetime) -> int:
+    """Attempts in a row that were interrupted soon after their start, this one included; 0 after one that worked for a while."""
+    worked = (job.finished_at or now) - job.created_at
+    return 0 if outcome.counted or worked >= _WORKED_FOR_A_WHILE else before + 1
+
+
+def backoff(failures: int, interrupted: int = 0) -> timedelta:
+    """Wait before the next attempt: after `failures` counted ones 10 s, 20 s, … up to 5 min.
+
+    An interruption costs no wait; of `interrupted` ones in a row the second and later do, as failures.
+    """
+    repeats = failures or interrupted - 1
+    return timedelta() if repeats <= 0 else min(_FIRST_BACKOFF * 2 ** min(repeats - 1, 10), _LONGEST_BACKOFF)

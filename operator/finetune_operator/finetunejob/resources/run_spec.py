@@ -13,6 +13,7 @@ from finetune_api.uri import ClaimPath, claim_of
 from finetune_operator.core.names import Object, claim_name, storage_prefix
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed, VersionFact
+from finetune_operator.finetunejob.policies.digest import template_text
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,6 @@ def stage_claims(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Obs
 def make_run_spec(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed) -> RunSpec:
     stage = request.stage
     storage = storage_claim(spec, job)
-    template = spec.model.chat_template.config_map
     production = production_version(spec, observed) if stage.access.production else None
     return RunSpec(
         job=JobIdentity(namespace=job["metadata"]["namespace"], name=job["metadata"]["name"], uid=job["metadata"]["uid"]),
@@ -92,7 +92,8 @@ def make_run_spec(spec: FineTuneJobSpec, job: Object, request: StageRequest, obs
         evaluation=spec.evaluation,
         export=spec.export,
         served_artifact=spec.publish.serving.artifact if spec.publish else None,
-        chat_template_text=(observed.config_maps.get(template.name) or {}).get(template.key) if template else None,
+        # later stages have what prepare made of it
+        chat_template_text=template_text(spec, observed.config_maps) if stage is Stage.PREPARE else None,
         gpus_per_node=spec.resources.gpus_per_node,
         image=request.image,
         production=Baseline(name=production.name, uri=production.served_uri, sha256=production.served_sha256) if production else None,

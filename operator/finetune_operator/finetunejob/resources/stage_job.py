@@ -14,13 +14,12 @@ from finetune_operator.core.names import Object
 from finetune_operator.core.restricted import restricted_container, restricted_pod
 from finetune_operator.core.settings import Settings
 from finetune_operator.finetunejob.observed import Observed
+from finetune_operator.finetunejob.resources.placement import placement, tolerations
+from finetune_operator.finetunejob.resources.pod_resources import pod_resources
 from finetune_operator.finetunejob.resources.run_spec import StageRequest, make_run_spec, mount_path, stage_claims, storage_claim
 
 STATUS_CA_ANNOTATION = f"{names.GROUP}/status-ca"
 CONTAINER = "trainer"
-
-_LOST_NODE_TOLERATION_S = 30
-_OTHER_STAGES = {"cpu": "1", "memory": "4Gi"}
 
 
 def make_stage_job(spec: FineTuneJobSpec, job: Object, request: StageRequest, observed: Observed, settings: Settings) -> Object:
@@ -62,11 +61,19 @@ def make_dry_run_pod(stage_job: Object) -> Object:
         "kind": "Pod",
         "metadata": {
             **template["metadata"],
-            "generateName": stage_job["metadata"]["name"] + "-",
+            "name": stage_job["metadata"]["name"],  # a random one would make each refusal differ from the last
             "namespace": stage_job["metadata"]["namespace"],
         },
         "spec": template["spec"],
     }
+
+
+def shape_of(pod: Object) -> str:
+    """What admission looks at in a pod of `make_dry_run_pod`: the same of two stages where one answer is good for both."""
+    spec = pod["spec"]
+    (container,) = spec["containers"]
+    asked = {name: member for name, member in container.items() if name not in ("command", "env", "volumeMounts")}
+    return json.dumps({**spec, "containers": [asked], "volumes": [sorted(volume) for volume in spec["volumes"]]})
 
 
 def _labels(job: Object, request: StageRequest) -> dict[str, str]:
@@ -78,44 +85,19 @@ def _pod_template(spec: FineTuneJobSpec, job: Object, request: StageRequest, obs
     annotations = {**spec.pod_metadata.annotations, names.RUN_ANNOTATION: json.dumps(run.wire(), separators=(",", ":"), ensure_ascii=False)}
     if observed.status_ca:
         annotations[STATUS_CA_ANNOTATION] = observed.status_ca
-    on_gpu_node = request.stage.access.gpus and not request.report
     return {
         "metadata": {"labels": {**spec.pod_metadata.labels, **_labels(job, request)}, "annotations": annotations},
         "spec": {
             "restartPolicy": "Never",
             **restricted_pod(),
             "terminationGracePeriodSeconds": settings.termination_grace_s,
-            "tolerations": _tolerations(spec, on_gpu_node),
-            **_placement(spec, on_gpu_node),
+            "tolerations": tolerations(spec, request, observed),
+            **placement(spec, request, observed),
             **({"imagePullSecrets": [secret.wire() for secret in spec.image_pull_secrets]} if spec.image_pull_secrets else {}),
             "volumes": _volumes(spec, job, request.stage, observed, settings),
             "containers": [_container(spec, job, request, observed, settings)],
         },
     }
-
-
-def _tolerations(spec: FineTuneJobSpec, on_gpu_node: bool) -> list[Object]:
-    lost = [
-        {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _LOST_NODE_TOLERATION_S}
-        for state in ("not-ready", "unreachable")
-    ]
-    return lost + ([dict(toleration) for toleration in spec.scheduling.tolerations] if on_gpu_node else [])
-
-
-def _placement(spec: FineTuneJobSpec, on_gpu_node: bool) -> Object:
-    scheduling = spec.scheduling
-    placement: Object = {}
-    if scheduling.priority_class_name:
-        placement["priorityClassName"] = scheduling.priority_class_name
-    if not on_gpu_node:
-        return placement
-    if scheduling.node_selector:
-        placement["nodeSelector"] = dict(scheduling.node_selector)
-    if scheduling.affinity:
-        placement["affinity"] = scheduling.affinity
-    if scheduling.runtime_class_name:
-        placement["runtimeClassName"] = scheduling.runtime_class_name
-    return placement
 
 
 def _volumes(spec: FineTuneJobSpec, job: Object, stage: Stage, observed: Observed, settings: Settings) -> list[Object]:
@@ -175,7 +157,7 @@ def _container(spec: FineTuneJobSpec, job: Object, request: StageRequest, observ
         "imagePullPolicy": settings.image_pull_policy,
         "command": _command(request),
         "env": _environment(spec, job, request, observed, settings),
-        "resources": _resources(spec, request),
+        "resources": pod_resources(spec, request),
         "securityContext": restricted_container(),
         "volumeMounts": mounts,
     }
@@ -210,14 +192,3 @@ def _hub_tokens(spec: FineTuneJobSpec) -> list[Object]:
     for dataset in spec.datasets:
         references[environment.dataset_token(dataset.name)] = dataset.token_secret_ref
     return [{"name": name, "valueFrom": {"secretKeyRef": reference.wire()}} for name, reference in references.items() if reference]
-
-
-def _resources(spec: FineTuneJobSpec, request: StageRequest) -> Object:
-    if request.stage.access.gpus and not request.report:
-        resources = spec.resources
-        gpus = {resources.gpu_resource_name: str(resources.gpus_per_node)} if resources.gpus_per_node else {}
-        return {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": {"memory": resources.memory, **gpus}}
-    own = getattr(spec.stages, request.stage.value, None)
-    cpu = own.cpu if own and own.cpu else _OTHER_STAGES["cpu"]
-    memory = own.memory if own and own.memory else _OTHER_STAGES["memory"]
-    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}

@@ -144,6 +144,23 @@ async def test_retry_after_is_heeded(queue: Queue, clock: Clock) -> None:
     assert await queue.take() == A
 
 
+async def test_no_event_and_no_recheck_cuts_short_what_the_api_server_asked_for(queue: Queue, clock: Clock) -> None:
+    queue.add(A)
+    await queue.take()
+    queue.add(A)  # the echo of its own write
+    queue.done(A, Outcome(failed=True, retry_after_s=50, recheck_at=datetime.fromtimestamp(clock.now + 5, UTC)))
+    for _ in range(49):
+        clock.now += 1
+        queue.add(A)
+        assert await is_empty_now(queue)
+    clock.now += 2
+    assert await queue.take() == A
+    queue.done(A, Outcome(failed=True))
+    queue.add(A)
+    clock.now += queue_module.TOUCHED_BACKOFF_S
+    assert await queue.take() == A, "it was asked for once"
+
+
 async def test_a_recheck_comes_at_its_moment_and_only_the_earliest_counts(queue: Queue, clock: Clock) -> None:
     queue.add(A)
     await queue.take()
@@ -201,3 +218,24 @@ async def test_what_a_pass_raises_ends_the_run(queue: Queue) -> None:
     queue.add(A)
     with pytest.raises(ExceptionGroup):
         await asyncio.wait_for(queue.run(process, workers=2), 1.0)
+
+
+async def test_a_recheck_that_moves_for_ever_leaves_no_trail(queue: Queue, clock: Clock) -> None:
+    for passed in range(20_000):
+        queue.add(A)
+        await queue.take()
+        queue.done(A, Outcome(recheck_at=datetime.fromtimestamp(clock.now + 10_000 + passed, UTC)))
+    assert len(queue._rechecks.heap) < 200
+    clock.now += 40_000
+    assert await queue.take() == A
+    queue.done(A, Outcome())
+    assert await is_empty(queue)
+
+
+async def test_no_recheck_is_lost_when_the_trail_is_cleared(queue: Queue, clock: Clock) -> None:
+    keys = [Key("FineTuneJob", "team", f"{number}") for number in range(50)]
+    for passed in range(100):
+        for key in keys:
+            queue.add_after(key, 10_000 - passed)
+    clock.now += 10_000
+    assert {await queue.take() for _ in keys} == set(keys)

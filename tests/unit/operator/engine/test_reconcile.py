@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from finetune_operator.engine.reconcile import Reconciler, Work
 from finetune_operator.engine.recorder import Recorder
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.engine.world import Lookups, World
-from finetune_operator.kube.client import Client, Request
+from finetune_operator.kube.client import Client, Request, Response
 
 from tests.sim.cluster import Cluster, Refusal
 
@@ -35,6 +35,7 @@ class Bench:
     cluster: Cluster = field(default_factory=Cluster)
     leading: bool = True
     plans: int = 0
+    now: datetime = NOW
 
     def __post_init__(self) -> None:
         self.store = Store()
@@ -45,7 +46,7 @@ class Bench:
         self.world = World(self.store, Lookups(client), Settings())
         self.recorder = Recorder(client, "test")
         actor = Actor(client, self.store, lambda: self.leading, self.marked.add)
-        self.reconciler = Reconciler(actor, self.world, self.recorder, {names.FINETUNEJOB: self._plan}, now=lambda: NOW)
+        self.reconciler = Reconciler(actor, self.world, self.recorder, {names.FINETUNEJOB: self._plan}, now=lambda: self.now)
         self.job = self.cluster.put_new("finetunejobs", {"metadata": {"name": "demo", "namespace": "team"}, "spec": {}})
         self.store.put(self.job)
 
@@ -169,9 +170,129 @@ async def test_a_strangers_object_is_a_problem_that_status_tells_in_the_same_pas
     outcome = await bench.run()
     assert bench.cluster.objects[ID]["status"] == {"told": ["NotOwned"]}
     assert outcome.failed
-    bench.requests.clear()
+    await bench.run()
+    assert bench.sent() == [], "asked again at once"
+    bench.now += timedelta(seconds=60)
     await bench.run()
     assert bench.sent() == ["POST jobs", "GET jobs/demo-train-1"], "the same problem was written again"
+
+
+STRIPPED = {
+    "no label at all": {},
+    "managed by another": {names.MANAGED_BY: "Helm", names.JOB_LABEL: "demo"},
+    "of no job": {names.MANAGED_BY: names.MANAGED_BY_VALUE},
+}
+
+
+@pytest.mark.parametrize("left", STRIPPED)
+@pytest.mark.parametrize("kind", ["jobs", "persistentvolumeclaims"])
+async def test_labels_that_were_taken_from_an_own_object_are_put_back(left: str, kind: str) -> None:
+    def wanted(job: Object) -> Object:
+        body = batch_job(job) if kind == "jobs" else {**batch_job(job), "apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+        return {**body, "metadata": {**body["metadata"], "labels": names.job_labels(job)}}
+
+    bench = Bench(lambda job, _: work(job, None, Create(wanted(job))))
+    await bench.run()
+    id = (kind, "team", "demo-train-1")
+    live = bench.cluster.objects[id]
+    kept = {names.JOB_UID_LABEL: bench.job["metadata"]["uid"]} if kind == "persistentvolumeclaims" else {}
+    bench.cluster.replace(id, {**live, "metadata": {**live["metadata"], "labels": STRIPPED[left] | kept}})
+    bench.store.deleted(bench.cluster.objects[id])  # as a watch with a selector tells of it
+    await bench.run()
+    assert bench.cluster.objects[id]["metadata"]["labels"] == names.job_labels(bench.job)
+    assert bench.store.of(KEY, wanted(bench.job)["kind"]), "a pass does not find it"
+    assert bench.world.problems == {}
+
+
+async def test_an_object_of_a_restored_backup_is_learnt_though_its_version_is_older() -> None:
+    bench = Bench(lambda job, _: work(job, {"phase": job["spec"].get("x", "none")}))
+    backup = bench.cluster.backup()
+    bench.store.put(bench.cluster.replace(ID, {**bench.cluster.objects[ID], "spec": {"x": "later"}}))
+    bench.cluster.restore(backup)
+    assert await bench.run() == Outcome(again=True)
+    await bench.run()
+    assert bench.cluster.objects[ID]["status"] == {"phase": "none"}
+
+
+async def test_what_a_former_owner_of_the_name_left_is_waited_for_and_not_a_strangers() -> None:
+    """Deleted and applied again: the garbage collector has not come by yet."""
+    bench = Bench(lambda job, problems: work(job, {"told": [p.reason for p in problems]}, Create(batch_job(job))))
+    former = {**bench.job, "metadata": {**bench.job["metadata"], "uid": "former"}}
+    bench.cluster.put_new("jobs", batch_job(former))
+    await bench.run()
+    assert bench.cluster.objects[ID]["status"] == {"told": ["WaitingForPreviousOwner"]}
+
+
+async def test_a_refusal_whose_words_differ_each_time_is_asked_for_and_written_once_a_minute() -> None:
+    bench = Bench(lambda job, problems: work(job, {"told": [p.message for p in problems]}, Create(batch_job(job))))
+    tries: list[Object] = []
+
+    def refuse(body: Object) -> None:
+        tries.append(body)
+        raise Refusal(403, "Forbidden", f'pods "demo-{len(tries)}" is forbidden: by a webhook that counts')
+
+    bench.cluster.admit = refuse
+    for second in range(600):
+        bench.now = NOW + timedelta(seconds=second)
+        outcome = await bench.run()
+        assert outcome.recheck_at
+        assert outcome.recheck_at <= bench.now + timedelta(seconds=60)
+    assert len(tries) == 10
+    assert len([write for write in bench.cluster.writes if write.resource == "finetunejobs/status"]) == 10
+
+
+async def test_another_content_is_sent_at_once_and_so_is_the_same_after_it_was_wanted_no_more() -> None:
+    bench = Bench()
+    tries: list[Object] = []
+
+    def refuse(body: Object) -> None:
+        tries.append(body)
+        raise Refusal(403, "Forbidden", "no")
+
+    bench.cluster.admit = refuse
+    for content in ({"a": 1}, {"a": 1}, {"a": 2}, None, {"a": 2}):
+        body = batch_job(bench.job) | {"spec": content}
+        bench.plan = lambda job, _, body=body: work(job, None, *([Create(body)] if body["spec"] else []))  # type: ignore[misc]
+        await bench.run()
+    assert [body["spec"] for body in tries] == [{"a": 1}, {"a": 2}, {"a": 2}]
+
+
+async def test_a_failing_api_server_is_left_alone_for_as_long_as_it_asked() -> None:
+    bench = Bench(lambda job, problems: work(job, {"told": [p.reason for p in problems]}, Create(batch_job(job))))
+    send = bench.cluster.send
+    tries: list[datetime] = []
+
+    async def fail(request: Request) -> Response:
+        if request.method != "POST":
+            return await send(request)
+        tries.append(bench.now)
+        return Response(503, b'{"message": "overloaded"}', "90")
+
+    bench.reconciler.actor.client.send = fail
+    for _ in range(4):
+        assert (await bench.run()).retry_after_s in (90, None)
+    for second in range(90):
+        bench.now = NOW + timedelta(seconds=second)
+        await bench.run()
+    assert len(tries) == 4
+    bench.now = NOW + timedelta(seconds=90)
+    await bench.run()
+    assert len(tries) == 5
+
+
+async def test_a_quota_is_asked_again_soon_at_first() -> None:
+    bench = Bench(lambda job, problems: work(job, None, Create(batch_job(job))))
+    tries: list[datetime] = []
+
+    def refuse(body: Object) -> None:
+        tries.append(bench.now)
+        raise Refusal(403, "Forbidden", "exceeded quota: team")
+
+    bench.cluster.admit = refuse
+    for second in range(300):
+        bench.now = NOW + timedelta(seconds=second)
+        await bench.run()
+    assert [(moment - NOW).seconds for moment in tries] == [0, 2, 6, 14, 30, 62, 122, 182, 242]
 
 
 async def test_a_dying_object_of_a_former_owner_is_waited_for() -> None:
@@ -181,6 +302,7 @@ async def test_a_dying_object_of_a_former_owner_is_waited_for() -> None:
     await bench.run()
     assert bench.cluster.objects[ID]["status"] == {"told": ["WaitingForPreviousOwner"]}
     bench.cluster.remove(("jobs", "team", "demo-train-1"))
+    bench.now += timedelta(seconds=2)
     await bench.run()
     assert bench.cluster.objects[ID]["status"] == {"told": []}
     assert bench.world.problems == {}
@@ -451,3 +573,21 @@ IDENTITIES = {
 def test_whose_object_it_is(case: str) -> None:
     live, wanted, ours = IDENTITIES[case]
     assert is_ours(live, wanted) is ours
+
+
+# --------------------------------------------------------------------------------------------------------------------------- logs
+
+
+async def test_each_change_and_decision_is_one_line_of_the_log_and_a_pass_that_does_nothing_none(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "finetune_operator")
+    event = Event("Warning", "Retrying", "stage train, attempt 1 ended: Crashed")
+    bench = Bench(lambda job, _: work(job, {"phase": "Training"}, Create(batch_job(job)), events=(("demo", event),)))
+    for _ in range(3):
+        await bench.run()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "Job demo-train-1 was created",
+        "FineTuneJob demo is Training (was new)",
+        "FineTuneJob demo: Retrying: stage train, attempt 1 ended: Crashed",
+    ]
+    assert {record.__dict__.get("key", "") for record in caplog.records[1:]} == {"FineTuneJob/team/demo"}

@@ -68,6 +68,59 @@ def test_a_late_answer_does_not_bring_back_what_was_deleted() -> None:
     assert version_of(store) is None
 
 
+def test_a_read_that_came_after_what_is_known_is_believed_whatever_its_version() -> None:
+    store = Store()
+    store.put(make(version=9))
+    assert store.put(make(version=7, status={"restored": True}), read_after=store.moment) == {JOB_KEY}
+    assert version_of(store) == "7"
+
+
+def test_a_read_that_something_overtook_is_old_news() -> None:
+    store = Store()
+    store.put(make(version=7))
+    asked = store.moment
+    store.put(make(version=9))
+    assert store.put(make(version=8), read_after=asked) == set()
+    assert version_of(store) == "9"
+
+
+def test_what_left_the_watch_by_its_label_is_back_once_it_was_read() -> None:
+    store = Store()
+    store.put(make(version=5))
+    store.deleted(make(version=6))
+    assert store.put(make(version=6)) == set()
+    assert store.put(make(version=6), read_after=store.moment) == {JOB_KEY}
+
+
+def test_a_deletion_that_came_while_it_was_read_stands() -> None:
+    store = Store()
+    store.put(make(version=5))
+    asked = store.moment
+    store.deleted(make(version=6))
+    assert store.put(make(version=5), read_after=asked) == set()
+
+
+def test_after_a_rewind_older_versions_of_that_kind_count_and_those_of_others_do_not() -> None:
+    store = Store()
+    store.put(make(version=9))
+    store.put(make("Pod", "p", uid="p", version=9))
+    store.rewind("Job")
+    assert store.put(make(version=3, status={"active": 1})) == {JOB_KEY}
+    assert store.put(make("Pod", "p", uid="p", version=3)) == set()
+    assert (store.newest("Job"), store.newest("Pod")) == (3, 9)
+
+
+def test_an_object_that_cannot_be_read_is_left_aside_and_known_by_its_version() -> None:
+    store = Store()
+    store.put(make(version=5))
+    broken = make(version=6, metadata={"ownerReferences": [{"uid": "without a kind"}]})
+    assert store.put(broken) == {JOB_KEY}, "what it concerned before is planned without it"
+    assert store.unreadable == 1
+    assert store.version(Name("Job", "team", "demo-train-1")) == 6
+    assert store.of(JOB_KEY, "Job") == []
+    assert store.put(make(version=7)) == {JOB_KEY}
+
+
 def test_the_deletion_of_a_former_object_leaves_the_present_one() -> None:
     store = Store()
     store.put(make(uid="new", version=9))
@@ -141,6 +194,8 @@ KEYS = {
         make("Event", "e", labels={}, involvedObject={"name": "demo-train-1", "uid": "j"}),
         {JOB_KEY},
     ),
+    "an Event about nothing concerns nobody": (make("Event", "e", labels={}), set()),
+    "an Event about something without a name": (make("Event", "e", labels={}, involvedObject={"kind": "Job"}), set()),
     "an autoscaler concerns the model whose servers it scales": (
         make("HorizontalPodAutoscaler", "h", labels={}, spec={"scaleTargetRef": {"kind": "Deployment", "name": "bot-v1"}}),
         {MODEL_KEY},

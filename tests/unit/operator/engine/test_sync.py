@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from finetune_operator.core import names
 from finetune_operator.engine import sync as sync_module
-from finetune_operator.engine.store import Key, Store
+from finetune_operator.engine.store import MODEL, Key, Store
 from finetune_operator.engine.sync import Sync
-from finetune_operator.kube.client import Client, Request
+from finetune_operator.kube.client import Client, Request, Response
 
 from tests.sim.cluster import Cluster, Refusal
 
@@ -24,7 +25,20 @@ class Bench:
         self.store = Store()
         self.marked: set[Key] = set()
         self.corrected: list[str] = []
-        self.sync = Sync(Client(self.cluster.send), self.store, namespaces, self.marked.add, self.corrected.append)
+        self.rewound = 0
+        self.forbidden: set[tuple[str, str]] = set()
+        self.sync = Sync(Client(self.send), self.store, namespaces, self.marked.add, self.corrected.append, self.rewind)
+
+    def rewind(self) -> None:
+        self.rewound += 1
+
+    async def send(self, request: Request) -> Response:
+        """As the cluster answers, but for LISTs of what is forbidden: (plural, namespace), `*` for all."""
+        namespace = request.path.split("/namespaces/")[-1].split("/")[0] if "/namespaces/" in request.path else ""
+        plural = request.path.rsplit("/", 1)[-1]
+        if {(plural, namespace), (plural, "*"), ("*", namespace)} & self.forbidden:
+            return Response(403, json.dumps({"reason": "Forbidden", "message": f"may not list {plural}"}).encode())
+        return await self.cluster.send(request)
 
     def add(self, plural: str, name: str, namespace: str = "team", labels: dict[str, str] | None = LABELS) -> tuple[str, str, str]:
         metadata = {"name": name, "namespace": namespace, "labels": labels or {}}
@@ -142,3 +156,124 @@ async def test_only_watched_namespaces_are_listed() -> None:
     await bench.sync.first()
     await bench.sync.again()
     assert list(bench.store.versions("Job")) == [("Job", "team", "demo-train-1")]
+
+
+# ----------------------------------------------------------------------------------------------------- what cannot be listed
+
+
+async def test_a_forbidden_namespace_stops_its_own_keys_only() -> None:
+    bench = Bench(namespaces=("team", "closed"))
+    bench.forbidden = {("*", "closed")}
+    bench.add("jobs", "demo-train-1")
+    await asyncio.wait_for(bench.sync.first(), 1)
+    assert bench.store.synced
+    assert bench.store.get("Job", "team", "demo-train-1") is not None
+    assert bench.sync.sees(KEY)
+    assert not bench.sync.sees(Key(names.FINETUNEJOB, "closed", "demo"))
+    assert not bench.sync.sees(Key(MODEL, "closed", "bot"))
+
+
+async def test_a_forbidden_kind_stops_what_needs_it_and_nothing_else() -> None:
+    bench = Bench()
+    bench.forbidden = {("deployments", "")}
+    await asyncio.wait_for(bench.sync.first(), 1)
+    assert bench.sync.sees(KEY)
+    assert not bench.sync.sees(Key(MODEL, "team", "bot"))
+    bench.forbidden = {("pods", "")}
+    await bench.sync.again()
+    assert not bench.sync.sees(KEY)
+
+
+async def test_words_of_refused_pods_are_no_reason_to_stand_still() -> None:
+    bench = Bench()
+    bench.forbidden = {("events", "")}
+    await asyncio.wait_for(bench.sync.first(), 1)
+    assert bench.sync.sees(KEY)
+
+
+async def test_what_can_be_listed_again_is_read_in_full_and_marked(warm: Bench) -> None:
+    warm.forbidden = {("jobs", "")}
+    await warm.sync.again()
+    assert not warm.sync.sees(KEY)
+    warm.cluster.set_status(("jobs", "team", "demo-train-1"), {"active": 1})
+    warm.forbidden = set()
+    warm.marked.clear()
+    await warm.sync.again()
+    assert warm.sync.sees(KEY)
+    assert warm.marked == {KEY}
+    live = warm.store.get("Job", "team", "demo-train-1")
+    assert live is not None
+    assert live["status"] == {"active": 1}
+
+
+async def test_what_could_not_be_listed_is_tried_again_long_before_the_next_round(warm: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_module, "_RETRY_S", 0.001)
+    warm.forbidden = {("jobs", "")}
+    await warm.sync.again()
+    rounds = asyncio.create_task(warm.sync.run(every_s=3600))
+    await asyncio.sleep(0.02)
+    warm.forbidden = set()
+    async with asyncio.timeout(5):
+        while warm.sync.blind:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    rounds.cancel()
+    assert warm.marked == {KEY}
+
+
+async def test_a_round_that_lost_its_connection_goes_on_where_it_was(warm: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_module, "_RETRY_S", 0.001)
+    asked: list[str] = []
+
+    def cut(request: Request) -> None:
+        asked.append(request.path)
+        if request.path.endswith("/pods") and asked.count(request.path) < 3:
+            raise ConnectionResetError
+
+    warm.cluster.before = cut
+    await asyncio.wait_for(warm.sync.again(), 5)
+    assert [path.rsplit("/", 1)[-1] for path in asked].count("pods") == 3
+    assert [path.rsplit("/", 1)[-1] for path in asked].count("jobs") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ restored backups
+
+
+async def test_a_restored_backup_is_taken_as_it_is(warm: Bench) -> None:
+    backup = warm.cluster.backup()
+    warm.cluster.set_status(("jobs", "team", "demo-train-1"), {"active": 1})
+    warm.store.put(warm.cluster.objects[warm.add("jobs", "demo-train-2")])
+    warm.store.put(warm.cluster.objects["jobs", "team", "demo-train-1"])
+    warm.cluster.restore(backup)
+    warm.marked.clear()
+    await warm.sync.again()
+    assert warm.rewound == 1
+    assert warm.store.get("Job", "team", "demo-train-2") is None
+    live = warm.store.get("Job", "team", "demo-train-1")
+    assert live is not None
+    assert live["status"] == {}
+    assert warm.marked == {KEY}
+    warm.cluster.set_status(("jobs", "team", "demo-train-1"), {"active": 2})
+    await warm.sync.again()
+    assert warm.rewound == 1
+    live = warm.store.get("Job", "team", "demo-train-1")
+    assert live is not None
+    assert live["status"] == {"active": 2}
+
+
+async def test_one_list_that_lags_behind_is_no_restored_backup(warm: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    warm.cluster.set_status(("jobs", "team", "demo-train-1"), {"active": 1})
+    warm.store.put(warm.cluster.objects["jobs", "team", "demo-train-1"])
+    listed, lagging = warm.cluster._get, True
+
+    def lag(plural: str, *rest: Any) -> Any:
+        nonlocal lagging
+        answer = listed(plural, *rest)
+        if plural == "jobs" and lagging and answer["kind"] == "List":
+            lagging = False
+            answer["metadata"]["resourceVersion"] = "1"
+        return answer
+
+    monkeypatch.setattr(warm.cluster, "_get", lag)
+    await warm.sync.again()
+    assert warm.rewound == 0
+    assert warm.store.get("Job", "team", "demo-train-1") is not None

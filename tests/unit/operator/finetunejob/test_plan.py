@@ -716,9 +716,9 @@ def test_a_lost_node_is_told_of_while_a_run_is_being_suspended() -> None:
 
 def test_a_refused_pod_is_reported_in_the_apis_words() -> None:
     world = run_to("train")
-    world.set_job("job-train-1", refused="exceeded quota: gpus")
+    world.set_job("job-train-1", refused="violates PodSecurity")
     world.step()
-    assert (world.condition("Stalled")["reason"], world.condition("Stalled")["message"]) == ("PodRefused", "exceeded quota: gpus")
+    assert (world.condition("Stalled")["reason"], world.condition("Stalled")["message"]) == ("PodRefused", "violates PodSecurity")
 
 
 def test_a_refused_write_is_a_condition_and_is_tried_again() -> None:
@@ -791,12 +791,13 @@ def test_the_phase_of_a_second_attempt_does_not_forget_that_it_trains() -> None:
     assert json.dumps(world.step(progress=None).status) == told
 
 
-def test_the_loss_of_training_stays_in_its_column() -> None:
+def test_the_loss_of_training_is_shown_beside_training_and_at_the_end() -> None:
     world = run_to("train")
     world.step(progress=report(42))
     world.end("job-train-1", ANSWERS["train"])
     world.step(progress=None)
-    assert world.job["status"]["display"] == {"progress": "", "eta": "", "loss": "1.23"}
+    assert world.job["status"]["display"] == {"progress": "", "eta": "", "loss": ""}
+    assert world.job["status"]["progress"]["loss"] == 1.234
     ended = run_to_end()
     assert ended.job["status"]["display"] == {"progress": "100%", "eta": "", "loss": "1.5"}
 

@@ -130,9 +130,9 @@ def test_only_training_takes_a_gpu(stage: Stage, gpus: str | None) -> None:
     assert container["resources"]["limits"].get("nvidia.com/gpu") == gpus
 
 
-def test_a_report_takes_no_gpu_and_goes_anywhere() -> None:
+def test_a_report_takes_no_gpu_and_goes_where_the_volume_is() -> None:
     pod = make(Stage.TRAIN, report=True)["spec"]["template"]["spec"]
-    assert "nodeSelector" not in pod
+    assert pod["nodeSelector"] == {"gpu": "a100"}
     assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
 
 

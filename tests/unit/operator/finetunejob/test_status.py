@@ -141,6 +141,9 @@ def phase_as_it_was(status: FineTuneJobStatus) -> Phase:
     phase = Phase.PENDING
     is_valid = conditions.get("Validated", ("", ""))[0] == "True"
     is_suspended = conditions.get("Suspended", ("", "")) in (("True", "Suspended"), ("False", "Suspending"))
+    stalled = conditions.get("Stalled", ("", ""))[0] == "True"
+    if status.start_time is None and conditions.get("Validated", ("", ""))[0] == "False" and stalled:
+        phase = Phase.REFUSED
     if status.start_time is None and is_valid and conditions.get("Suspended", ("", ""))[0] == "True":
         phase = Phase.SUSPENDED
     if status.start_time is not None:

@@ -22,6 +22,8 @@ from finetune_operator.engine.queue import Queue
 from finetune_operator.engine.reports import Report, Reports
 from finetune_operator.engine.store import Key, Store
 from finetune_operator.kube.client import Client, Request, Response
+from finetune_operator.kube.errors import Retryable
+from finetune_operator.status_server import tokens as tokens_module
 from finetune_operator.status_server.certificates import (
     CA_MARGIN,
     SERVER_LIFE,
@@ -174,12 +176,34 @@ async def test_a_review_is_trusted_for_a_minute_at_most() -> None:
     assert reviewer.reviews == 2
 
 
-async def test_an_api_server_that_ignores_audiences_proves_nothing() -> None:
+@pytest.mark.parametrize("audiences", [None, [], ["aud/team/other"], ["https://kubernetes.default.svc"]])
+async def test_a_review_that_does_not_name_the_audience_proves_nothing(audiences: list[str] | None) -> None:
     async def send(request: Request) -> Response:
-        user = {"username": "system:serviceaccount:team:default", "extra": {}}
-        return Response(201, json.dumps({"status": {"authenticated": True, "user": user}}).encode())
+        extra = {"authentication.kubernetes.io/pod-uid": ["pod-uid"]}
+        user = {"username": "system:serviceaccount:team:default", "extra": extra}
+        named = {} if audiences is None else {"audiences": audiences}
+        return Response(201, json.dumps({"status": {"authenticated": True, "user": user, **named}}).encode())
 
     assert await Tokens(Client(send), "aud").identify("t", "team", "demo") is None
+
+
+async def test_few_reviews_run_at_a_time_and_few_wait() -> None:
+    running = most = 0
+
+    async def send(request: Request) -> Response:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return Response(201, b'{"status": {"authenticated": false}}')
+
+    tokens = Tokens(Client(send), "aud")
+    answers = await asyncio.gather(*(tokens.identify(f"t{number}", "team", "demo") for number in range(200)), return_exceptions=True)
+    assert most == tokens_module._AT_ONCE
+    refused = [answer for answer in answers if isinstance(answer, Retryable)]
+    assert len(refused) == 200 - tokens_module._WAITING
+    assert await tokens.identify("later", "team", "demo") is None
 
 
 def test_a_rate_lets_bursts_through_and_refills() -> None:

@@ -86,6 +86,13 @@ def test_evidence_names_bound_threshold_and_sample_count() -> None:
     assert "100 samples in 100 groups" in said
 
 
+def test_a_metric_without_rows_says_which_rows_it_needs() -> None:
+    missing = verdict(tuned_and_base(rate(90), rate(1), "ExactMatch"), metric="facts/AnswerChoice", min=0.5)
+    assert "8 answer differently; with fewer classes take ExactMatch" in missing.evidence
+    missing = verdict(tuned_and_base(rate(90), rate(1)), metric="ExactMatch", min=0.5)
+    assert "rows with a prompt and an answer" in missing.evidence
+
+
 def test_improvements_are_paired_and_in_the_good_direction() -> None:
     report = metric_reports(tuned_and_base(losses(2.0), losses(3.0), "Perplexity"))[0]
     assert report.improvement_over_base is not None

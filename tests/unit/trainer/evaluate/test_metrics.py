@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
+from finetune_api.sections.evaluation import ANSWER_CHOICES, Evaluation
 from finetune_api.sections.evaluation import METRICS as DIRECTIONS
-from finetune_api.sections.evaluation import Evaluation
 from finetune_trainer.bootstrap import Samples
 from finetune_trainer.evaluate.metrics import METRICS, measure, normalized, preferred
-from finetune_trainer.evaluate.passes import CHOICES, choice_blocks, context_tokens, draw
+from finetune_trainer.evaluate.passes import choice_blocks, context_tokens, draw
 from finetune_trainer.llama.model import Choice, Generation, token_losses
 from finetune_trainer.prepared import HeldOutRow
 
@@ -68,7 +68,7 @@ def test_blocks_are_full_and_hold_different_answers() -> None:
     blocks = choice_blocks(rows)
     assert len(blocks) >= 6
     for block in blocks:
-        assert len(block) == len({tuple(rows[index].answer_ids) for index in block}) == CHOICES
+        assert len(block) == len({tuple(rows[index].answer_ids) for index in block}) == ANSWER_CHOICES
     used = [index for block in blocks for index in block]
     assert len(used) == len(set(used))
 

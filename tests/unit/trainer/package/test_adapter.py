@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_trainer.errors import StageError
-from finetune_trainer.package.adapter import LowRank, Saved, read_config, read_updates, refuse_variants
+from finetune_trainer.mergeable import read_config, refuse_variants
+from finetune_trainer.package.adapter import LowRank, Saved, read_updates
 from finetune_trainer.package.tensors import TensorReader
 
 from tests.unit.trainer.package.model_folders import write_adapter
@@ -52,7 +53,7 @@ def test_plain_lora_as_peft_writes_it_is_taken(tmp_path: Path) -> None:
 def test_factors_and_saved_modules_become_updates_of_the_bases_tensors(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a", factors() | {"model.embed_tokens.weight": np.ones((7, 5), np.float32)})
     with TensorReader(folder / "adapter_model.safetensors") as adapter:
-        updates = read_updates(adapter, read_config(folder), {f"{Q}.weight", "model.embed_tokens.weight"})
+        updates = read_updates(adapter, read_config(folder), {f"{Q}.weight": (6, 5), "model.embed_tokens.weight": (7, 5)}, None)
     low_rank = updates[f"{Q}.weight"]
     assert isinstance(low_rank, LowRank)
     assert np.array_equal(low_rank.up, factors()[f"{Q}.lora_B.weight"])
@@ -62,7 +63,7 @@ def test_factors_and_saved_modules_become_updates_of_the_bases_tensors(tmp_path:
 def test_layers_that_keep_their_weights_the_other_way_round_get_the_transposed_update(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a", factors(), fan_in_fan_out=True)
     with TensorReader(folder / "adapter_model.safetensors") as adapter:
-        update = read_updates(adapter, read_config(folder), {f"{Q}.weight"})[f"{Q}.weight"]
+        update = read_updates(adapter, read_config(folder), {f"{Q}.weight": (5, 6)}, None)[f"{Q}.weight"]
     assert isinstance(update, LowRank)
     b, a = factors()[f"{Q}.lora_B.weight"], factors()[f"{Q}.lora_A.weight"]
     assert np.allclose(update.up @ update.down, (b @ a).T)
@@ -80,5 +81,5 @@ def test_layers_that_keep_their_weights_the_other_way_round_get_the_transposed_u
 def test_tensors_that_do_not_belong_are_refused(tmp_path: Path, tensors: dict[str, Any], reason: str) -> None:
     folder = write_adapter(tmp_path / "a", {name: value.astype(np.float32) for name, value in tensors.items()})
     with TensorReader(folder / "adapter_model.safetensors") as adapter, pytest.raises(StageError) as refusal:
-        read_updates(adapter, read_config(folder), {f"{Q}.weight"})
+        read_updates(adapter, read_config(folder), {f"{Q}.weight": (6, 5)}, None)
     assert refusal.value.reason == reason

@@ -13,9 +13,10 @@ import pytest
 from finetune_api.sections.adapter import Adapter, LoRA
 from finetune_trainer.cpus import usable_cpus
 from finetune_trainer.errors import StageError
+from finetune_trainer.mergeable import read_config
 from finetune_trainer.package import merge as merge_module
-from finetune_trainer.package.adapter import read_config, read_updates
-from finetune_trainer.package.base_model import HEAD, ModelTensors
+from finetune_trainer.package.adapter import read_updates
+from finetune_trainer.package.base_model import ModelTensors
 from finetune_trainer.package.merge import MergePlan, merge, plan_merge
 from finetune_trainer.package.merge_check import MergeOracle, trained_scale
 from finetune_trainer.package.tensors import TensorReader, ordered, round_to, to_float32
@@ -24,6 +25,7 @@ from tests.unit.trainer.package.model_folders import Floats, write_adapter, writ
 
 Q = "model.layers.0.self_attn.q_proj"
 EMBED = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 RANK, ALPHA = 4, 8.0
 ROWS, COLUMNS, VOCABULARY = 160, 128, 64
 
@@ -45,9 +47,7 @@ def adapter_tensors() -> dict[str, Floats]:
 @contextmanager
 def planned(base_folder: Path, adapter_folder: Path, dtype: str | None = None) -> Iterator[tuple[ModelTensors, MergePlan]]:
     with ModelTensors(base_folder) as base, TensorReader(adapter_folder / "adapter_model.safetensors") as adapter:
-        config = read_config(adapter_folder)
-        updates = read_updates(adapter, config, {*base.shard_of, HEAD})
-        yield base, plan_merge(base, updates, config.ties_embeddings, dtype)
+        yield base, plan_merge(base, read_updates(adapter, read_config(adapter_folder), base.shapes, None), dtype)
 
 
 def run_merge(
@@ -176,12 +176,37 @@ def test_both_ends_of_a_tied_model_saved(tmp_path: Path, head_value: float, unti
         assert (HEAD in merged.tensors) == unties
 
 
-def test_an_adapter_that_kept_the_ends_tied_keeps_the_model_tied(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wanted", [True, False])
+def test_ties_are_what_was_trained_and_not_what_was_asked_for(tmp_path: Path, wanted: bool) -> None:
+    """PEFT ties modules of some names only, whatever its configuration says; where it does, both ends are in its file."""
     folder = write_model(tmp_path / "base", {"model.safetensors": base_tensors()}, tie_word_embeddings=True)
-    saved = {EMBED: np.full((VOCABULARY, COLUMNS), 0.5, np.float32)}
-    adapter = write_adapter(tmp_path / "adapter", adapter_tensors() | saved, RANK, ALPHA, ensure_weight_tying=True)
-    with planned(folder, adapter) as (_, plan):
-        assert not plan.unties
+    new = np.full((VOCABULARY, COLUMNS), 0.5, np.float32)
+    for name, saved, unties in (("one", {EMBED: new}, True), ("both", {EMBED: new, HEAD: new}, False)):
+        adapter = write_adapter(tmp_path / name, adapter_tensors() | saved, RANK, ALPHA, ensure_weight_tying=wanted)
+        with planned(folder, adapter) as (_, plan):
+            assert plan.unties == unties
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_low_rank_updates_of_both_ends_untie_where_they_differ(tmp_path: Path, equal: bool) -> None:
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((RANK, VOCABULARY)).astype(np.float32)
+    b = rng.standard_normal((COLUMNS, RANK)).astype(np.float32)
+    ends = {
+        "model.embed_tokens.lora_embedding_A": a, "model.embed_tokens.lora_embedding_B": b,
+        "lm_head.lora_A.weight": b.T.copy(), "lm_head.lora_B.weight": a.T.copy() * (1 if equal else 2),
+    }  # fmt: skip
+    folder = write_model(tmp_path / "base", {"model.safetensors": base_tensors()}, tie_word_embeddings=True)
+    with planned(folder, write_adapter(tmp_path / "adapter", ends, RANK, ALPHA)) as (_, plan):
+        assert plan.unties is not equal
+
+
+def test_two_ends_that_differ_are_not_tied_by_the_configuration(tmp_path: Path) -> None:
+    tensors = base_tensors() | {HEAD: np.ones((VOCABULARY, COLUMNS), np.float32)}
+    folder = write_model(tmp_path / "base", {"model.safetensors": tensors}, tie_word_embeddings=True)
+    adapter = write_adapter(tmp_path / "adapter", {EMBED: np.full((VOCABULARY, COLUMNS), 0.5, np.float32)}, RANK, ALPHA)
+    run_merge(folder, adapter, tmp_path / "merged")
+    assert np.array_equal(read(tmp_path / "merged", HEAD), read(folder, HEAD))
 
 
 def test_a_saved_module_of_another_shape_is_refused(tmp_path: Path, base: Path) -> None:

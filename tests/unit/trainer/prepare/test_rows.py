@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from finetune_api.run import LocalDataset
 from finetune_api.sections.data import DatasetFormat
 from finetune_trainer.errors import StageError
+from finetune_trainer.prepare.chat_template import CHATML, ChatTemplate
 from finetune_trainer.prepare.rows import Conversation, Pair, RowDropped, RowInvalid, RowReader, Text, clean, content_hash
 
 ASKED = {"role": "user", "content": "ask"}
 ANSWERED = {"role": "assistant", "content": "answer"}
 
 
-def reader(has_template: bool = True, **settings: Any) -> RowReader:
-    return RowReader(LocalDataset.model_validate({"name": "d", "source": "x", **settings}), has_template)
+CALLING = ChatTemplate(
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endfor %}",
+    {},
+)
+
+
+def reader(template: ChatTemplate | None = CALLING, **settings: Any) -> RowReader:
+    return RowReader(LocalDataset.model_validate({"name": "d", "source": "x", **settings}), template)
 
 
 def conversation(*messages: dict[str, Any]) -> Conversation:
@@ -69,6 +77,17 @@ GOOD: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "sk"}]}, ANSWERED]},
         conversation(ASKED, ANSWERED),
     ),
+    "alpaca with history": (
+        {},
+        {"instruction": "again", "output": "yes", "history": [["ask", "answer"]]},
+        conversation(ASKED, ANSWERED, {"role": "user", "content": "again"}, {"role": "assistant", "content": "yes"}),
+    ),
+    "alpaca without history": ({}, {"instruction": "ask", "output": "answer", "history": []}, conversation(ASKED, ANSWERED)),
+    "a history of another name": (
+        {"columns": {"history": "before"}},
+        {"instruction": "again", "output": "yes", "before": [["ask", "answer"]]},
+        conversation(ASKED, ANSWERED, {"role": "user", "content": "again"}, {"role": "assistant", "content": "yes"}),
+    ),
     "control characters and CRLF go": ({}, {"text": "a\x00b\r\nc\td"}, Text("ab\nc\td")),
 }
 
@@ -80,13 +99,106 @@ def test_a_record_becomes_an_example(name: str) -> None:
 
 
 def test_a_prompt_and_its_completion_stay_text_where_the_model_has_no_chat_template() -> None:
-    assert reader(has_template=False).read({"prompt": "ask", "completion": "answer"}) == Pair("ask", "answer")
+    assert reader(template=None).read({"prompt": "ask", "completion": "answer"}) == Pair("ask", "answer")
 
 
 def test_a_system_message_moves_the_first_trained_turn() -> None:
     example = reader(systemMessage="be kind").read({"prompt": [ASKED], "completion": [ANSWERED]})
     assert isinstance(example, Conversation)
     assert example.first_trained == 2
+
+
+CALL = {"type": "function", "function": {"name": "count", "arguments": {"box": 1}}}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "3"}
+CALLS: dict[str, Any] = {
+    "as OpenAI's client sends it": {"tool_calls": [{"type": "function", "function": {"name": "count", "arguments": '{"box": 1}'}}]},
+    "as an object": {"tool_calls": [CALL]},
+    "bare": {"tool_calls": [{"name": "count", "arguments": {"box": 1}}]},
+    "a list written as text": {"tool_calls": '[{"name": "count", "arguments": {"box": 1}}]'},
+    "OpenAI's older member": {"function_call": {"name": "count", "arguments": '{"box": 1}'}},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_of_tools_become_what_templates_know(name: str) -> None:
+    record = {"messages": [ASKED, {"role": "assistant", "content": None, **CALLS[name]}, RESULT, ANSWERED]}
+    assert reader().read(record) == conversation(ASKED, CALLED, RESULT, ANSWERED)
+
+
+@pytest.mark.parametrize("arguments", ["", "{}", None, {}])
+def test_a_call_without_arguments(arguments: Any) -> None:
+    record = {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": arguments}}]}]}
+    example = reader().read(record)
+    assert isinstance(example, Conversation)
+    assert example.messages[1]["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
+
+
+@pytest.mark.parametrize("tag", ["function_call", "tool_call", "Function_Call"])
+def test_sharegpts_call_is_a_turn_of_the_assistant(tag: str) -> None:
+    value = json.dumps({"name": "count", "arguments": {"box": 1}})
+    turns = [("human", "ask"), (tag, value), ("observation", "3"), ("gpt", "answer")]
+    record = {"conversations": [{"from": role, "value": text} for role, text in turns]}
+    assert reader().read(record) == conversation(ASKED, CALLED, RESULT, ANSWERED)
+    as_text = reader(template=ChatTemplate(CHATML, {})).read(record)
+    assert as_text == conversation(ASKED, {"role": "assistant", "content": value}, RESULT, ANSWERED)
+
+
+BARE = {"parameters": {"type": "object"}, "name": "count", "strict": True}
+TOOL = {"type": "function", "function": BARE}
+AS_SERVED = {"type": "function", "function": {"name": "count", "description": "", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    "tools", [[TOOL], TOOL, [BARE], json.dumps([BARE]), [json.dumps(BARE)], json.dumps(TOOL), [{"type": "function", **BARE}]]
+)
+def test_tools_are_read_however_they_are_written(tools: Any) -> None:
+    example = reader().read({"messages": [ASKED, ANSWERED], "tools": tools})
+    assert isinstance(example, Conversation)
+    assert json.dumps(example.tools) == json.dumps([AS_SERVED])
+
+
+def test_what_no_client_can_send_of_a_tool_is_known() -> None:
+    one = reader()
+    one.read({"messages": [ASKED, ANSWERED], "tools": [{**BARE, "return": {"type": "string"}}]})
+    assert one.unread == {"tools.function.return"}
+
+
+@pytest.mark.parametrize("tools", [None, "", [], "[]"])
+def test_no_tools(tools: Any) -> None:
+    assert reader().read({"messages": [ASKED, ANSWERED], "tools": tools}) == conversation(ASKED, ANSWERED)
+
+
+@pytest.mark.parametrize("said", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"train": True, "weight": 0}])
+def test_an_answer_can_be_context(said: dict[str, Any]) -> None:
+    record = {"messages": [ASKED, {**ANSWERED, **said}, {**ASKED, "weight": 0}, {**ANSWERED, "weight": 1, "train": True}]}
+    assert reader().read(record) == Conversation([ASKED, ANSWERED, ASKED, ANSWERED], untrained=frozenset({1}))
+    with_system = reader(systemMessage="be kind").read(record)
+    assert isinstance(with_system, Conversation)
+    assert with_system.untrained == {2}
+
+
+def test_columns_that_nothing_reads_are_known() -> None:
+    one = reader()
+    one.read({"instruction": "a", "output": "b", "category": "qa", "id": 0, "note": None, "tags": []})
+    assert one.unread == {"category", "id"}
+
+
+def test_rows_that_lost_control_characters_are_counted() -> None:
+    one = reader()
+    for text in ("a\x00", "b\x1b[31m", "c\r\n", "d"):
+        one.read({"text": text})
+    assert one.cleaned == 2
+
+
+def test_a_named_column_that_no_row_has_is_known_at_the_end() -> None:
+    one = reader(columns={"input": "contxt"})
+    one.read({"instruction": "a", "context": "b", "output": "c"})
+    assert one.never_found() == (
+        "columns.input: no row has a column 'contxt'; name the right one, or remove it; columns that are not read: context"
+    )
+    one.read({"instruction": "a", "contxt": "b", "output": "c"})
+    assert one.never_found() is None
 
 
 DROPPED: dict[str, tuple[dict[str, Any], str]] = {
@@ -100,6 +212,18 @@ DROPPED: dict[str, tuple[dict[str, Any], str]] = {
     "system in the middle": ({"messages": [ASKED, {"role": "system", "content": "x"}, ANSWERED]}, "RoleOrder"),
     "a role nobody knows": ({"messages": [{"role": "narrator", "content": "x"}, ANSWERED]}, "UnknownRole"),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWERED]}, "NotText"),
+    "arguments that are broken JSON": (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": '}}]}]},
+        "InvalidToolCall",
+    ),
+    "arguments that are no object": (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
+        "InvalidToolCall",
+    ),
+    "a call without a name": (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}]},
+        "InvalidToolCall",
+    ),
     "half a surrogate pair": ({"text": "a\ud800"}, "InvalidUnicode"),
 }
 
@@ -118,6 +242,35 @@ INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a renamed column is missing": ({"format": "Text", "columns": {"text": "body"}}, {"text": "secret"}, "'body'"),
     "messages that are text": ({"format": "Messages"}, {"messages": "secret"}, "a list of messages"),
     "messages without roles": ({"format": "Messages"}, {"messages": [{"content": "secret"}]}, "'role'"),
+    "a weight in between": ({}, {"messages": [ASKED, {**ANSWERED, "weight": 0.5}]}, "0 or 1"),
+    "tools that are none": ({}, {"messages": [ASKED, ANSWERED], "tools": "secret"}, "in 'tools'"),
+    "a history of another shape": ({}, {"instruction": "a", "output": "b", "history": ["secret"]}, "[question, answer] pairs in 'history'"),
+    "a column of another format is named": ({"columns": {"prompt": "text"}}, {"text": "secret"}, "has no columns.prompt"),
+    "a system message for plain text": ({"systemMessage": "secret"}, {"text": "secret"}, "remove systemMessage"),
+    "a list of rows in one object": (
+        {},
+        {"data": [{"messages": ["secret"]}]},
+        "there is a list of objects, 'data': write them one on each line",
+    ),
+    "a list of rows beside others": ({}, {"version": 1, "rows": [{"prompt": "secret"}]}, "there is a list of objects, 'rows'"),
+    "a conversation of another name": ({}, {"id": 1, "chat": [ASKED, ANSWERED]}, "set format: Messages with columns.messages: chat"),
+    "turns of another name": (
+        {},
+        {"turns": [{"from": "human", "value": "secret"}]},
+        "set format: ShareGPT with columns.conversations: turns",
+    ),
+    "names that tell": (
+        {},
+        {"question": "secret", "answer_text": "secret"},
+        "set format: PromptCompletion with columns.prompt: question and columns.completion: answer_text",
+    ),
+    "names in capitals": (
+        {},
+        {"userQuery": "secret", "botResponse": "secret"},
+        "columns.prompt: userQuery and columns.completion: botResponse",
+    ),
+    "a text of another name": ({}, {"article": "secret"}, "format: Text with columns.text: article"),
+    "names that tell nothing": ({}, {"x": "secret", "y": 1}, "there are x, y; set format and columns"),
     "a number where text belongs": ({"format": "Text"}, {"text": 7}, "text in 'text'"),
 }
 
@@ -133,7 +286,7 @@ def test_a_row_of_another_shape_refuses_the_data_set_without_quoting_it(name: st
 
 def test_conversations_need_a_chat_template() -> None:
     with pytest.raises(StageError) as refused:
-        reader(has_template=False).read({"messages": [ASKED, ANSWERED]})
+        reader(template=None).read({"messages": [ASKED, ANSWERED]})
     assert refused.value.reason == "NoChatTemplate"
     assert "model.chatTemplate" in refused.value.message
 
@@ -150,6 +303,10 @@ def test_equal_content_has_one_hash_whatever_format_it_came_in() -> None:
     first = reader().read({"messages": [ASKED, ANSWERED]})
     second = reader().read({"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "answer"}]})
     assert content_hash(first) == content_hash(second)
+    assert content_hash(Text("a")) == content_hash(Text(" a\n"))
+    spaced = reader().read({"messages": [{**ASKED, "content": " ask\n"}, {**ANSWERED, "content": "\tanswer "}]})
+    assert content_hash(first) == content_hash(spaced)
+    assert content_hash(first) != content_hash(Conversation([ASKED, ANSWERED], untrained=frozenset({1})))
     assert content_hash(Pair("ab", "c")) != content_hash(Pair("a", "bc"))
     assert content_hash(Text("a")) != content_hash(Text("b"))
 

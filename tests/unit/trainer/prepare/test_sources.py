@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,14 @@ def test_a_json_array_is_read_in_chunks_of_any_size(
     assert read(path) == ROWS
 
 
-def test_the_rest_of_a_chunk_is_not_copied_for_each_row_of_an_array() -> None:
+def test_the_rest_of_a_chunk_is_not_copied_for_each_row_of_an_array(tmp_path: Path) -> None:
     """Copied, it made an array of a few thousand rows per chunk 9 times slower."""
-    chunk, place = '[{"a": 1}, {"a": 2}]', records.Location("d", "a.json", 1)
-    value, kept, position = records._next_value(json.JSONDecoder(), chunk, 1, io.StringIO(), place)
-    assert (value, kept is chunk, position) == ({"a": 1}, True, 9)
-    kept, position = records._skip_separator(chunk, position, io.StringIO(), place)
-    assert (kept is chunk, position) == (True, 11)
+    array = records._ArrayReader(tmp_path / "a.json", "d", io.StringIO('[{"a": 1}, {"a": 2}]'))
+    values = array.values()
+    assert next(values) == {"a": 1}
+    chunk = array.buffer
+    assert next(values) == {"a": 2}
+    assert array.buffer is chunk
 
 
 def test_json_lines_under_the_name_json(tmp_path: Path) -> None:
@@ -80,21 +82,126 @@ def test_rows_are_counted_over_the_files_of_a_split(tmp_path: Path) -> None:
     assert located[-1].bytes_read == SplitFiles("d", "train", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]).size_bytes
 
 
+def test_members_that_parquet_adds_to_a_struct_are_no_members(tmp_path: Path) -> None:
+    """In a Parquet file each struct of a column has the members of all, null where a row has none."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"calls": [{"arguments": {"town": "0"}}], "note": None}, {"calls": [{"arguments": {"box": 1}, "id": "c"}], "note": "x"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == rows
+
+
+def test_long_rows_of_a_parquet_file_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": "".join(random.Random(i).choices("abcdefgh", k=20_000))} for i in range(60)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    monkeypatch.setattr(records, "_PARQUET_BATCH_BYTES", 100_000)
+    assert 1 <= records._batch_rows(pyarrow.parquet.ParquetFile(tmp_path / "a.parquet").metadata) <= 10
+    assert read(tmp_path / "a.parquet") == rows
+
+
 BROKEN: dict[str, tuple[str, bytes, str]] = {
     "a broken line": (
         "a.jsonl",
         b'{"text": "x"}\n\n{"text": "secret\n',
-        "line 3: expected one whole JSON object on the line (broken at column",
+        "line 3: expected one whole JSON object on the line (broken at column 10)",
     ),
+    "a line that stops": (
+        "a.jsonl",
+        b'{"text": [\n{"text": "secret"}\n',
+        "line 1: expected one whole JSON object on the line (broken at column 11)",
+    ),
+    "two objects on a line": (
+        "a.jsonl",
+        b'{"text": "x"}{"text": "secret"}\n',
+        "line 1: expected one whole JSON object on the line (broken at column 14)",
+    ),
+    "a member twice": ("a.jsonl", b'{"text": "x", "text": "secret"}\n', "line 1: expected an object that names each member once"),
+    "a member twice, in an array": (
+        "a.json",
+        b'[{"text": "x", "text": "secret"}]',
+        "row 1: expected an object that names each member once",
+    ),
+    "an array named as lines": ("a.jsonl", b'[{"text": "secret"}]\n', "line 1: expected a JSON object; a file that is one array"),
+    "a second array": (
+        "a.json",
+        b'[{"text": "x"}]\n[{"text": "secret"}]',
+        "row 2: expected nothing after the array's ]; write one array, or one object on each line (broken at line 2, column 1)",
+    ),
+    "garbage after the array": ("a.json", b'[{"text": "x"}] secret', "row 2: expected nothing after the array's ]"),
+    "a comma missing": (
+        "a.json",
+        b'[{"text": "x"}\n {"text": "secret"}]',
+        "row 2: expected a comma or ] after an object (broken at line 2, column 2)",
+    ),
+    "a comma too many": (
+        "a.json",
+        b'[{"text": "x"},, {"text": "secret"}]',
+        "row 2: expected an array of whole JSON objects (broken at line 1, column 16)",
+    ),
+    "a comma at the end": ("a.json", b'[{"text": "x"},\n]', "row 2: expected an array of whole JSON objects (broken at line 2, column 1)"),
+    "a broken object in an array": (
+        "a.json",
+        b'[{"text": "x"},\n {"text" "secret"}' + b', {"text": "secret"}' * 20 + b"]",
+        "row 2: expected an array of whole JSON objects (broken at line 2, column 10)",
+    ),
+    "rows below a member": (
+        "a.json",
+        b'{\n "data": [\n  {"text": "secret"}\n ]\n}',
+        "holds its rows under 'data'; write that array by itself (jq '.data')",
+    ),
+    "rows below a later member": (
+        "a.json",
+        b'{\n "version": 1,\n "rows": [\n  {"text": "secret"}\n ]\n}',
+        "holds its rows under 'rows'; write that array by itself",
+    ),
+    "one row over several lines": (
+        "a.json",
+        b'{\n "messages": [\n  {"role": "user", "content": "secret"}\n ]\n}',
+        "one JSON object over several lines, which is no list of rows",
+    ),
+    "one object over several lines": ("a.json", b'{\n "text": "secret"\n}', "one JSON object over several lines, which is no list of rows"),
+    "gzip": ("a.jsonl", b"\x1f\x8b\x08secret", "file a.jsonl is gzip-compressed; unpack it"),
+    "zstd": ("a.jsonl", b"\x28\xb5\x2f\xfdsecret", "file a.jsonl is zstd-compressed; unpack it"),
+    "zip": ("a.json", b"PK\x03\x04secret", "file a.json is a zip archive; unpack it"),
+    "a Git LFS pointer": (
+        "a.jsonl",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n",
+        "is a Git LFS pointer and not the data",
+    ),
+    "a Git LFS pointer for Parquet": (
+        "a.parquet",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n",
+        "is a Git LFS pointer",
+    ),
+    "an HTML page": ("a.jsonl", b"\n<!DOCTYPE html><html>secret", "is an HTML page and not the data"),
+    "UTF-16": ("a.jsonl", '{"text": "secret"}'.encode("utf-16"), "is text in UTF-16"),
+    "Parquet under another name": ("a.json", b"PAR1secret", "is a Parquet file; name it .parquet"),
     "a line that is no object": ("a.jsonl", b'["secret"]\n', "line 1: expected a JSON object"),
     "not UTF-8": ("a.jsonl", b'{"text": "\xff"}\n', "line 1: expected text in UTF-8"),
     "nested without end": ("a.jsonl", b"[" * 200_000, "line 1: expected one whole JSON object"),
-    "an array cut short": ("a.json", b'[{"text": "x"}, {"text": "sec', "row 2: expected an array of whole JSON objects"),
+    "an array cut short": (
+        "a.json",
+        b'[{"text": "x"}, {"text": "sec',
+        "row 2: expected an array of whole JSON objects (broken at line 1, column 17)",
+    ),
     "an array that does not end": ("a.json", b'[{"text": "x"}', "row 2: expected an array that ends with ]"),
     "an array of numbers": ("a.json", b"[1, 2]", "row 1: expected a JSON object"),
     "an array not in UTF-8": ("a.json", b'[{"text": "\xff"}]', "row 1: expected text in UTF-8"),
     "a Parquet file that is none": ("a.parquet", b"PAR1 secret", "expected a whole Parquet file"),
 }
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
+@pytest.mark.parametrize("name", [name for name, (file, _, words) in BROKEN.items() if file == "a.json" and "row" in words])
+def test_the_place_is_the_same_whatever_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, chunk: int) -> None:
+    monkeypatch.setattr(records, "_CHUNK_CHARS", chunk)
+    file, data, words = BROKEN[name]
+    (tmp_path / file).write_bytes(data)
+    assert words in refusal(tmp_path / file)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -169,6 +276,88 @@ def test_what_is_not_there_is_said(tmp_path: Path, make: Any, settings: dict[str
         located(folder, tmp_path, **settings)
     assert refused.value.reason == reason
     assert words in refused.value.message
+
+
+OTHERS: dict[str, tuple[list[str], str]] = {
+    "another name": (["alpaca_cleaned.json", "README.md"], "it has alpaca_cleaned.json; set split: alpaca_cleaned"),
+    "shards of another name": (["data/full-00000-of-00002.parquet", "data/full-00001-of-00002.parquet"], "set split: full"),
+    "a folder of another name": (["en/a.jsonl", "en/b.jsonl"], "set split: en"),
+    "too deep": (["a/b/c/d.jsonl"], "it has a/b/c/d.jsonl; name the file train.jsonl, or its folder train"),
+    "many": ([f"part{i}.jsonl" for i in range(9)], "it has part0.jsonl, part1.jsonl, part2.jsonl, part3.jsonl, part4.jsonl and 4 more; set split: part0"),
+    "compressed": (["train.jsonl.gz"], "train.jsonl.gz is compressed (gzip): unpack it"),
+    "of another kind": (["train.csv", "train_more.jsonl"], "train.csv is of another kind: write it as one of these"),
+    "nothing that is read": (["notes.txt"], "it has notes.txt; check source, split and testSplit"),
+    "nothing at all": ([], "it has no files; check source, split and testSplit"),
+    "save_to_disk, with splits": (["dataset_dict.json", "train/data-00000-of-00001.arrow", "train/state.json", "train/dataset_info.json"], "save_to_disk, which is not read: write Parquet"),
+    "save_to_disk, without": (["data-00000-of-00001.arrow", "state.json", "dataset_info.json"], "save_to_disk, which is not read: write Parquet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_split_that_no_file_holds_is_refused_with_what_is_there_and_what_to_do(tmp_path: Path, name: str) -> None:
+    names, words = OTHERS[name]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for file in names:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("{}")
+    with pytest.raises(StageError) as refused:
+        located(folder, tmp_path)
+    assert refused.value.reason == "DatasetNotFound"
+    assert "no jsonl, json or parquet file for split train" in refused.value.message
+    assert words in refused.value.message
+
+
+def test_a_single_file_that_is_compressed(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(StageError, match=r"rows\.jsonl\.gz is compressed \(gzip\), which is not read; unpack it"):
+        located(tmp_path / "rows.jsonl.gz", tmp_path)
+
+
+class OnClaim:
+    """A claim, mounted in this folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "claim"
+        (self.root / "data").mkdir(parents=True)
+        (folder / "outside.jsonl").write_text("{}")
+
+    def locate(self, source: str) -> DatasetFiles:
+        run = LocalRunSpec.model_validate(
+            {
+                "storage": {"root": str(self.root.parent / "out"), "prefix": "job"},
+                "model": {"source": "x"},
+                "datasets": [{"name": "d", "source": source}],
+                "claims": {"c": str(self.root)},
+            }
+        )
+        return locate(run.datasets[0], run, JobStorage(run.storage, "w"))
+
+
+@pytest.mark.parametrize(("target", "reason"), [("../../outside.jsonl", "UnsafePath"), ("nowhere.jsonl", "DatasetNotFound")])
+def test_a_folders_file_that_is_a_link_must_lead_to_a_file_on_its_claim(tmp_path: Path, target: str, reason: str) -> None:
+    claim = OnClaim(tmp_path)
+    (claim.root / "data/train.jsonl").symlink_to(target)
+    with pytest.raises(StageError, match=r"train\.jsonl is a link") as refused:
+        claim.locate("pvc://c/data")
+    assert refused.value.reason == reason
+
+
+def test_a_link_to_a_folder_outside_is_not_followed(tmp_path: Path) -> None:
+    claim = OnClaim(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.jsonl").write_text("{}")
+    (claim.root / "data/train").symlink_to("../../elsewhere")
+    with pytest.raises(StageError) as refused:
+        claim.locate("pvc://c/data")
+    assert refused.value.reason in ("UnsafePath", "DatasetNotFound")
+
+
+def test_a_link_within_the_claim_is_followed(tmp_path: Path) -> None:
+    claim = OnClaim(tmp_path)
+    (claim.root / "blob").write_text("{}")
+    (claim.root / "data/train.jsonl").symlink_to("../blob")
+    assert [path.name for path in claim.locate("pvc://c/data").train.files] == ["train.jsonl"]
 
 
 def test_one_file_has_no_test_split(tmp_path: Path) -> None:

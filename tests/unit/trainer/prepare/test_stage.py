@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from finetune_api.run import LocalRunSpec, Stage
 from finetune_trainer.__main__ import main, run_stage
 from finetune_trainer.errors import StageError
 from finetune_trainer.model_shape import count_parameters
+from finetune_trainer.package.rendering import rendered_rows
 from finetune_trainer.prepare import stopping
 from finetune_trainer.prepare.chat_template import probe_template
+from finetune_trainer.prepare.encoding import Rendered, TokenRow
+from finetune_trainer.prepare.report import marked_text
+from finetune_trainer.prepare.tokenizer import TextTokenizer
 from finetune_trainer.prepared import IGNORED_LABEL, Prepared, load_prepared
 from finetune_trainer.progress import Progress
 from finetune_trainer.storage import JobStorage
@@ -281,7 +286,7 @@ def test_the_report_shows_one_row_with_what_is_trained_marked(tmp_path: Path, mo
 BAD_ROWS: dict[str, tuple[list[Any] | str, dict[str, Any], str, str]] = {
     "a broken line": ('{"text": "x"}\n{"text": "' + SECRET, {}, "InvalidDataset", "line 2"),
     "an empty file": ("", {}, "EmptyDataset", "has no rows"),
-    "only empty answers": ([{"prompt": SECRET, "completion": ""}] * 3, {}, "InvalidDataset", "none of its 3 rows can be trained on (EmptyField: 3)"),
+    "only empty answers": ([{"prompt": SECRET, "completion": ""}] * 3, {}, "InvalidDataset", "none of its 3 rows can be trained on (EmptyField: 3, first in file d.jsonl, line 1)"),
     "columns of no format": ([{"x": SECRET}], {}, "InvalidDataset", "line 1: expected columns of one format"),
     "a column that is missing later": ([{"text": "a"}, {"body": SECRET}], {}, "InvalidDataset", "line 2: expected a column 'text'"),
     "rows that are too long": ([question(i) for i in range(5)], {"training": {"maxLength": 8}}, "InvalidDataset", "NothingLeftToTrain: 5"),
@@ -359,7 +364,6 @@ def without(name: str) -> Callable[[Path], None]:
 
 BAD_MODELS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "an encoder-decoder": (edit("config.json", is_encoder_decoder=True), "EncoderDecoderUnsupported", "LlamaForCausalLM"),
-    "code of its own": (edit("config.json", auto_map={"AutoModel": "x.Y"}), "RemoteCodeRefused", "auto_map"),
     "quantized": (edit("config.json", quantization_config={"bits": 4}), "QuantizedBase", "unquantized"),
     "a classifier": (edit("config.json", architectures=["BertForSequenceClassification"]), "UnsupportedArchitecture", "generates no text"),
     "pickled weights": (only_pickles, "SafetensorsOnly", "convert them to safetensors"),
@@ -457,6 +461,23 @@ def test_claims_are_read_where_they_are_mounted(tmp_path: Path, model: Path) -> 
     assert prepared.model_folder == tmp_path / "claim/models/base"
 
 
+def test_a_model_whose_file_is_a_link_out_of_its_claim_is_refused(tmp_path: Path, model: Path) -> None:
+    shutil.copytree(model, tmp_path / "claim/models/base")
+    (tmp_path / "claim/models/base/model.safetensors").rename(tmp_path / "outside.safetensors")
+    (tmp_path / "claim/models/base/model.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
+    job = Job(
+        tmp_path,
+        model,
+        {"name": "d", "source": source},
+        model={"source": "pvc://data/models/base"},
+        claims={"data": str(tmp_path / "claim")},
+    )
+    refused = job.refused()
+    assert refused.reason == "UnsafePath"
+    assert "model.source: model.safetensors is a link that leads out of its claim" in refused.message
+
+
 def test_torch_is_not_imported_and_the_answer_is_one_line(tmp_path: Path, model: Path) -> None:
     source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
     run = {
@@ -484,3 +505,279 @@ def test_a_refusal_is_the_answer_and_the_exit_code(tmp_path: Path, model: Path, 
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert main(["prepare", "--run", str(tmp_path / "run.json")]) == ExitCode.INVALID_INPUT
     assert json.loads(capsys.readouterr().out)["reason"] == "DatasetNotFound"
+
+
+# ------------------------------------------------------------------------------------------------ what rows say is kept, or said to be lost
+
+EVERYTHING = {"split": {"train": 1, "validation": 0, "test": 0}}
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+CALLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content or '') }}"
+    "{% for t in m.tool_calls or [] %}{{ '<call>' + t.function.name + ' ' }}{{ t.function.arguments | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CALLS_IN_TEXT = CALLS.replace("{{ t.function.arguments | tojson }}", "{{ '' + t.function.arguments }}")
+REASONING = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.index0 > ns.last %}"
+    "{{ '<think>' + (m.reasoning_content or '') + '</think>' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def called(i: int, arguments: Any) -> dict[str, Any]:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    last = {"role": "assistant", "content": f"rain {i}"}
+    return {"messages": [{"role": "user", "content": f"town {i}?"}, answer, {"role": "tool", "content": "rain"}, last]}
+
+
+def with_template(model: Path, folder: Path, template: Any) -> Path:
+    shutil.copytree(model, folder / "base")
+    edit("tokenizer_config.json", chat_template=template)(folder / "base")
+    return folder / "base"
+
+
+def texts_of(prepared: Prepared, name: str = "train") -> list[str]:
+    """Rows as text, what is trained between ⟦ and ⟧."""
+    tokenizer = TextTokenizer(prepared.tokenizer_file, prepared.model_folder)
+    shown = []
+    for ids, labels in text_of(prepared, name):
+        row = TokenRow(ids, labels, [], Rendered("", [], "Text"), "")
+        shown.append(marked_text(row, tokenizer))
+    return shown
+
+
+@pytest.mark.parametrize("template", [CALLS, CALLS_IN_TEXT], ids=["a template that prints objects", "one that prints JSON text"])
+@pytest.mark.parametrize("as_text", [False, True], ids=["arguments as an object", "arguments as JSON text"])
+def test_a_call_is_trained_as_the_template_writes_it(tmp_path: Path, model: Path, template: str, as_text: bool) -> None:
+    rows = [called(i, json.dumps({"town": i}) if as_text else {"town": i}) for i in range(8)]
+    source = write_rows(tmp_path / "d.jsonl", rows)
+    _, prepared = Job(tmp_path, with_template(model, tmp_path, template), {"name": "d", "source": source}, preparation=EVERYTHING).prepare()
+    assert '⟦<call>weather {"town": 0}<|im_end|>⟧' in texts_of(prepared)[0]
+
+
+def test_tools_are_with_the_rows_that_are_held_out(tmp_path: Path, model: Path) -> None:
+    tools = [{"name": "weather", "description": "", "parameters": {"type": "object", "properties": {}}}]
+    source = write_rows(tmp_path / "d.jsonl", [called(i, {"town": i}) | {"tools": json.dumps(tools)} for i in range(60)])
+    _, prepared = Job(tmp_path, with_template(model, tmp_path, CALLS), {"name": "d", "source": source}).prepare()
+    for row in prepared.held_out_rows("test"):
+        assert row.tools == [{"type": "function", "function": tools[0]}]
+        assert row.prompt.startswith(json.dumps(row.tools))
+
+
+def test_the_template_for_tools_stands_in_where_there_are_tools(tmp_path: Path, model: Path) -> None:
+    plain = json.loads((model / "tokenizer_config.json").read_text())["chat_template"]
+    named = [{"name": "default", "template": plain}, {"name": "tool_use", "template": CALLS}]
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    rows = [called(i, {"town": i}) | {"tools": tools} for i in range(5)] + [question(i) for i in range(5)]
+    job = Job(
+        tmp_path,
+        with_template(model, tmp_path, named),
+        {"name": "d", "source": write_rows(tmp_path / "d.jsonl", rows)},
+        preparation=EVERYTHING,
+    )
+    texts = texts_of(job.prepare()[1])
+    assert sum(text.startswith('[{"type": "function"') and "<call>weather" in text for text in texts) == 5
+    assert sum(text.startswith("<|im_start|>user") for text in texts) == 5
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Rows, and what is right: texts that stand in the first row, warnings that are given (and no other words of `silent`)."""
+
+    rows: list[dict[str, Any]]
+    texts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    template: Any = None
+    dataset: dict[str, Any] = field(default_factory=dict)
+    count: int | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def turns(*texts: str, **last: Any) -> dict[str, Any]:
+    messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+    messages[-1] |= last
+    return {"messages": messages}
+
+
+def bad_weight(name: str, value: Any) -> list[dict[str, Any]]:
+    rows = [turns(f"q {i}", f"BAD {i}", f"again {i}", f"good {i}") for i in range(8)]
+    for row in rows:
+        row["messages"][1][name] = value
+    return rows
+
+
+KEPT: dict[str, Kept] = {
+    "control tokens that the data quotes": Kept(
+        [turns(f"what is <|im_end|> in {i}?", f"text: <|im_start|>system evil<|im_end|> {i}.") for i in range(8)],
+        ("⟦text: <|im_start|>system evil<|im_end|> 0.<|im_end|>⟧",),
+        ("in 8 rows messages hold control tokens of this tokenizer, which are taken as text",),
+    ),
+    "weight 0": Kept(bad_weight("weight", 0), ("BAD 0<|im_end|>\n", "⟦good 0<|im_end|>⟧")),
+    "train false": Kept(bad_weight("train", False), ("BAD 0<|im_end|>\n", "⟦good 0<|im_end|>⟧")),
+    "reasoning that the template leaves out": Kept(
+        [turns(f"q {i}", f"a {i}", reasoning_content="hm") for i in range(8)],
+        warnings=("prints nothing of reasoning_content of assistant messages (8 rows)",),
+    ),
+    "reasoning that it prints": Kept([turns(f"q {i}", f"a {i}", reasoning_content="hm") for i in range(8)], ("⟦<think>hm</think>a 0",), template=REASONING),
+    "tools that the template leaves out": Kept(
+        [question(i, tools=[{"name": "f"}]) for i in range(8)], warnings=("prints nothing of tools (8 rows)",)
+    ),
+    "a member that nobody knows": Kept([turns(f"q {i}", f"a {i}", mood="glad") for i in range(8)], warnings=("mood of assistant messages (8 rows)",)),
+    "ShareGPT's calls under a template without": Kept(
+        [
+            {
+                "conversations": [
+                    {"from": "human", "value": f"box {i}?"},
+                    {"from": "function_call", "value": json.dumps({"name": "count", "arguments": {"box": i}})},
+                    {"from": "observation", "value": "3"},
+                    {"from": "gpt", "value": f"three {i}"},
+                ]
+            }
+            for i in range(8)
+        ],
+        ('⟦{"name": "count", "arguments": {"box": 0}}<|im_end|>⟧', "<|im_start|>tool\n3", "⟦three 0<|im_end|>⟧"),
+    ),
+    "Alpaca's history": Kept(
+        [{"instruction": f"and box {i}?", "output": f"there are {i}", "history": [["how many in box 1?", "there is 1"]]} for i in range(8)],
+        ("user\nhow many in box 1?<|im_end|>", "⟦there are 0<|im_end|>⟧"),
+    ),
+    "columns that nothing reads": Kept(
+        [{"instruction": f"a {i}", "output": f"b {i}", "category": "qa", "source": "x"} for i in range(8)],
+        warnings=("data set d: columns that are not read: category, source",),
+    ),
+    "twins that differ in outer white space": Kept(
+        [turns(f"{space}q {i}", f"a {i}{space}") for i in range(15) for space in ("", " \n")], count=15, dropped={"Duplicate": 15}
+    ),
+    "control characters": Kept(
+        [turns(f"q {i}", f"a {i}" + "\x00\x1b[31m" * (i == 3)) for i in range(8)], warnings=("control characters were removed from 1 rows",)
+    ),
+    "some rows of no use": Kept(
+        [turns(f"q {i}", f"a {i}") for i in range(5)] + [turns("alone")] + [turns(f"q {i}", f"a {i}") for i in range(5, 20)] + [turns("q", " ")],
+        warnings=(
+            "data set d: 2 of 22 rows were dropped (EmptyField: 1, first in file d.jsonl, line 22; NoAnswer: 1, first in file d.jsonl, line 6)",
+        ),
+        count=20,
+        dropped={"EmptyField": 1, "NoAnswer": 1},
+    ),
+    "a system message that the template refuses, in a few rows": Kept(
+        [{"messages": [{"role": "system", "content": "kind"}, *turns("q", "a")["messages"]]}] + [turns(f"q {i}", f"a {i}") for i in range(9)],
+        warnings=('says "System role not supported" (the chat template takes no system message',),
+        template=NO_SYSTEM + CALLS,
+        count=9,
+        dropped={"SystemRefusedByTemplate": 1},
+    ),
+    "history that the template rewrites": Kept(
+        [turns(*[f"{kind} {i} {turn}" for turn in range(20) for kind in "qa"]) for i in range(4)],
+        warnings=("4 conversations became 80 rows with ",),
+        template=REASONING,
+        count=80,
+    ),
+    "a long chat": Kept([turns(*[f"{kind} {turn}" for turn in range(1000) for kind in "qa"])], count=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_rows_say_is_trained_or_said_to_be_lost(tmp_path: Path, model: Path, name: str) -> None:
+    case = KEPT[name]
+    base = with_template(model, tmp_path, case.template) if case.template else model
+    source = write_rows(tmp_path / "d.jsonl", case.rows)
+    job = Job(tmp_path, base, {"name": "d", "source": source, **case.dataset}, preparation=EVERYTHING)
+    result, prepared = job.prepare()
+    first = texts_of(prepared)[0]
+    for text in case.texts:
+        assert text in first
+    for words in case.warnings:
+        assert any(words in warning for warning in result.warnings), result.warnings
+    if not case.warnings:
+        assert [warning for warning in result.warnings if "truncated" not in warning and "longer than" not in warning] == []
+    assert result.dataset is not None
+    assert result.dataset.rows_out["train"] == (case.count or len(case.rows))
+    assert result.dataset.dropped == case.dropped
+
+
+REFUSED: dict[str, tuple[list[dict[str, Any]], Any, dict[str, Any], str, str]] = {
+    "calls under a template that has none": (
+        [called(i, {"town": SECRET}) for i in range(8)], None, {}, "NotRendered", "line 1: the chat template prints nothing of the tool_calls of assistant messages",
+    ),
+    "results of tools that the template leaves out": (
+        [called(i, {"town": SECRET}) for i in range(8)], CALLS.replace("{{ '<|im_start|>' + m.role", "{% if m.role == 'tool' %}{% continue %}{% endif %}{{ '<|im_start|>' + m.role"),
+        {}, "NotRendered", "the content of tool messages",
+    ),
+    "most rows of no use": (
+        [{"messages": [{"role": "narrator", "content": SECRET}, {"role": "assistant", "content": "y"}]}] * 7 + [question(i) for i in range(3)], None, {},
+        "InvalidDataset", "7 of its 10 rows cannot be used, more than preparation.maxDroppedShare (0.2) allows (UnknownRole: 7, first in file d.jsonl, line 1)",
+    ),
+    "a system message in each row that the template refuses": (
+        [{"messages": [{"role": "system", "content": SECRET}, *turns("q", f"a {i}")["messages"]]} for i in range(8)], NO_SYSTEM + CALLS, {},
+        "InvalidDataset", "takes no system message: set model.chatTemplate to one that does",
+    ),
+    "a system message of the job that the template refuses": (
+        [question(i) for i in range(8)], NO_SYSTEM + CALLS, {"systemMessage": SECRET}, "InvalidDataset", "takes no system message; remove systemMessage",
+    ),
+    "a named column that no row has": (
+        [{"instruction": f"a {i}", "context": SECRET, "response": f"b {i}"} for i in range(8)], None, {"format": "Alpaca", "columns": {"input": "contxt", "output": "response"}},
+        "InvalidDataset", "columns.input: no row has a column 'contxt'; name the right one, or remove it; columns that are not read: context",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_lost_for_good_is_refused_in_words_that_help(tmp_path: Path, model: Path, name: str) -> None:
+    rows, template, settings, reason, words = REFUSED[name]
+    base = with_template(model, tmp_path, template) if template else model
+    source = write_rows(tmp_path / "d.jsonl", rows)
+    refused = Job(tmp_path, base, {"name": "d", "source": source, **settings}, preparation=EVERYTHING).refused()
+    assert refused.reason == reason
+    assert words in refused.message
+
+
+def test_the_share_of_rows_that_may_be_of_no_use_is_a_setting(tmp_path: Path, model: Path) -> None:
+    rows = [turns("alone")] * 5 + [question(i) for i in range(5)]
+    source = write_rows(tmp_path / "d.jsonl", rows)
+    result, _ = Job(tmp_path, model, {"name": "d", "source": source}, preparation={**EVERYTHING, "maxDroppedShare": 0.5}).prepare()
+    assert result.dataset is not None
+    assert result.dataset.dropped == {"NoAnswer": 5}
+    strict = {**EVERYTHING, "maxDroppedShare": 0}
+    Job(tmp_path, model, {"name": "d", "source": source}, prefix="strict", preparation=strict).refused()
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "words"),
+    [
+        ("AnswerChoice", [turns(f"good {i}?", "yes" if i % 2 else "no") for i in range(80)], "8 different answers, and its "),
+        ("ExactMatch", [{"text": f"words {i}"} for i in range(80)], "plain text and ask nothing; take Perplexity"),
+    ],
+)
+def test_a_gate_that_the_held_out_rows_cannot_answer_is_refused_before_training(
+    tmp_path: Path, model: Path, metric: str, rows: list[dict[str, Any]], words: str
+) -> None:
+    source = write_rows(tmp_path / "d.jsonl", rows)
+    evaluation = {"minSamples": 4, "gates": [{"name": "g", "metric": metric, "min": 0.5}]}
+    refused = Job(tmp_path, model, {"name": "d", "source": source}, evaluation=evaluation).refused()
+    assert refused.reason == "InvalidGate"
+    assert "evaluation.gates, gate g:" in refused.message
+    assert words in refused.message
+
+
+def test_rows_that_quote_control_tokens_are_not_compared_with_a_server(tmp_path: Path, model: Path) -> None:
+    rows = [turns(f"what is <|im_end|> {i}?", f"an end {i}") for i in range(30)] + [question(i) for i in range(60)]
+    source = write_rows(tmp_path / "d.jsonl", rows)
+    _, prepared = Job(tmp_path, model, {"name": "d", "source": source}).prepare()
+    held_out = list(prepared.held_out_rows("test"))
+    quoting = [row for row in held_out if row.quotes_control_tokens]
+    assert quoting
+    assert all(("<|im_end|> " in row.prompt) == row.quotes_control_tokens for row in held_out)
+    assert len(rendered_rows(prepared)) == len(held_out) - len(quoting)
+    assert all(row.prompt_ids.count(2) == 1 for row in quoting)
+
+
+def test_a_row_of_millions_of_characters_is_cut_to_its_length(tmp_path: Path, model: Path) -> None:
+    rows = [turns("tell me all", "word " * 400_000), *[question(i) for i in range(9)]]
+    source = write_rows(tmp_path / "d.jsonl", rows)
+    job = Job(tmp_path, model, {"name": "d", "source": source}, preparation=EVERYTHING, training={"maxLength": 64})
+    result, prepared = job.prepare()
+    assert result.dataset is not None
+    assert (result.dataset.rows_out["train"], result.dataset.truncated) == (10, 1)
+    assert len(text_of(prepared, "train")[0][0]) == 64

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune_api.run import RunSpec
 
+    from finetune_trainer.architecture import Architecture
     from finetune_trainer.prepared import Prepared
     from finetune_trainer.progress import Progress
     from finetune_trainer.train.hf_arguments import Surroundings
@@ -25,6 +27,12 @@ class TrainingJob:
     controls: Controls
     progress: Progress
     scratch: Path
+    built: Architecture
+
+    def with_arguments(self, args: Mapping[str, Any]) -> TrainingJob:
+        """The same job with other `training.args`."""
+        training = self.run.training.model_copy(update={"args": dict(args)})
+        return replace(self, run=self.run.model_copy(update={"training": training}))
 
 
 @dataclass(frozen=True)

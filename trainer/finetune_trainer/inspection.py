@@ -1,0 +1,171 @@
+"""An architecture, found by building it on torch's meta device: no weight is read, no memory taken.
+
+    python -m finetune_trainer.inspection <model folder>      prints an `Architecture`, or {"refused": …} in words
+
+Run as a child by stages that import no torch (`architecture_of`). Which tensor becomes which parameter is asked of transformers' own
+loader, and which names PEFT takes for something else of PEFT: both change with their releases, and this follows them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from finetune_api.environment import HUB_OFFLINE
+from finetune_api.outcome import Reason
+
+from finetune_trainer.architecture import Architecture, Kind, Layer, Parameter
+from finetune_trainer.errors import StageError, refuse_killed
+from finetune_trainer.weight_files import stored_tensors
+
+log = logging.getLogger(__name__)
+
+_REFUSED = "refused"
+
+
+def architecture_of(folder: Path) -> Architecture | None:
+    """What transformers builds of a model folder; None, and a line in the log, where that cannot be told.
+
+    Errors: StageError(UnsupportedArchitecture) for one that transformers does not have, or not as a model that continues text;
+    StageError(OutOfMemory).
+    """
+    command = [sys.executable, "-m", "finetune_trainer.inspection", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, HUB_OFFLINE: "1"}, check=False)
+    refuse_killed("the look at the architecture", done.returncode)
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        log.warning(
+            "the architecture cannot be looked at before training (%s)", (done.stderr.strip().splitlines() or ["no words"])[-1][:200]
+        )
+        return None
+    if _REFUSED in answer:
+        raise StageError(Reason.UNSUPPORTED_ARCHITECTURE, answer[_REFUSED])
+    return Architecture.model_validate(answer)
+
+
+def inspect(folder: Path) -> Architecture:
+    """Errors: ValueError, in transformers' words, for a config.json that it builds no causal language model of."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model.tie_weights()
+    return describe(model, stored_tensors(folder))
+
+
+def describe(model: Any, stored: Iterable[str]) -> Architecture:
+    """The architecture of a model. `stored`: names of the checkpoint's tensors."""
+    places, converted = _places(model, stored)
+    embedding, head = _path_of(model, model.get_input_embeddings()), _path_of(model, model.get_output_embeddings())
+    decoder = _path_of(model, _decoder(model))
+    return Architecture(
+        parameters=[
+            # One that the checkpoint lacks keeps its name: loading says so, and in other words.
+            Parameter(name=name, shape=list(parameter.shape), tensor=places.get(name, None if name in converted else name))
+            for name, parameter in model.named_parameters()
+        ],
+        layers=[
+            layer.model_copy(update={"reserved": _is_reserved(model, layer.path), "beside": _is_beside(layer.path, decoder, head)})
+            for layer in _layers(model)
+        ],
+        embedding=embedding,
+        head=head,
+        tied=_is_tied(model),
+    )
+
+
+def _layers(model: Any) -> Iterable[Layer]:
+    import torch
+    import transformers
+
+    kinds: list[tuple[Any, Kind, tuple[str, str]]] = [
+        (torch.nn.Linear, "Linear", ("in_features", "out_features")),
+        (transformers.pytorch_utils.Conv1D, "Conv1D", ("nx", "nf")),
+        (torch.nn.Embedding, "Embedding", ("num_embeddings", "embedding_dim")),
+    ]
+    for path, module in model.named_modules():
+        for kind, name, (inputs, outputs) in kinds:
+            if isinstance(module, kind):
+                yield Layer(path=path, kind=name, inputs=getattr(module, inputs), outputs=getattr(module, outputs))
+
+
+def _places(model: Any, stored: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """The checkpoint's tensor of each parameter that is one tensor, unchanged but for its name; and the parameters that are made of others.
+
+    Source: transformers.core_model_loading.convert_and_load_state_dict_in_model.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    wanted = model.state_dict()
+    targets = {source: converter.target_patterns for converter in converters for source in converter.source_patterns}
+    found: dict[str, str] = {}
+    converted: set[str] = set()
+    for tensor in stored:
+        name, source = rename_source_key(tensor, renamings, converters, model.base_model_prefix, wanted)
+        if name not in wanted and tensor in wanted:
+            name, source = rename_source_key(tensor, [], [], model.base_model_prefix, wanted)
+        if source is not None:
+            converted |= {name.replace(targets[source][0], target) for target in targets[source]}
+        elif name in wanted:
+            found[name] = tensor
+    return found, converted
+
+
+def _is_reserved(model: Any, path: str) -> bool:
+    """Whether PEFT puts no adapter on the layer of this path when it is given it, but on a parameter that it stands for elsewhere."""
+    import peft
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    asked = peft.LoraConfig(target_modules=[path])
+    try:
+        convert_peft_config_for_transformers(asked, model, None)
+    except ValueError:
+        return True
+    return path not in asked.target_modules
+
+
+def _is_beside(path: str, decoder: str | None, head: str | None) -> bool:
+    return decoder is not None and path != head and not path.startswith(f"{decoder}.")
+
+
+def _decoder(model: Any) -> Any:
+    try:
+        return model.get_decoder()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _is_tied(model: Any) -> bool:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", False)
+
+
+def _path_of(model: Any, module: Any) -> str | None:
+    return next((path for path, found in model.named_modules() if found is module), None) if module is not None else None
+
+
+def main(arguments: list[str]) -> None:
+    from finetune_trainer.quiet import quiet_libraries
+
+    quiet_libraries()
+    try:
+        print(inspect(Path(arguments[0])).model_dump_json(by_alias=True, exclude_defaults=True))
+    except ValueError as error:
+        print(json.dumps({_REFUSED: " ".join(str(error).split())[:400]}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
