@@ -119,7 +119,7 @@ def e2e() -> tuple[int, str]:
 SUITES: dict[str, Callable[[], tuple[int, str]]] = {
     "static": static,
     "unit": lambda: pytest("unit", options=on_all_cpus("worksteal")),
-    "sim": lambda: pytest("sim"),
+    "sim": lambda: pytest("sim", options=on_all_cpus("worksteal")),
     "trainer": trainer,
     "api": api,
     "e2e": e2e,

@@ -32,6 +32,11 @@ def apply(*objects: Object) -> str:
     return kubectl("apply", "--validate=strict", "-f", "-", given=json.dumps(listing))
 
 
+def server_side_apply(item: Object) -> None:
+    """For objects too large for kubectl's own annotation."""
+    kubectl("apply", "--server-side", "-f", "-", given=json.dumps(item))
+
+
 def get(kind: str, name: str, namespace: str) -> Object:
     return dict(json.loads(kubectl("get", kind, name, "-n", namespace, "-o", "json")))
 

@@ -81,6 +81,35 @@ def example(example_base: str, namespace: str) -> Object:
     return cluster.get("finetunejob", demo.JOB, namespace)
 
 
+def on_claim(claim: str, script: str, namespace: str) -> str:
+    """What a shell script prints in a pod that has the claim at /claim."""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "on-claim", "namespace": namespace},
+        "spec": {
+            "restartPolicy": "Never",
+            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "script",
+                    "image": images()["operator"],
+                    "command": ["sh", "-c", script],
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "volumeMounts": [{"name": "claim", "mountPath": "/claim"}],
+                }
+            ],
+            "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": claim}}],
+        },
+    }
+    cluster.delete("pod", "on-claim", namespace)
+    cluster.apply(pod)
+    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/on-claim", "-n", namespace, "--timeout=120s")
+    printed = kubectl("logs", "on-claim", "-n", namespace)
+    cluster.delete("pod", "on-claim", namespace, "--wait=false")
+    return printed
+
+
 def quick_job(name: str, **spec: Any) -> Object:
     """The example cut down to seconds: the tiny base, no gate, no rollout, three steps. `spec` replaces whole members."""
     job = copy.deepcopy(yaml.safe_load((EXAMPLE / "finetunejob.yaml").read_text()))

@@ -17,7 +17,8 @@ _PERIOD_S = 0.04
 class Load:
     """Requests `/v1/models` of a model through the gateway from a thread, until the block ends; bounded in time."""
 
-    def __init__(self, longest_s: float = 300) -> None:
+    def __init__(self, hostname: str = HOSTNAME, longest_s: float = 300) -> None:
+        self._hostname = hostname
         self.answers: Counter[str] = Counter()
         self._longest_s = longest_s
         self._stop = threading.Event()
@@ -38,7 +39,7 @@ class Load:
         self.seconds = time.monotonic() - self._began
 
     def _run(self) -> None:
-        request = urllib.request.Request(f"{GATEWAY}/v1/models", headers={"Host": HOSTNAME})
+        request = urllib.request.Request(f"{GATEWAY}/v1/models", headers={"Host": self._hostname})
         while not self._stop.is_set() and time.monotonic() - self._began < self._longest_s:
             due = time.monotonic() + _PERIOD_S
             try:

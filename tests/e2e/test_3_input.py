@@ -10,7 +10,7 @@ import pytest
 from hack.demo import JOB
 from tests.e2e import cluster
 from tests.e2e.cluster import Object, condition, kubectl, wait
-from tests.e2e.conftest import images, quick_job
+from tests.e2e.conftest import config_map, on_claim, quick_job
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +23,7 @@ mkdir -p /claim/bad/broken /claim/bad/empty
 printf '%s\\n%s\\n' '{good}' '{{"messages": [' > /claim/bad/broken/train.jsonl
 : > /claim/bad/empty/train.jsonl
 """
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "plant", "namespace": namespace},
-        "spec": {
-            "restartPolicy": "Never",
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [
-                {
-                    "name": "plant",
-                    "image": images()["operator"],
-                    "command": ["sh", "-c", script],
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                    "volumeMounts": [{"name": "claim", "mountPath": "/claim"}],
-                }
-            ],
-            "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": JOB}}],
-        },
-    }
-    cluster.delete("pod", "plant", namespace)
-    cluster.apply(pod)
-    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/plant", "-n", namespace, "--timeout=120s")
-    cluster.delete("pod", "plant", namespace, "--wait=false")
+    on_claim(JOB, script, namespace)
     return f"pvc://{JOB}/bad"
 
 
@@ -169,10 +147,40 @@ def test_a_pod_that_admission_refuses_is_told_in_its_words(base: str, namespace:
     try:
         cluster.apply(quick_job(job_name))
         cluster.wait_for_condition("finetunejob", job_name, namespace, "Validated", "False", 60, says="maximum memory usage")
+        assert "spec.stages.prepare.memory" in condition(cluster.get("finetunejob", job_name, namespace), "Validated")["message"]
         assert cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}") == []
     finally:
         cluster.delete("limitrange", "small-pods", namespace)
     wait(lambda: cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}"), "the job goes on by itself", 90)
+
+
+WITHOUT_A_POD = {
+    "a PriorityClass that is not there": ({"scheduling": {"priorityClassName": "nope"}}, ("nope", "spec.scheduling.priorityClassName")),
+    "a RuntimeClass that is not there": ({"scheduling": {"runtimeClassName": "nvidia"}}, ("nvidia", "spec.scheduling.runtimeClassName")),
+    "a StorageClass that is not there": (
+        {"storage": {"persistentVolumeClaim": {"size": "1Gi", "storageClassName": "fast-ssd"}}},
+        ("fast-ssd", "spec.storage.persistentVolumeClaim.storageClassName"),
+    ),
+    "a template too large for a pod": (
+        {"model": {"source": f"pvc://{JOB}/tiny/base", "chatTemplate": {"type": "ConfigMap", "configMap": {"name": "big", "key": "t"}}}},
+        ("spec.model.chatTemplate.configMap", "key t of ConfigMap big"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_A_POD.values(), ids=WITHOUT_A_POD.keys())
+def test_what_would_stop_a_later_stage_is_said_before_the_first_and_can_be_mended(
+    case: tuple[dict[str, Any], tuple[str, ...]], base: str, namespace: str, job_name: str
+) -> None:
+    change, words = case
+    cluster.server_side_apply(config_map("big", namespace, {"t": "{# " + "x" * 300_000 + " #}"}))
+    cluster.apply(quick_job(job_name, **change))
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Validated", "False", timeout_s=20)
+    message = condition(job, "Validated")["message"]
+    assert all(word in message for word in words), message
+    assert cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}") == []
+    cluster.apply(quick_job(job_name))
+    wait(lambda: cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}"), "mended, it starts", 30)
 
 
 def test_more_gpus_than_any_node_has_is_said_and_not_terminal(base: str, namespace: str, job_name: str) -> None:

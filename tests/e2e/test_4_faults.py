@@ -9,8 +9,8 @@ import time
 import pytest
 
 from tests.e2e import cluster
-from tests.e2e.cluster import GROUP, OPERATOR_NAMESPACE, Object, kubectl, wait
-from tests.e2e.conftest import quick_job
+from tests.e2e.cluster import GROUP, OPERATOR_NAMESPACE, Object, condition, kubectl, wait
+from tests.e2e.conftest import on_claim, quick_job
 
 LONG = {"maxSteps": 400, "learningRate": 0.001, "globalBatchSize": 8, "perDeviceBatchSize": 2, "maxLength": 256}
 
@@ -61,7 +61,7 @@ def _training(name: str, namespace: str) -> Object | None:
     return job if progress.get("stage") == "train" and progress.get("step", 0) >= 1 else None
 
 
-def test_progress_moves_suspend_saves_and_going_on_resumes(base: str, namespace: str, job_name: str) -> None:
+def test_progress_moves_suspend_saves_going_on_resumes_and_a_deadline_names_what_it_saved(base: str, namespace: str, job_name: str) -> None:
     cluster.apply(quick_job(job_name, training=LONG))
     job = wait(lambda: _training(job_name, namespace), "training has begun", 240)
     assert job["status"]["display"]["progress"].endswith("%")
@@ -75,11 +75,36 @@ def test_progress_moves_suspend_saves_and_going_on_resumes(base: str, namespace:
     asked = time.monotonic()
     job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Suspended", timeout_s=150)
     print(f"suspended after {time.monotonic() - asked:.0f} s")
-    assert cluster.items("pods", namespace, f"{GROUP}/finetunejob={job_name},{GROUP}/stage=train") == []
+    assert _train_pods(job_name, namespace) == []
     assert job["status"]["phase"] == "Suspended"
     cluster.patch("finetunejob", job_name, namespace, {"spec": {"suspend": False}})
     pod = wait(lambda: _running_train_pod(job_name, namespace), "a new pod", 120)
-    assert wait(lambda: _resumed_at(pod, namespace), "the log says where it goes on", 120) >= first
+    resumed = wait(lambda: _resumed_at(pod, namespace), "the log says where it goes on", 120)
+    assert resumed >= first
+    wait(
+        lambda: (cluster.get("finetunejob", job_name, namespace)["status"].get("progress") or {}).get("step", 0) > resumed, "it trains", 60
+    )
+    cluster.patch("finetunejob", job_name, namespace, {"spec": {"activeDeadlineSeconds": 30}})
+    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Succeeded", "False", timeout_s=90)
+    wait(lambda: not _train_pods(job_name, namespace), "the pod is gone", 60)
+    job = wait(lambda: _with_newest_checkpoint(job_name, namespace), "status names the newest checkpoint of the claim", 20)
+    assert condition(job, "Succeeded")["reason"] == "DeadlineExceeded"
+    assert f"{job['status']['activeSeconds']} s" in condition(job, "Succeeded")["message"]
+    assert condition(job, "Trained")["reason"] == "DeadlineExceeded"
+    assert job["status"]["display"].get("eta", "") == ""
+
+
+def _train_pods(name: str, namespace: str) -> list[Object]:
+    return cluster.items("pods", namespace, f"{GROUP}/finetunejob={name},{GROUP}/stage=train")
+
+
+def _with_newest_checkpoint(name: str, namespace: str) -> Object | None:
+    job = cluster.get("finetunejob", name, namespace)
+    (claim,) = cluster.items("pvc", namespace, f"{GROUP}/finetunejob={name}")
+    folders = on_claim(claim["metadata"]["name"], "find /claim -type d -path '*checkpoints/*' -name 'step-*'", namespace).split()
+    newest = max(int(folder.rsplit("step-", 1)[1]) for folder in folders)
+    print(newest, job["status"].get("checkpoint"))
+    return job if (job["status"].get("checkpoint") or {}).get("step") == newest else None
 
 
 def _resumed_at(pod: str, namespace: str) -> int | None:
@@ -88,7 +113,7 @@ def _resumed_at(pod: str, namespace: str) -> int | None:
 
 
 def _running_train_pod(name: str, namespace: str) -> str | None:
-    pods = cluster.items("pods", namespace, f"{GROUP}/finetunejob={name},{GROUP}/stage=train")
+    pods = _train_pods(name, namespace)
     return next((pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running"), None)
 
 

@@ -20,7 +20,7 @@ from tests.sim.cluster import SERVED, Cluster
 from tests.sim.kubelet import Kubelet
 from tests.sim.scenario import JOB, make_cluster, make_job
 
-FAST = Timing(lease_s=1.0, renew_deadline_s=0.6, retry_s=0.05, request_s=0.04)
+FAST = Timing(lease_s=3.0, renew_deadline_s=2.0, retry_s=0.1, request_s=0.3)
 
 
 class World:
@@ -228,7 +228,7 @@ async def test_requests_that_are_never_answered_do_not_cost_the_lease(world: Wor
     world.stuck = {"/tokenreviews", "/jobs", "/pods"}
     tokens = [runtime._status.client.review_token(f"t{number}", "a") for number in range(50)]
     asking = [asyncio.create_task(token) for token in tokens]
-    await asyncio.sleep(2 * FAST.lease_s)
+    await asyncio.sleep(1.2 * FAST.lease_s)
     assert world.exits == {}
     assert runtime.leading
     assert world.holder == "a"

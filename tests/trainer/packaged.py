@@ -179,7 +179,7 @@ def make_run(root: Path, **sections: Any) -> RunSpec:
             "job": {"name": "tiny"},
             "storage": {"root": str(root), "prefix": "job"},
             "model": {"source": str(base())},
-            "datasets": [{"name": "facts", "source": str(scratch() / "facts"), "testSplit": "test"}],
+            "datasets": [{"name": "facts", "source": str(facts()), "testSplit": "test"}],
             "preparation": {"split": {"train": 1.0, "validation": 0.0, "test": 0.0, "groupBy": "document"}},
             "adapter": {"type": "LoRA", "lora": {"rank": RANK, "alpha": ALPHA}},
             "export": {"gguf": []},
@@ -197,6 +197,11 @@ def scratch() -> Path:
 
 
 @cache
+def facts() -> Path:
+    return write_facts(scratch() / "facts")
+
+
+@cache
 def base() -> Path:
     return make_base(scratch() / "base")
 
@@ -210,7 +215,6 @@ def adapter(shuffled: bool = False) -> Path:
 def prepared_storage() -> Path:
     """Storage with the prepare stage done, llama.cpp's tokenizer proven: what jobs copy."""
     root = scratch() / "prepared"
-    write_facts(scratch() / "facts")
     run_stage(Stage.PREPARE, make_run(root, export={"gguf": ["Q8_0"]}), "pod-0", Progress.from_environment({}))
     return root
 

@@ -72,9 +72,6 @@ def adapter(seed: int = 1) -> Path:
 def prepared_storage() -> Path:
     """Storage with the prepare stage done on the real model, its tokenizer proven against llama.cpp's."""
     root = packaged.scratch() / "smollm2-prepared"
-    facts = packaged.scratch() / "facts"
-    if not facts.exists():
-        packaged.write_facts(facts)
     run = packaged.make_run(root, model={"source": str(base())}, export={"gguf": ["Q8_0"]})
     run_stage(Stage.PREPARE, run, "pod-0", Progress.from_environment({}))
     return root
