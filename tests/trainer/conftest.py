@@ -22,7 +22,10 @@ import transformers
 from finetune_api.answer import DatasetReport, StageResult
 from finetune_api.run import LocalRunSpec, RunSpec, Stage
 from finetune_trainer.__main__ import run_stage
+from finetune_trainer.architecture import Architecture
+from finetune_trainer.inspection import inspect
 from finetune_trainer.model_shape import count_parameters, read_shape
+from finetune_trainer.prepare import look
 from finetune_trainer.prepared import PREPARED_FILE, PreparedFile, PreparedModel, PreparedSet, SpecialTokens
 from finetune_trainer.progress import Progress
 from finetune_trainer.storage import JobStorage, folder_digest, hash_folder
@@ -45,6 +48,26 @@ _keep_to_own_cpus()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first: what other workers do meanwhile is short enough to fill what is left."""
     items.sort(key=lambda item: item.path.stem != "test_real_model")
+
+
+class InThisProcess:
+    """A look at an architecture without a child, which would import torch once more each time. The child is in test_architectures.py."""
+
+    finished = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def result(self) -> Architecture:
+        return inspect(self._folder)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def looked_at_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "Inspection", InThisProcess)
 
 
 VOCABULARY = 96

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from finetune_api.sections.adapter import LoRA
 from finetune_trainer.__main__ import run_stage
 from finetune_trainer.adapters.lora import LoRAAdapter
 from finetune_trainer.errors import StageError
-from finetune_trainer.inspection import architecture_of, inspect
+from finetune_trainer.inspection import Inspection, inspect
 from finetune_trainer.progress import Progress
 from finetune_trainer.storage import JobStorage
 from finetune_trainer.weight_files import stored_tensors
@@ -93,11 +94,12 @@ def test_parts_of_fused_experts_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_child_tells_the_same_and_what_transformers_lacks_is_refused(tmp_path: Path) -> None:
     build("GPT2LMHeadModel", 96, **GPT2).save_pretrained(tmp_path)
-    assert architecture_of(tmp_path) == inspect(tmp_path)
+    with closing(Inspection(tmp_path)) as look:
+        assert look.result() == inspect(tmp_path)
     config = json.loads((tmp_path / "config.json").read_bytes()) | {"model_type": "of_next_year", "auto_map": {"AutoConfig": "x.Y"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(StageError) as error:
-        architecture_of(tmp_path)
+    with closing(Inspection(tmp_path)) as look, pytest.raises(StageError) as error:
+        look.result()
     assert error.value.reason == "UnsupportedArchitecture"
 
 

@@ -2,7 +2,7 @@
 
     python -m finetune_trainer.inspection <model folder>      prints an `Architecture`, or {"refused": …} in words
 
-Run as a child by stages that import no torch (`architecture_of`). Which tensor becomes which parameter is asked of transformers' own
+Run as a child by stages that import no torch (`Inspection`). Which tensor becomes which parameter is asked of transformers' own
 loader, and which names PEFT takes for something else of PEFT: both change with their releases, and this follows them.
 """
 
@@ -13,9 +13,10 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from finetune_api.environment import HUB_OFFLINE
 from finetune_api.outcome import Reason
@@ -29,25 +30,46 @@ log = logging.getLogger(__name__)
 _REFUSED = "refused"
 
 
-def architecture_of(folder: Path) -> Architecture | None:
-    """What transformers builds of a model folder; None, and a line in the log, where that cannot be told.
+class Inspection:
+    """A look at a model folder, under way in a child process from the start."""
 
-    Errors: StageError(UnsupportedArchitecture) for one that transformers does not have, or not as a model that continues text;
-    StageError(OutOfMemory).
-    """
-    command = [sys.executable, "-m", "finetune_trainer.inspection", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, HUB_OFFLINE: "1"}, check=False)
-    refuse_killed("the look at the architecture", done.returncode)
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        log.warning(
-            "the architecture cannot be looked at before training (%s)", (done.stderr.strip().splitlines() or ["no words"])[-1][:200]
-        )
-        return None
-    if _REFUSED in answer:
-        raise StageError(Reason.UNSUPPORTED_ARCHITECTURE, answer[_REFUSED])
-    return Architecture.model_validate(answer)
+    def __init__(self, folder: Path) -> None:
+        # files, for a pipe that nobody reads yet would stop the child
+        self._said, self._log = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+        command = [sys.executable, "-m", "finetune_trainer.inspection", str(folder)]
+        self._child = subprocess.Popen(command, stdout=self._said, stderr=self._log, env={**os.environ, HUB_OFFLINE: "1"})
+
+    @property
+    def finished(self) -> bool:
+        return self._child.poll() is not None
+
+    def result(self) -> Architecture | None:
+        """What transformers builds of it; None, and a line in the log, where that cannot be told.
+
+        Errors: StageError(UnsupportedArchitecture) for one that transformers does not have, or not as a model that continues text;
+        StageError(OutOfMemory).
+        """
+        refuse_killed("the look at the architecture", self._child.wait())
+        try:
+            answer = json.loads(_lines(self._said)[-1])
+        except (IndexError, ValueError):
+            words = (_lines(self._log) or ["no words"])[-1][:200]
+            log.warning("the architecture cannot be looked at before training (%s)", words)
+            return None
+        if _REFUSED in answer:
+            raise StageError(Reason.UNSUPPORTED_ARCHITECTURE, answer[_REFUSED])
+        return Architecture.model_validate(answer)
+
+    def close(self) -> None:
+        self._child.kill()
+        self._child.wait()
+        self._said.close()
+        self._log.close()
+
+
+def _lines(file: TextIO) -> list[str]:
+    file.seek(0)
+    return file.read().strip().splitlines()
 
 
 def inspect(folder: Path) -> Architecture:
@@ -126,6 +148,10 @@ def _places(model: Any, stored: Iterable[str]) -> tuple[dict[str, str], set[str]
 
 def _is_reserved(model: Any, path: str) -> bool:
     """Whether PEFT puts no adapter on the layer of this path when it is given it, but on a parameter that it stands for elsewhere."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    if get_checkpoint_conversion_mapping(model.config.model_type) is None:
+        return False  # PEFT asks the same first, and importing it takes as long as torch
     import peft
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
-from finetune_api.section import digest_of
 
-from finetune_trainer.architecture import Architecture
 from finetune_trainer.errors import StageError
-from finetune_trainer.inspection import architecture_of
 from finetune_trainer.model_shape import count_parameters, read_shape
 from finetune_trainer.prepare.sources import list_source
 from finetune_trainer.prepare.sources.asked import asked_model
 from finetune_trainer.prepared import PreparedModel
-from finetune_trainer.storage import FileRecord, JobStorage, filled_aside, folder_digest, hash_file, is_whole, source_root
+from finetune_trainer.storage import FileRecord, JobStorage, folder_digest, hash_file, source_root
 from finetune_trainer.tokenizer_files import read_optional_json
-from finetune_trainer.weight_files import FLOATS, INDEX_FILE, SINGLE_FILE, StoredTensor, WeightFiles, stored_tensors, weight_files
+from finetune_trainer.weight_files import FLOATS, INDEX_FILE, SINGLE_FILE, WeightFiles, weight_files
 
 MODEL_FILES = (
     "config.json",
@@ -38,8 +33,6 @@ MODEL_FILES = (
     "model*.safetensors",
 )
 """Files that are fetched and recorded: data only. Nothing pickled, no code."""
-
-_ARCHITECTURE = "architecture.json"
 
 _ENCODER_DECODERS = {
     "t5",
@@ -67,7 +60,7 @@ def resolve_model(run: RunSpec, storage: JobStorage) -> tuple[Path, PreparedMode
     """The base model's folder in this pod and its record.
 
     Errors: StageError(ModelNotFound | ModelGated | ModelUnauthorized | SafetensorsOnly | EncoderDecoderUnsupported | RemoteCodeRefused |
-    QuantizedBase | UnsupportedArchitecture | InvalidModel).
+    QuantizedBase | UnsupportedArchitecture).
     """
     source = run.model.source
     listed = list_source(asked_model(run.model), run, storage)
@@ -77,7 +70,7 @@ def resolve_model(run: RunSpec, storage: JobStorage) -> tuple[Path, PreparedMode
     folder = listed.fetch(_wanted(listed.files))
     cached = folder.relative_to(storage.root).as_posix() if listed.revision else None
     _refuse_links_out(folder, run)
-    return folder, _record(folder, source, listed.revision, cached, storage)
+    return folder, _record(folder, source, listed.revision, cached)
 
 
 def _wanted(names: list[str]) -> list[str]:
@@ -112,7 +105,7 @@ def _check_files(names: list[str], source: str) -> None:
     raise StageError(Reason.MODEL_NOT_FOUND, f"{source} has no model*.safetensors")
 
 
-def _record(folder: Path, source: str, commit: str | None, cached: str | None, storage: JobStorage) -> PreparedModel:
+def _record(folder: Path, source: str, commit: str | None, cached: str | None) -> PreparedModel:
     config = read_optional_json(folder / "config.json")
     architecture = _check_config(config)
     weights = weight_files(folder)
@@ -127,8 +120,6 @@ def _record(folder: Path, source: str, commit: str | None, cached: str | None, s
         if path.is_file() and is_model_file(path.name) and _is_read(path.name, weights)
     ]
     digest = folder_digest(files)
-    shape = read_shape(config, total, dtype)
-    built = _built(folder, config, storage)
     return PreparedModel(
         source=source,
         revision=commit or f"sha256:{digest}",
@@ -137,7 +128,7 @@ def _record(folder: Path, source: str, commit: str | None, cached: str | None, s
         files=files,
         architecture=architecture,
         model_type=str(config.get("model_type", "")),
-        shape=shape.model_copy(update={"built": built, "total_parameters": built.total}) if built else shape,
+        shape=read_shape(config, total, dtype),
     )
 
 
@@ -146,50 +137,6 @@ def _is_read(name: str, weights: WeightFiles) -> bool:
     if name == INDEX_FILE:
         return weights.indexed
     return not name.endswith(".safetensors") or name in weights.names
-
-
-def _built(folder: Path, config: dict[str, Any], storage: JobStorage) -> Architecture | None:
-    """What transformers builds of it, cached by what that follows from. Errors: StageError(RemoteCodeRefused | UnsupportedArchitecture |
-    InvalidModel) for a model that cannot be built, or whose weights do not fit it."""
-    stored = stored_tensors(folder)
-    key = digest_of([hash_file(folder / "config.json"), sorted(stored), version("transformers"), version("peft")])
-    cached = storage.cache_folder("architectures", key)
-    if is_whole(cached):
-        built: Architecture | None = Architecture.model_validate_json((cached / _ARCHITECTURE).read_bytes())
-    else:
-        built = _looked_at(folder, config)
-        if built is not None:
-            with filled_aside(cached, storage.writer) as aside:
-                (aside / _ARCHITECTURE).write_text(built.model_dump_json(by_alias=True, exclude_defaults=True))
-    if built is not None:
-        _refuse_unfit(built, stored)
-    return built
-
-
-def _looked_at(folder: Path, config: dict[str, Any]) -> Architecture | None:
-    try:
-        return architecture_of(folder)
-    except StageError as error:
-        if config.get("auto_map") and error.reason is Reason.UNSUPPORTED_ARCHITECTURE:
-            raise StageError(
-                Reason.REMOTE_CODE_REFUSED,
-                "the model needs Python code of its own repository (auto_map), which is not run, and transformers has no "
-                f"{config.get('model_type', 'such architecture')}; use an architecture of transformers",
-            ) from error
-        raise
-
-
-def _refuse_unfit(built: Architecture, stored: Mapping[str, StoredTensor]) -> None:
-    """Every parameter that is one stored tensor has its shape: the library would end in the middle of loading."""
-    for parameter in built.parameters:
-        tensor = stored.get(parameter.tensor or "")
-        if tensor is not None and list(tensor.shape) != parameter.shape:
-            raise StageError(
-                Reason.INVALID_MODEL,
-                f"{parameter.tensor} is stored as {list(tensor.shape)}, and config.json makes it {parameter.shape}"
-                f"{' (vocab_size)' if parameter.name.rpartition('.')[0] in (built.embedding, built.head) else ''}; "
-                "use the config.json that belongs to the weights",
-            )
 
 
 def _check_config(config: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ from finetune_trainer.prepare.base_model import resolve_model
 from finetune_trainer.prepare.dataset_files import locate
 from finetune_trainer.prepare.encoding import Encoder
 from finetune_trainer.prepare.llama_proof import LlamaVocab
-from finetune_trainer.prepare.model_checks import refuse_adapter, refuse_long_rows, with_known_pad
+from finetune_trainer.prepare.look import Look
+from finetune_trainer.prepare.model_checks import refuse_long_rows, with_known_pad
 from finetune_trainer.prepare.pipeline import Pipeline
 from finetune_trainer.prepare.report import dataset_report, prepared_digest, write_report
 from finetune_trainer.prepare.stopping import StopRule, choose_stop_rule
@@ -24,7 +25,7 @@ from finetune_trainer.prepare.tokenizer import TextTokenizer, tokenizer_file_of
 from finetune_trainer.prepare.warnings import warnings_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
 from finetune_trainer.stages import Workspace
-from finetune_trainer.storage import write_atomically
+from finetune_trainer.storage import JobStorage, write_atomically
 from finetune_trainer.tokenizer_files import read_optional_json
 from finetune_trainer.weight_files import weight_files
 
@@ -42,22 +43,27 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     storage, folder, progress = workspace.storage, workspace.folder, workspace.progress
     progress.report(0.0)
     _refuse_blind_gates(run)
-    model_folder, model = resolve_model(run, storage)
-    warnings = [*weight_files(model_folder).warnings, *refuse_adapter(run, model)]
-    log.info("base model %s, %s parameters; next: its tokenizer", model.architecture, f"{model.shape.total_parameters:,}")
+    model_folder, recorded = resolve_model(run, storage)
+    log.info("base model %s, %s parameters; next: its tokenizer", recorded.architecture, f"{recorded.shape.total_parameters:,}")
     files = [(dataset, locate(dataset, run, storage)) for dataset in run.datasets]
     tokenizer_file = tokenizer_file_of(model_folder, storage)
     tokenizer = TextTokenizer(tokenizer_file, model_folder)
-    stop, of_padding = with_known_pad(choose_stop_rule(run, model_folder, tokenizer), model.shape.vocab_size)
-    vocab = LlamaVocab(storage, model_folder, stop.tokens, stop.own_template) if run.export.gguf else None
-    progress.report(_MODEL_SHARE)
-    log.info("tokenizer and chat template are read; next: rows of %s", ", ".join(dataset.name for dataset in run.datasets))
+    stop, of_padding = with_known_pad(choose_stop_rule(run, model_folder, tokenizer), recorded.shape.vocab_size)
+    with Look(run, model_folder, recorded, storage) as look:
+        vocab = _llama_vocab(run, storage, model_folder, stop, look)
+        progress.report(_MODEL_SHARE)
+        log.info("tokenizer and chat template are read; next: rows of %s", ", ".join(dataset.name for dataset in run.datasets))
 
-    eos_ids = frozenset(stop.tokens.eos_ids)
-    encoder = Encoder(tokenizer, stop.template, run.method.effective_sft.loss, run.training.max_length, eos_ids)
-    with Pipeline(run, encoder, stop.tokens, model.shape.vocab_size, folder) as pipeline:
-        pipeline.read_all(files, lambda share: progress.report(_MODEL_SHARE + (_ROWS_SHARE - _MODEL_SHARE) * share))
-    _refuse_unanswerable_gates(run, pipeline)
+        def read(share: float) -> None:
+            progress.report(_MODEL_SHARE + (_ROWS_SHARE - _MODEL_SHARE) * share)
+            look.poll()
+
+        eos_ids = frozenset(stop.tokens.eos_ids)
+        encoder = Encoder(tokenizer, stop.template, run.method.effective_sft.loss, run.training.max_length, eos_ids)
+        with Pipeline(run, encoder, stop.tokens, recorded.shape.vocab_size, folder) as pipeline:
+            pipeline.read_all(files, read)
+        _refuse_unanswerable_gates(run, pipeline)
+        model = look.model()
     refuse_long_rows(model, read_optional_json(model_folder / "config.json"), folder, pipeline.sets())
     progress.report(_ROWS_SHARE)
     if vocab is not None:
@@ -75,7 +81,19 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(1.0)
     log.info("%s rows are prepared; next: train", " + ".join(f"{entry.rows} {entry.name}" for entry in prepared.sets if entry.rows))
     report = prepared.dataset.model_copy(update={"report": storage.uri(folder / "report.md")})
-    return _result(run, prepared, report, [*warnings, *of_padding, *warnings_of(run, pipeline, stop.template)])
+    warnings = [*weight_files(model_folder).warnings, *look.warnings, *of_padding, *warnings_of(run, pipeline, stop.template)]
+    return _result(run, prepared, report, warnings)
+
+
+def _llama_vocab(run: RunSpec, storage: JobStorage, model_folder: Path, stop: StopRule, look: Look) -> LlamaVocab | None:
+    """Errors: those of LlamaVocab; those of the look where both refuse, for what transformers lacks llama.cpp lacks too."""
+    if not run.export.gguf:
+        return None
+    try:
+        return LlamaVocab(storage, model_folder, stop.tokens, stop.own_template)
+    except StageError:
+        look.model()
+        raise
 
 
 def _refuse_blind_gates(run: RunSpec) -> None:

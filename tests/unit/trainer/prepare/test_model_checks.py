@@ -13,12 +13,13 @@ import pytest
 from finetune_api.outcome import Reason
 from finetune_trainer.architecture import Architecture, Layer, Parameter
 from finetune_trainer.errors import StageError
-from finetune_trainer.prepare import base_model, stopping
+from finetune_trainer.prepare import base_model, look, stopping
 from finetune_trainer.storage import hash_file
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
 from tests.tiny_models import bpe_model
+from tests.unit.trainer.prepare.conftest import Told
 from tests.unit.trainer.prepare.test_stage import Job, edit, question, write_rows
 
 EVERYTHING = {"preparation": {"split": {"train": 1, "validation": 0, "test": 0}}}
@@ -37,7 +38,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
-    return lambda built: monkeypatch.setattr(base_model, "architecture_of", lambda folder: built)
+    return lambda built: monkeypatch.setattr(look, "Inspection", lambda folder: Told(built))
 
 
 def vocabulary(base: Path) -> int:
@@ -78,11 +79,9 @@ def test_code_of_its_own_is_not_asked_of_an_architecture_that_transformers_has(t
 def test_an_architecture_that_transformers_lacks_is_refused(
     auto_map: Any, reason: str, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unknown(folder: Path) -> None:
-        raise StageError(Reason.UNSUPPORTED_ARCHITECTURE, "not recognized")
-
     edit("config.json", auto_map=auto_map)(base)
-    monkeypatch.setattr(base_model, "architecture_of", unknown)
+    unknown = StageError(Reason.UNSUPPORTED_ARCHITECTURE, "not recognized")
+    monkeypatch.setattr(look, "Inspection", lambda folder: Told(unknown))
     assert job(tmp_path, base).refused().reason == reason
 
 
@@ -122,7 +121,7 @@ def test_the_plan_counts_what_is_trained_and_layers_left_out_are_told(tmp_path: 
 
 def test_the_architecture_is_looked_at_once_for_each_storage(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[Path] = []
-    monkeypatch.setattr(base_model, "architecture_of", lambda folder: looks.append(folder) or made(base))
+    monkeypatch.setattr(look, "Inspection", lambda folder: looks.append(folder) or Told(made(base)))
     for prefix in ("a", "b"):
         job(tmp_path, base, prefix=prefix).prepare()
     assert looks == [base]
