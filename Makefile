@@ -51,6 +51,9 @@ api: environment ## CRDs against a real API server
 e2e: environment ## whole jobs on a real cluster
 	@$(PYTHON) -m tests.run e2e
 
+control: environment ## the example tuned on shuffled answers, which must fail its gate, on a real cluster; 8 minutes
+	@$(PYTHON) -m tests.run control
+
 mutants: environment ## faults planted one by one, and which of unit and sim sees each; an hour and more
 	@$(RUN)/python -m tests.mutants
 
@@ -77,4 +80,4 @@ cluster-down: ## take it down; caches stay
 bench: environment ## benchmarks, as ratios against named peers
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(RUN)/python $$bench; done
 
-.PHONY: help demo demo-clean test environment fmt lint type unit sim trainer api e2e mutants generate golden verify images cluster-up cluster-down bench
+.PHONY: help demo demo-clean test environment fmt lint type unit sim trainer api e2e control mutants generate golden verify images cluster-up cluster-down bench

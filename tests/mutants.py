@@ -1,6 +1,6 @@
 """Planted faults, and which suite sees each: `make mutants`. For people who change the suites; no part of CI.
 
-Each fault is planted alone into a copy of the operator; unit tests and simulation then run apart, each until its first failure.
+Each fault is planted alone into a copy of the operator; unit tests and simulation then run side by side, each until its first failure.
 `python -m tests.mutants` takes words of faults' sentences to run only those.
 """
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,7 +180,8 @@ def _caught(mutant: Mutant) -> dict[str, bool]:
         _copy_into(copy)
         planted = copy / "operator" / "finetune_operator" / mutant.file
         planted.write_text(planted_text(mutant, planted.read_text()))
-        return {suite: _fails(copy, paths) for suite, paths in SUITES.items()}
+        with ThreadPoolExecutor(len(SUITES)) as side_by_side:
+            return dict(zip(SUITES, side_by_side.map(lambda paths: _fails(copy, paths), SUITES.values()), strict=True))
 
 
 def planted_text(mutant: Mutant, text: str) -> str:

@@ -1,6 +1,6 @@
 """`make test`: every suite, the cluster brought up for those that need it and taken down however the run ends.
 
-    python3 -m tests.run [suite ...]        suites: static unit sim trainer api e2e; all without a name
+    python3 -m tests.run [suite ...]        suites: static unit sim trainer api e2e, all of them without a name; control by its name only
 
 Prints each suite's own summary line again at the end.
 """
@@ -110,10 +110,10 @@ def api() -> tuple[int, str]:
     return pytest("api", install.cluster_environment())
 
 
-def e2e() -> tuple[int, str]:
+def e2e(folder: str = "e2e") -> tuple[int, str]:
     install.cluster("up")
     images = install.install()
-    return pytest("e2e", {**install.cluster_environment(), **{f"FINETUNE_IMAGE_{name.upper()}": tag for name, tag in images.items()}})
+    return pytest(folder, {**install.cluster_environment(), **{f"FINETUNE_IMAGE_{name.upper()}": tag for name, tag in images.items()}})
 
 
 SUITES: dict[str, Callable[[], tuple[int, str]]] = {
@@ -124,15 +124,18 @@ SUITES: dict[str, Callable[[], tuple[int, str]]] = {
     "api": api,
     "e2e": e2e,
 }
-_NEED_CLUSTER = {"trainer", "api", "e2e"}
+BY_NAME: dict[str, Callable[[], tuple[int, str]]] = {"control": lambda: e2e("e2e/control.py")}
+"""What takes as long as it takes and is no part of `make test`."""
+_NEED_CLUSTER = {"trainer", "api", "e2e", "control"}
 _USE_PROGRAMS = _NEED_CLUSTER | {"unit"}
 """Suites with tests that run Helm or the cluster, and skip or fail without them."""
 
 
 def main(wanted: list[str]) -> int:
-    unknown = set(wanted) - set(SUITES)
+    known = SUITES | BY_NAME
+    unknown = set(wanted) - set(known)
     if unknown:
-        print(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
+        print(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(known)}")
         return 2
     signal.signal(signal.SIGTERM, _interrupted)
     suites = wanted or list(SUITES)
@@ -143,7 +146,7 @@ def main(wanted: list[str]) -> int:
         for suite in suites:
             if "e2e" in suites and suite == next(one for one in suites if one in _USE_PROGRAMS):
                 _run("bring up", bring_up, report)
-            _run(suite, SUITES[suite], report)
+            _run(suite, known[suite], report)
     finally:
         if on_cluster and not os.environ.get("FINETUNE_KEEP_CLUSTER"):
             install.cluster("down")

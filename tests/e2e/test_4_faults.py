@@ -51,8 +51,25 @@ def test_an_operator_killed_again_and_again_loses_and_repeats_nothing(base: str,
         assert taken["status"]["dataset"]["digest"] == job["status"]["dataset"]["digest"]
         digests = [[artifact["sha256"] for artifact in item["status"]["artifacts"]] for item in (job, taken)]
         assert digests[0] == digests[1]
+        judged = _judged(again["metadata"]["name"], namespace)
+        assert judged["status"]["artifacts"], "a failed job keeps its artifacts and says where"
+        assert cluster.find("modelversion", "untaught-v1", namespace) is None
     finally:
         cluster.delete("finetunejob", again["metadata"]["name"], namespace, "--wait=false")
+
+
+def _judged(former: str, namespace: str) -> Object:
+    """The model of three steps before a gate that only a taught one passes."""
+    gates = [{"name": "recall", "metric": "facts/ExactMatch", "min": 0.9}]
+    name = f"{former[:30]}-judged"
+    evaluation = {"maxSamples": 40, "maxNewTokens": 8, "minSamples": 16, "gates": gates}
+    cluster.apply(quick_job(name, resumeFrom={"jobName": former}, evaluation=evaluation, publish={"model": "untaught"}))
+    try:
+        job = cluster.wait_for_condition("finetunejob", name, namespace, "Succeeded", "False", timeout_s=120)
+        assert condition(job, "Evaluated")["reason"] == condition(job, "Succeeded")["reason"] == "GateFailed"
+        return job
+    finally:
+        cluster.delete("finetunejob", name, namespace, "--wait=false")
 
 
 def _training(name: str, namespace: str) -> Object | None:
@@ -102,7 +119,7 @@ def _with_newest_checkpoint(name: str, namespace: str) -> Object | None:
     job = cluster.get("finetunejob", name, namespace)
     (claim,) = cluster.items("pvc", namespace, f"{GROUP}/finetunejob={name}")
     folders = on_claim(claim["metadata"]["name"], "find /claim -type d -path '*checkpoints/*' -name 'step-*'", namespace).split()
-    newest = max(int(folder.rsplit("step-", 1)[1]) for folder in folders)
+    newest = max(int(re.findall(r"/step-(\d+)", folder)[-1]) for folder in folders)
     print(newest, job["status"].get("checkpoint"))
     return job if (job["status"].get("checkpoint") or {}).get("step") == newest else None
 

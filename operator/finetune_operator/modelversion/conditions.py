@@ -63,7 +63,7 @@ def conditions_of(version: Version, outlook: Outlook) -> list[Condition]:
         *serving,
         verified,
         reachable,
-        _progressing(version, outlook),
+        _progressing(version, outlook, serving),
         applied,
         reconciling or Condition(ConditionType.RECONCILING, "False", Reason.SETTLED if stalled is None else stalled.reason),
         stalled or Condition(ConditionType.STALLED, "False", Reason.NOT_STALLED),
@@ -234,10 +234,16 @@ def grace_ends(versions: Sequence[Version], now: datetime) -> datetime:
     return max((version.place.since for version in versions if version.place.since), default=now - ROUTE_GRACE) + ROUTE_GRACE
 
 
-def _progressing(version: Version, outlook: Outlook) -> Condition:
+def _progressing(version: Version, outlook: Outlook, serving: Sequence[Condition]) -> Condition:
+    """`serving`: Ready and TrafficAccepted, none while it is out of service. In production nothing is completed before traffic can come."""
     if not version.in_service:
         return Condition(ConditionType.PROGRESSING, "False", Reason.OUT_OF_SERVICE, _out_of_service(version))
     if version.place.stage == Stage.PRODUCTION:
+        accepted = serving[-1]
+        if accepted.status != "True":
+            return Condition(
+                ConditionType.PROGRESSING, "True" if accepted.status == "Unknown" else "False", accepted.reason, accepted.message
+            )
         return Condition(ConditionType.PROGRESSING, "False", Reason.COMPLETED, "in production")
     obstacle = outlook.obstacle
     if obstacle is None:
@@ -359,7 +365,7 @@ def _reconciling(version: Version, outlook: Outlook, serving: Sequence[Condition
             return yes(reason, condition.message)
     if not outlook.gate.pods_ready(version):
         return yes(Reason.ROLLING_OUT, "not every pod is of the present template and ready")
-    progressing = _progressing(version, outlook)
+    progressing = _progressing(version, outlook, serving)
     return yes(progressing.reason, progressing.message) if progressing.status == "True" else None
 
 

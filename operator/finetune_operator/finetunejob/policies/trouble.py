@@ -82,13 +82,13 @@ def _unschedulable(words: str, observed: Observed) -> tuple[Reason, str]:
     if _MISSING_CLAIM.search(words):
         return Reason.CLAIM_NOT_FOUND, "restore the claim that is named, or create another job with one that is there"
     if any(sign in words for sign in _VOLUME_ELSEWHERE):
-        # where the volume lies a node may only be full; without such a word it can never run there
-        elsewhere = "the run's volume lies on another node than this pod may run on" if "Insufficient" not in words else _FULL_OR_ELSEWHERE
-        return Reason.VOLUME_ELSEWHERE, f"{elsewhere}: {_MEET}"
+        if "Insufficient" in words:  # where the volumes lie a node may only be full
+            return Reason.UNSCHEDULABLE, f"{_TIED} once one of them has; where they never have it: {_MEET}"
+        return Reason.VOLUME_ELSEWHERE, f"a volume of the run lies on another node than this pod may run on: {_MEET}"
     return Reason.UNSCHEDULABLE, "it goes on by itself once a node has room"
 
 
-_FULL_OR_ELSEWHERE = "the run's volume is bound to nodes that have no room now; where they never have it"
+_TIED = "its volumes tie it to nodes of which none has room now; it goes on by itself"
 _MEET = (
     "create another job with all stages on the same nodes (leave spec.stages.<name>.nodeSelector, tolerations and affinity "
     "out), or with storage that all nodes reach (accessModes ReadWriteMany)"

@@ -173,7 +173,7 @@ WAITS: dict[str, tuple[str, str, str]] = {
     "a volume elsewhere": (
         "0/3 nodes are available: 1 node(s) had volume node affinity conflict, 2 node(s) didn't match Pod's node affinity/selector.",
         "VolumeElsewhere",
-        "the run's volume lies on another node than this pod may run on: create another job",
+        "a volume of the run lies on another node than this pod may run on: create another job",
     ),
     "a volume elsewhere, in the words of a newer scheduler": (
         "0/2 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity, 1 node(s) had untolerated taint(s).",
@@ -182,8 +182,8 @@ WAITS: dict[str, tuple[str, str, str]] = {
     ),
     "a volume on a node that is full": (
         "0/2 nodes are available: 1 Insufficient nvidia.com/gpu, 1 node(s) had volume node affinity conflict.",
-        "VolumeElsewhere",
-        "bound to nodes that have no room now",
+        "Unschedulable",
+        "it goes on by itself once one of them has; where they never have it: create another job",
     ),
     "no room": ("0/2 nodes are available: 2 Insufficient cpu.", "Unschedulable", "goes on by itself once a node has room"),
 }
@@ -205,7 +205,7 @@ def test_why_a_pod_has_no_node_is_told_with_the_cure(case: str) -> None:
     assert (stalled["status"], stalled["reason"]) == ("True", reason)
     assert told in stalled["message"]
     assert words.rstrip(".") in stalled["message"]
-    assert ("once a node has room" in stalled["message"]) == (reason == "Unschedulable")
+    assert ("goes on by itself" in stalled["message"]) == (reason in ("Unschedulable", "ClaimNotBound"))
 
 
 def test_a_storage_class_that_is_not_there_is_told_before_the_start() -> None:

@@ -140,6 +140,7 @@ def test_a_gateway_that_does_not_exist_calls_a_person(steps: list[Object]) -> No
         world.settle()
     assert world.condition("bot-v1", "TrafficAccepted") == ("False", "GatewaySilent")
     assert world.condition("bot-v1", "Stalled") == ("True", "GatewaySilent")
+    assert world.condition("bot-v1", "Progressing")[1] != "Completed"
     assert world.stages()["bot-v1"] == (steps[0]["stage"] if steps else "Production")
     told = next(c["message"] for c in world.status("bot-v1")["conditions"] if c["type"] == "Stalled")
     assert "Gateway infra/gw" in told
