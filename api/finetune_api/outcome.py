@@ -160,7 +160,7 @@ class Reason(StrEnum):
     STORAGE_ERROR = Row(
         "StorageError",
         "The storage is full, failing or not writable.",
-        "Free or enlarge it, and let the pod's user write there; where it stays, look at the claim and its node.",
+        "Free or enlarge it, and let the pod's user read and write there; where it stays, look at the claim and its node.",
         ExitCode.STORAGE,
     )
     CORRUPT_ARTIFACT = Row(

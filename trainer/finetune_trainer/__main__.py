@@ -152,7 +152,8 @@ def _frames(error: BaseException) -> str:
 
 _CURES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space on the job's storage or enlarge it"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "let the pod's user write there"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "let the pod's user read and write there"),
+    errno.EROFS: "let the pod's user write there",
 }
 
 

@@ -18,6 +18,7 @@ from finetune_trainer.prepare.sources.hf import _literal
 
 from tests.tiny_models import bpe_model
 
+ROOT = Path(__file__).resolve().parents[4]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_canary0123456789"
 
@@ -114,7 +115,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
         thread.join()
 
 
-PROGRAM = "import sys\nfrom finetune_trainer.__main__ import main\nfor run in sys.argv[1:]:\n    main(['prepare', '--run', run])"
+PROGRAM = """
+import sys
+from finetune_trainer.__main__ import main
+from finetune_trainer.prepare import look
+from tests.unit.trainer.prepare.conftest import Told
+
+look.Inspection = lambda folder: Told(None)
+for run in sys.argv[1:]:
+    main(["prepare", "--run", run])
+"""
 Case = tuple[dict[str, Any], dict[str, Any]]
 
 
@@ -136,7 +146,7 @@ def prepare(hub: FakeHub, folder: Path, *cases: Case, **environment: str) -> tup
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_") and not name.lower().endswith("_proxy")}
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", PROGRAM, *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean | settings | environment, check=False, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, env=clean | settings | environment, cwd=ROOT, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done.stdout + done.stderr
 
