@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.kube.resources import AUTOSCALER, REFUSAL
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MODEL = "Model"
 """Kind of the key under which all versions of a model are planned."""
@@ -61,6 +62,7 @@ class Store:
         self._records: dict[Name, _Record] = {}
         self._by_key: defaultdict[Key, set[Name]] = defaultdict(set)
         self._by_kind: defaultdict[str, set[Name]] = defaultdict(set)
+        self._facts: dict[Name, Any] = {}
         self._gone: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._newest: dict[str, int] = {}
         self._phases: Counter[tuple[str, str]] = Counter()
@@ -146,9 +148,15 @@ class Store:
         """Objects of a kind that concern a key, by name."""
         return [_decoded(self._records[name]) for name in sorted(self._by_key.get(key, ())) if name.kind == kind]
 
-    def every(self, kind: str) -> list[Object]:
-        """Every object of a kind, by namespace and name."""
-        return [_decoded(self._records[name]) for name in sorted(self._by_kind.get(kind, ()))]
+    def facts(self, kind: str, read: Callable[[Object], T]) -> list[T]:
+        """What `read` makes of every object of a kind, in no order. Made once for each state of an object; one reader for each kind."""
+        return [self._fact(name, read) for name in self._by_kind.get(kind, ())]
+
+    def _fact(self, name: Name, read: Callable[[Object], T]) -> T:
+        if name not in self._facts:
+            self._facts[name] = read(_decoded(self._records[name]))
+        fact: T = self._facts[name]
+        return fact
 
     def all_keys(self) -> set[Key]:
         """Every key that has an object."""
@@ -187,6 +195,7 @@ class Store:
 
     def _remove(self, name: Name) -> None:
         record = self._records.pop(name, None)
+        self._facts.pop(name, None)
         if record is None:
             return
         self._by_kind[name.kind].discard(name)

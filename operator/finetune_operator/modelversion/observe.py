@@ -10,7 +10,7 @@ from finetune_operator.core.names import Object
 from finetune_operator.engine.store import Key
 from finetune_operator.engine.world import World
 from finetune_operator.kube.resources import AUTOSCALER, CLAIM, DEPLOYMENT, DISRUPTION_BUDGET, HTTPROUTE, POD, SERVICE
-from finetune_operator.modelversion.observed import Observed, observed_of
+from finetune_operator.modelversion.observed import Observed, observed_of, rival_route
 
 _CHILDREN = (DEPLOYMENT, SERVICE, DISRUPTION_BUDGET, POD, HTTPROUTE, AUTOSCALER)
 
@@ -19,7 +19,7 @@ async def observe(key: Key, versions: Iterable[Object], world: World) -> Observe
     """Facts about a model. Reads beside the store: claims of users that artifacts lie on, cached."""
     return observed_of(
         {child.kind: world.store.of(key, child.kind) for child in _CHILDREN},
-        other_routes=world.store.every(HTTPROUTE.kind),
+        rivals=world.store.facts(HTTPROUTE.kind, rival_route),
         claims=[claim for name in _claim_names(versions) if (claim := await _claim(key.namespace, name, world))],
         watched_since=world.planned_since.get(key),
         gateway_api=world.gateway_api(),

@@ -160,18 +160,18 @@ class Observed:
 def observed_of(
     children: Mapping[str, Iterable[Object]],
     *,
-    other_routes: Iterable[Object] = (),
+    rivals: Iterable[RivalRoute | None] = (),
     claims: Iterable[Object] = (),
     gateway_api: bool = True,
     watched_since: datetime | None = None,
     problems: Iterable[ActionProblem] = (),
 ) -> Observed:
     """Facts of a model's objects. `children`, by kind: those with this model's label, and the autoscalers of its Deployments; `claims`:
-    those that its artifacts name; `other_routes`: those of other models, what is this model's own among them is left out.
+    those that its artifacts name; `rivals`: `rival_route` of every route, what is this model's own among them is left out.
     """
     routes = list(children.get("HTTPRoute", ()))
     own_routes = [route_fact(route) for route in routes if _is_ours(route) and _is_the_route(route)]
-    own = {(route["metadata"]["namespace"], route["metadata"]["name"]) for route in routes}
+    own = {_where(route) for route in routes}
     return Observed(
         deployments={fact.name: fact for fact in map(deployment_fact, filter(_is_ours, children.get("Deployment", ())))},
         services=_named(children.get("Service", ())),
@@ -179,7 +179,7 @@ def observed_of(
         pods=tuple(sorted(map(pod_fact, children.get("Pod", ())), key=lambda pod: pod.name)),
         autoscalers=dict(sorted(map(_scaled, children.get("HorizontalPodAutoscaler", ())))),
         route=own_routes[0] if own_routes else None,
-        rivals=tuple(_rival(route) for route in other_routes if _competes(route, own)),
+        rivals=tuple(rival for rival in rivals if rival is not None and rival.name not in own),
         gateway_api=gateway_api,
         claims={fact.name: fact for fact in map(claim_fact, claims)},
         watched_since=watched_since,
@@ -266,7 +266,7 @@ def route_fact(route: Mapping[str, Any]) -> RouteFact:
         ours=our_part(spec),
         theirs={key: value for key, value in rule.items() if key not in _OUR_MEMBERS},
         applied=annotations.get(ROUTE_ANNOTATION, ""),
-        rival=_rival(route),
+        rival=rival_route(route),
     )
 
 
@@ -309,19 +309,20 @@ def _is_the_route(route: Mapping[str, Any]) -> bool:
     return bool(metadata["name"] == (metadata.get("labels") or {}).get(MODEL_LABEL))
 
 
-def _competes(route: Mapping[str, Any], own: set[tuple[str, str]]) -> bool:
-    metadata = route["metadata"]
-    return _is_ours(route) and _is_the_route(route) and (metadata["namespace"], metadata["name"]) not in own
+def _where(route: Mapping[str, Any]) -> str:
+    return f"{route['metadata']['namespace']}/{route['metadata']['name']}"
 
 
-def _rival(route: Mapping[str, Any]) -> RivalRoute:
+def rival_route(route: Mapping[str, Any]) -> RivalRoute | None:
+    """A route as other models see it; None for one that no model follows."""
+    if not (_is_ours(route) and _is_the_route(route)):
+        return None
     metadata, spec = route["metadata"], route["spec"]
-    where = f"{metadata['namespace']}/{metadata['name']}"
     return RivalRoute(
-        name=where,
+        name=_where(route),
         gateways=frozenset((ref.get("namespace", metadata["namespace"]), ref["name"]) for ref in spec.get("parentRefs") or []),
         hostnames=frozenset(name.lower() for name in spec.get("hostnames") or []),
-        age=(metadata.get("creationTimestamp", ""), where),
+        age=(metadata.get("creationTimestamp", ""), _where(route)),
     )
 
 

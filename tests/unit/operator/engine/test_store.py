@@ -171,6 +171,24 @@ def test_what_is_read_can_be_changed_without_changing_the_store() -> None:
     assert again["status"] == {"active": 1}
 
 
+def test_a_fact_is_made_once_for_each_state_of_an_object() -> None:
+    store, read = Store(), []
+
+    def suspended(live: dict[str, Any]) -> bool:
+        read.append(live["metadata"]["name"])
+        return bool(live["spec"]["suspend"])
+
+    store.put(make(name="a", spec={"suspend": True}))
+    store.put(make(name="b", uid="u2", spec={"suspend": False}))
+    assert sorted(store.facts("Job", suspended)) == sorted(store.facts("Job", suspended)) == [False, True]
+    assert sorted(read) == ["a", "b"]
+    store.put(make(name="a", version=6, spec={"suspend": False}))
+    assert store.facts("Job", suspended) == [False, False]
+    store.forget(Name("Job", "team", "b"), "u2")
+    assert store.facts("Job", suspended) == [False]
+    assert sorted(read) == ["a", "a", "b"]
+
+
 def test_phases_are_counted_and_uncounted() -> None:
     store = Store()
     store.put(make("FineTuneJob", "demo", status={"phase": "Training"}))

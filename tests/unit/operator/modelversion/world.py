@@ -13,7 +13,7 @@ from finetune_operator.core.containment import contains
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, ActionProblem, Apply, Delete, SetOwners
 from finetune_operator.core.settings import Settings
-from finetune_operator.modelversion.observed import Observed, observed_of
+from finetune_operator.modelversion.observed import Observed, observed_of, rival_route
 from finetune_operator.modelversion.plan import ModelPlan, plan_model
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -181,7 +181,7 @@ class World:
         children = {kind: of(kind) for kind in ("Deployment", "Service", "PodDisruptionBudget", "HTTPRoute")}
         return observed_of(
             {**children, "Pod": list(self.pods.values()), "HorizontalPodAutoscaler": self.autoscalers},
-            other_routes=self.other_routes,
+            rivals=map(rival_route, [*children["HTTPRoute"], *self.other_routes]),
             claims=self.claims.values(),
             gateway_api=self.gateway_api,
             watched_since=self.watched_since,
