@@ -143,7 +143,8 @@ async def measure_work(folder: Path, options: argparse.Namespace) -> Object:
 
 def job_of(name: str) -> Object:
     """Publishes to a model of its own, so that none waits for another one's version."""
-    gateway = {"type": "GatewayAPI", "gatewayAPI": {"gateway": {"name": "gateway", "namespace": "gateway-system"}}}
+    place = {"gateway": {"name": "gateway", "namespace": "gateway-system"}, "hostnames": [f"{name}.example.com"]}
+    gateway = {"type": "GatewayAPI", "gatewayAPI": place}
     steps = [
         {"name": "canary", "stage": "Canary", "weight": 5, "hold": "1s"},
         {"name": "staging", "stage": "Staging", "weight": 10, "hold": "1s"},
