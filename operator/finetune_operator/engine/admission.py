@@ -1,4 +1,4 @@
-"""Whether pods would be accepted, asked by dry runs before anything depends on it. Pod Security, LimitRange and quotas answer in their own words."""
+"""Whether pods and claims would be accepted, asked by dry runs before anything depends on it. Pod Security, LimitRange and quotas answer in their own words."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class Admission:
     _known: OrderedDict[Key, _Known] = field(default_factory=OrderedDict)
     _failures: dict[Key, int] = field(default_factory=dict)
 
-    async def refused(self, key: Key, pods: Mapping[str, Object]) -> Mapping[str, ActionProblem]:
-        """The pods (by any name) that would be refused, and why. Raises Retryable while a failure of the API server may pass."""
-        digest = _digest(pods)
+    async def refused(self, key: Key, bodies: Mapping[str, Object]) -> Mapping[str, ActionProblem]:
+        """Those (by any name) that would be refused, and why. Raises Retryable while a failure of the API server may pass."""
+        digest = _digest(bodies)
         known = self._known.get(key)
         if known and known.digest == digest:
             if self.monotonic() < known.until:
                 return known.refused
             first = next(iter(known.refused), None)
-            if first and (again := await self._ask(key, {first: pods[first]})):
+            if first and (again := await self._ask(key, {first: bodies[first]})):
                 return self._remember(key, digest, {**known.refused, **again})
-        return self._remember(key, digest, await self._ask(key, pods))
+        return self._remember(key, digest, await self._ask(key, bodies))
 
     def _remember(self, key: Key, digest: str, refused: Mapping[str, ActionProblem]) -> Mapping[str, ActionProblem]:
         self._known[key] = _Known(digest, self.monotonic() + (REFUSED_S if refused else _ACCEPTED_S), refused)
@@ -60,9 +60,9 @@ class Admission:
             self._known.popitem(last=False)
         return refused
 
-    async def _ask(self, key: Key, pods: Mapping[str, Object]) -> dict[str, ActionProblem]:
+    async def _ask(self, key: Key, bodies: Mapping[str, Object]) -> dict[str, ActionProblem]:
         """Those that are refused. Raises Retryable where the API server fails, or could not be reached, unless it has for a while."""
-        answers = await asyncio.gather(*(self._answer(pod) for pod in pods.values()))
+        answers = await asyncio.gather(*(self._answer(body) for body in bodies.values()))
         failed = next((error for error in answers if isinstance(error, Retryable)), None)
         if failed is None:
             self._failures.pop(key, None)
@@ -71,18 +71,20 @@ class Admission:
             if isinstance(failed, Unreachable) or failed.status == _TOO_MANY_REQUESTS or self._failures[key] < _FAILURES_TOLD:
                 raise failed
         return {
-            name: problem_about("Pod", pods[name]["metadata"]["name"], error) for name, error in zip(pods, answers, strict=True) if error
+            name: problem_about(bodies[name]["kind"], bodies[name]["metadata"]["name"], error)
+            for name, error in zip(bodies, answers, strict=True)
+            if error
         }
 
-    async def _answer(self, pod: Object) -> ApiError | None:
+    async def _answer(self, body: Object) -> ApiError | None:
         try:
             with suppress(AlreadyExists):
-                await self.client.create(pod, dry_run=True)
+                await self.client.create(body, dry_run=True)
         except ApiError as error:
             return error
         return None
 
 
-def _digest(pods: Mapping[str, Object]) -> str:
+def _digest(bodies: Mapping[str, Object]) -> str:
     """They are made in the same order each time, so that nothing needs to be sorted."""
-    return hashlib.sha256(json.dumps(pods).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(bodies).encode()).hexdigest()

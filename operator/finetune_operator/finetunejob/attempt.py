@@ -10,6 +10,7 @@ from finetune_api.outcome import Reason
 from finetune_api.run import Stage
 from finetune_api.status import timestamp
 
+from finetune_operator.core import names
 from finetune_operator.core.names import stage_job_name
 from finetune_operator.core.plan import Create
 from finetune_operator.core.refusal import REFUSED_S
@@ -225,8 +226,9 @@ def _was_asked_just_now(draft: Draft, attempt: CurrentAttempt) -> bool:
 
 
 def _tell_refusal(draft: Draft, stage: Stage, name: str) -> None:
-    """The stage is not under way while the API server refuses its Job or pod."""
-    refused = next((problem for problem in draft.observed.problems if (problem.kind, problem.name) == ("Job", name)), None)
+    """The stage is not under way while the API server refuses its Job or pod, or the claim that it would use."""
+    its = {("Job", name), ("PersistentVolumeClaim", names.claim_name(draft.job["metadata"]["name"], draft.job["metadata"]["uid"]))}
+    refused = next((problem for problem in draft.observed.problems if (problem.kind, problem.name) in its), None)
     if refused:
         draft.set(CONDITION[stage], "False", refused.reason, f"stage {stage} cannot start: {refused.message}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -146,11 +147,29 @@ def run_fits_into_annotations(subject: Subject) -> Iterator[Finding]:
 
 
 def pods_are_accepted(subject: Subject) -> Iterator[Finding]:
+    told: dict[tuple[Reason, str, str], list[str]] = {}
     for stage, problem in subject.observed.refused_pods.items():
         if is_quota(problem.message) and not never_fits(problem.message):
             continue  # another pod has the room now: the stage itself will wait for it
-        message = f"{field_of(Stage(stage), problem.message)}: the pod of stage {stage} is refused: {problem.message}"
-        yield Finding(problem.reason, message, passing=True)
+        words = _OF_STAGE.sub("", problem.message)
+        told.setdefault((problem.reason, field_of(Stage(stage), problem.message), words), []).append(stage)
+    for (reason, field, words), stages in told.items():
+        pods = f"the pod of stage {stages[0]} is" if len(stages) == 1 else f"the pods of stages {', '.join(stages)} are"
+        yield Finding(reason, f"{field}: {pods} refused: {words}", passing=True)
+
+
+_OF_STAGE = re.compile(rf"-(?:{'|'.join(Stage)})-\d+(?=\")")
+"""What a pod's name says of its stage: stages whose pods are alike are asked for once."""
+
+
+def claim_is_accepted(subject: Subject) -> Iterator[Finding]:
+    problem = subject.observed.refused_claim
+    if problem:
+        field = "spec.storage.persistentVolumeClaim" + (".size" if _OF_SIZE.search(problem.message) else "")
+        yield Finding(problem.reason, f"{field}: the job's PersistentVolumeClaim is refused: {problem.message}", passing=True)
+
+
+_OF_SIZE = re.compile(r"storage usage|requests\.storage|resources\[storage\]")
 
 
 def older_job_exists(subject: Subject) -> Iterator[Finding]:
@@ -183,6 +202,7 @@ CHECKS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (
     run_fits_into_annotations,
     older_job_exists,
     version_is_free,
+    claim_is_accepted,
     pods_are_accepted,
 )
 

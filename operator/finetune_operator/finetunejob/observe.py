@@ -26,6 +26,7 @@ from finetune_operator.finetunejob import checks
 from finetune_operator.finetunejob.observed import JobFact, Observed, OlderJob, PodFact, VersionFact
 from finetune_operator.finetunejob.policies.room import small_hosts
 from finetune_operator.finetunejob.policies.trouble import waits_for_a_volume
+from finetune_operator.finetunejob.resources.claim import make_claim
 from finetune_operator.finetunejob.resources.pod_resources import largest_request
 from finetune_operator.finetunejob.resources.run_spec import StageRequest, images_of, source_claims, storage_claim
 from finetune_operator.finetunejob.resources.stage_job import CONTAINER, make_dry_run_pod, make_stage_job, shape_of
@@ -60,7 +61,10 @@ async def observe(job: Object, world: World) -> Observed:
         status_ca=world.status_ca(),
         problems=world.problems.get(key, ()),
     )
-    return replace(observed, refused_pods=await _refused_pods(spec, job, observed, world)) if status.start_time is None else observed
+    if status.start_time is not None:
+        return observed
+    refused = await _refused(spec, job, observed, world)
+    return replace(observed, refused_claim=refused.pop(_CLAIM, None), refused_pods=refused)
 
 
 def _has_ended(status: FineTuneJobStatus) -> bool:
@@ -257,8 +261,12 @@ async def _text_of_an_earlier_pod(digest: str, jobs: Iterable[JobFact], namespac
     return None
 
 
-async def _refused_pods(spec: FineTuneJobSpec, job: Object, observed: Observed, world: World) -> Mapping[str, ActionProblem]:
-    """The pods of all stages are asked for before the start, once nothing else is wrong."""
+_CLAIM = "claim"
+"""Beside the stages' names."""
+
+
+async def _refused(spec: FineTuneJobSpec, job: Object, observed: Observed, world: World) -> dict[str, ActionProblem]:
+    """The job's claim and the pods of all stages are asked for before the start, once nothing else is wrong."""
     if checks.findings(checks.Subject(spec, job, observed, world.settings)):
         return {}
     image = images_of(spec, world.settings).trainer
@@ -267,8 +275,13 @@ async def _refused_pods(spec: FineTuneJobSpec, job: Object, observed: Observed, 
     }
     first_alike = {shape_of(pod): stage for stage, pod in reversed(pods.items())}
     key = Key(names.FINETUNEJOB, job["metadata"]["namespace"], job["metadata"]["name"])
-    refused = await world.admission.refused(key, {stage: pods[stage] for stage in sorted(first_alike.values(), key=list(pods).index)})
-    return {stage: refused[alike] for stage, pod in pods.items() if (alike := first_alike[shape_of(pod)]) in refused}
+    asked = {stage: pods[stage] for stage in sorted(first_alike.values(), key=list(pods).index)}
+    template = spec.storage.persistent_volume_claim
+    if template and template.size and observed.claims.get(storage_claim(spec, job)) is None:
+        asked |= {_CLAIM: make_claim(template, spec.retention, job)}
+    refused = await world.admission.refused(key, asked)
+    alike = {stage: refused[first] for stage, pod in pods.items() if (first := first_alike[shape_of(pod)]) in refused}
+    return alike | {name: problem for name, problem in refused.items() if name == _CLAIM}
 
 
 def _versions(spec: FineTuneJobSpec, namespace: str, world: World) -> tuple[VersionFact, ...]:

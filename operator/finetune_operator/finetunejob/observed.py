@@ -113,5 +113,7 @@ class Observed:
     """CA certificate (PEM) of the progress endpoint."""
     refused_pods: Mapping[str, ActionProblem] = field(default_factory=dict)
     """Before the start: the stages whose pods the API server would refuse now, and why."""
+    refused_claim: ActionProblem | None = None
+    """Likewise the job's own claim."""
     problems: tuple[ActionProblem, ...] = ()
     """Actions of earlier passes that could not be done."""

@@ -128,7 +128,7 @@ def refuse(draft: Draft, found: list[checks.Finding]) -> None:
     else:
         draft.stalled = (first.reason, message)
     if any(finding.passing for finding in found):
-        again_s = REFUSED_S + 1 if draft.observed.refused_pods else draft.settings.missing_recheck_s
+        again_s = REFUSED_S + 1 if draft.observed.refused_pods or draft.observed.refused_claim else draft.settings.missing_recheck_s
         draft.recheck(draft.now + timedelta(seconds=again_s))
 
 

@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ class Listener:
             while not transport.is_closing():  # noqa: ASYNC110 - asyncio tells nobody but the protocol
                 await asyncio.sleep(_LOOK_S)
         finally:
-            transport.abort()
+            with suppress(AttributeError):  # asyncio's, of a TLS connection that was lost a moment before
+                transport.abort()
 
 
 def _listening(port: int) -> socket.socket:

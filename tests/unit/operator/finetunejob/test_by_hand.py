@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from finetune_operator.core.names import claim_name
 from finetune_operator.core.plan import ActionProblem, Create, Delete
 from finetune_operator.core.refusal import never_fits, steady
 from finetune_operator.finetunejob.observed import PodFact
@@ -238,10 +239,13 @@ def test_a_final_failure_keeps_the_end_of_the_stages_that_were_done() -> None:
     assert world.condition("Prepared")["status"] == "True"
 
 
-def test_a_refused_pod_is_not_under_way() -> None:
+@pytest.mark.parametrize("kind", ["Job", "PersistentVolumeClaim"])
+def test_what_is_refused_is_not_under_way(kind: str) -> None:
     world = World()
     world.step()
-    world.step(problems=(ActionProblem("Job", "job-prepare-1", "QuotaExceeded", "exceeded quota: team"),))  # type: ignore[arg-type]
+    metadata = world.job["metadata"]
+    name = "job-prepare-1" if kind == "Job" else claim_name(metadata["name"], metadata["uid"])
+    world.step(problems=(ActionProblem(kind, name, "QuotaExceeded", "exceeded quota: team"),))  # type: ignore[arg-type]
     for condition in ("Prepared", "Succeeded"):
         assert world.condition(condition)["reason"] == "QuotaExceeded"
         assert "exceeded quota: team" in world.condition(condition)["message"]

@@ -362,8 +362,10 @@ async def test_pods_of_all_stages_are_asked_for_before_the_start_once_nothing_el
 
     bench.cluster.admit = refuse
     observed = await observe(bench.job, bench.world)
-    assert bench.cluster.dry_runs == ["demo-prepare-1"], "package and evaluate are asked for in the same shape"
+    claim = names.claim_name("demo", bench.job["metadata"]["uid"])
+    assert bench.cluster.dry_runs == ["demo-prepare-1", claim], "package and evaluate are asked for in the same shape"
     assert {stage: problem.message for stage, problem in observed.refused_pods.items()} == {"train": 'RuntimeClass "nvidia" not found'}
+    assert observed.refused_claim is None
     bench.job["status"] = STARTED
     assert (await observe(bench.job, bench.world)).refused_pods == {}
 
@@ -382,10 +384,11 @@ async def test_pods_of_the_same_shape_are_asked_for_once_and_refused_together(sp
     seen: list[str] = []
 
     def refuse(body: dict[str, Any]) -> None:
-        seen.append(body["metadata"]["name"].split("-")[1])
+        seen.append(body["metadata"]["name"].split("-")[1] if body["kind"] == "Pod" else body["kind"])
         raise Refusal(403, "Forbidden", "no")
 
     bench.cluster.admit = refuse
     observed = await observe(bench.job, bench.world)
-    assert seen == asked
+    assert seen == [*asked, "PersistentVolumeClaim"]
+    assert observed.refused_claim is not None
     assert list(observed.refused_pods) == ["prepare", "train", "package", "evaluate"]

@@ -45,6 +45,42 @@ WORDS = {
 }
 
 
+def test_what_all_stages_are_refused_for_is_said_once() -> None:
+    world = World()
+    words = {
+        stage: f'Pod "job-{stage}-1" is invalid: spec.tolerations[0].operator: Invalid value' for stage in ("prepare", "train", "evaluate")
+    }
+    world.step(refused_pods={stage: refused(stage, said)[stage] for stage, said in words.items()})
+    message = world.condition("Validated")["message"]
+    assert message.startswith(
+        "spec.scheduling.tolerations, or those of spec.stages: the pods of stages prepare, train, evaluate are refused: "
+    )
+    assert message.endswith('refused: Pod "job" is invalid: spec.tolerations[0].operator: Invalid value')
+
+
+CLAIMS = {
+    "a quota": ("exceeded quota: q, requested: persistentvolumeclaims=1", "spec.storage.persistentVolumeClaim: the job's"),
+    "a LimitRange": (
+        "maximum storage usage per PersistentVolumeClaim is 500Mi, but request is 1Gi",
+        "spec.storage.persistentVolumeClaim.size:",
+    ),
+    "nothing": ("spec.resources[storage]: Invalid value: 0: must be greater than zero", "spec.storage.persistentVolumeClaim.size:"),
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_a_claim_that_would_be_refused_is_told_before_the_start(case: str) -> None:
+    words, field = CLAIMS[case]
+    world = World()
+    made = world.step(refused_claim=ActionProblem("PersistentVolumeClaim", "c", Reason.FORBIDDEN, words))
+    assert made.actions == ()
+    assert "startTime" not in made.status
+    assert field in world.condition("Validated")["message"]
+    assert words in world.condition("Validated")["message"]
+    assert made.recheck_at is not None
+    assert world.step(refused_claim=None).status["startTime"]
+
+
 @pytest.mark.parametrize("case", WORDS)
 def test_a_pod_of_any_stage_that_would_be_refused_is_told_before_the_start(case: str) -> None:
     stage, words, field = WORDS[case]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -59,6 +60,8 @@ async def serving(**bounds: Any) -> AsyncIterator[Bench]:
     def count() -> None:
         bench.refused += 1
 
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
     bench.listener.refused = count
     bench.listener.start()
     try:
@@ -66,6 +69,8 @@ async def serving(**bounds: Any) -> AsyncIterator[Bench]:
     finally:
         await bench.listener.stop()
         await runner.cleanup()
+    gc.collect()
+    assert not told, "an exception that nobody took"
 
 
 async def test_a_request_is_answered_and_its_place_is_free_again() -> None:
