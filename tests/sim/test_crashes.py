@@ -53,5 +53,7 @@ def test_registration_takes_at_most_fifteen_writes() -> None:
     kinds = [write.resource for write in life.cluster.writes]
     assert kinds.index("modelversions") + 1 <= 15
     assert len([kind for kind in kinds if not kind.startswith(("deployments", "services", "modelversions/"))]) <= 15
-    assert len(life.cluster.dry_runs) == 2 + 3, "of both shapes of pods before the start, and of each later stage before its Job"
+    assert len(life.cluster.dry_runs) == 3 + 3, (
+        "of the claim and both shapes of pods before the start, and of each later stage before its Job"
+    )
     assert len(life.cluster.events) <= 10

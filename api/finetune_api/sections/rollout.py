@@ -16,9 +16,13 @@ class GatewayRef(Section):
     namespace: ObjectName = Field(description="Namespace of the Gateway; its listeners must allow routes from here. Required.")
 
 
+_HOSTNAME = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+"""Source: Gateway API's Hostname."""
+
+
 class GatewayAPI(Section):
     gateway: GatewayRef = Field(description="The Gateway that the route attaches to. Required.")
-    hostnames: Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=16)] = Field(
+    hostnames: Annotated[list[Annotated[str, Field(max_length=253, pattern=_HOSTNAME)]], Field(max_length=16)] = Field(
         default=[],
         description="Host names of the route; one that another model's route on this Gateway has is not taken over. Default: any.",
         json_schema_extra={"x-kubernetes-list-type": "set"},

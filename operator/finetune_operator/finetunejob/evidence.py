@@ -38,9 +38,21 @@ def absorb(draft: Draft, result: StageResult) -> None:
     status.parity = result.parity or status.parity
     if result.quantization_gap is not None:
         status.quantization_gap = result.quantization_gap
-    if result.stage is Stage.TRAIN and result.train_loss is not None:
-        _show_loss(draft, result.train_loss)
+    if result.stage is Stage.TRAIN:
+        _count_saved_steps(draft)
+        if result.train_loss is not None:
+            _show_loss(draft, result.train_loss)
     _warn(draft, result.stage, [*result.warnings, *(plan.warnings if plan else ())])
+
+
+def _count_saved_steps(draft: Draft) -> None:
+    """A pod that saves as it ends has done more than it reported last."""
+    saved, plan, progress = draft.status.checkpoint, draft.status.plan, draft.status.progress or ProgressStatus()
+    total = progress.total_steps or (plan.total_steps if plan else None)
+    known = progress.step or 0 if progress.stage in (None, Stage.TRAIN) else 0
+    if saved and total and saved.step > known:
+        done = {"stage": Stage.TRAIN, "step": saved.step, "total_steps": total, "percent": 100 * saved.step // total}
+        draft.status.progress = progress.model_copy(update=done)
 
 
 def _show_loss(draft: Draft, mean: float) -> None:

@@ -8,6 +8,8 @@ from finetune_api.finetunejob import ConditionType, CurrentAttempt, FineTuneJobS
 from finetune_api.outcome import Reason
 from finetune_api.run import Stage
 
+from finetune_operator.core import names
+from finetune_operator.core.facts import ClaimFact
 from finetune_operator.finetunejob.draft import Draft
 from finetune_operator.finetunejob.evidence import hear, stands_still
 from finetune_operator.finetunejob.policies.digest import template_text
@@ -65,11 +67,21 @@ def lacks_its_claim(draft: Draft, spec: FineTuneJobSpec, about: ConditionType) -
     is_gone = name in draft.observed.claims and claim is None and draft.is_true(ConditionType.PREPARED)
     if not is_gone and not (claim and (claim.phase == "Lost" or claim.deleting)):
         return False
-    state = "is gone" if claim is None else "is being deleted" if claim.deleting else "has lost its volume"
-    message = f"PersistentVolumeClaim {name} with the run's files {state}; restore it under this name and the run goes on, else create another job"
+    message = f"PersistentVolumeClaim {name} with the run's files {_lost(claim, draft.job['metadata']['name'])}, else create another job"
     tell(draft, about, Trouble(Reason.CLAIM_LOST, message))
     draft.recheck(draft.now + timedelta(seconds=draft.settings.missing_recheck_s))
     return True
+
+
+def _lost(claim: ClaimFact | None, job: str) -> str:
+    """What became of it, and how the run goes on."""
+    again = "restore it under this name with the volume that it had and the run goes on"
+    if claim is None:
+        return f"is gone; {again}"
+    if claim.deleting:
+        pods = f"kubectl delete pod -l {names.JOB_LABEL}={job}"
+        return f"is being deleted and goes with the last pod that uses it, those that have ended included ({pods}); then {again}"
+    return f"has lost its volume; {again}"
 
 
 def mind_pods_that_stay(draft: Draft) -> None:

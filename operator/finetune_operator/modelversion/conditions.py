@@ -59,11 +59,14 @@ def conditions_of(version: Version, outlook: Outlook) -> list[Condition]:
     serving = [_ready(version, outlook), _traffic_accepted(version, outlook)] if version.in_service else []
     stalled = _stalled(version, outlook, [verified, reachable, applied, *serving])
     reconciling = _reconciling(version, outlook, serving, applied) if stalled is None else None
+    progressing = _progressing(version, outlook, serving)
+    if stalled is not None and version.in_service:
+        progressing = Condition(ConditionType.PROGRESSING, "False", stalled.reason, stalled.message)
     every = [
         *serving,
         verified,
         reachable,
-        _progressing(version, outlook, serving),
+        progressing,
         applied,
         reconciling or Condition(ConditionType.RECONCILING, "False", Reason.SETTLED if stalled is None else stalled.reason),
         stalled or Condition(ConditionType.STALLED, "False", Reason.NOT_STALLED),
@@ -184,6 +187,11 @@ def _traffic_accepted(version: Version, outlook: Outlook) -> Condition:
 
 def _gateway_answer(version: Version, outlook: Outlook, settings: GatewayAPI) -> Condition:
     gate, route = outlook.gate, outlook.observed.route
+    refused = refused_route(version, outlook.observed)
+    if refused:
+        return Condition(
+            ConditionType.TRAFFIC_ACCEPTED, "False", refused.reason, f"{refused.message}{_fields_of(refused.message, version)}"
+        )
     name = f"{settings.gateway.namespace}/{settings.gateway.name}"
     kept = f" ({', '.join(sorted(route.theirs))} set by others are kept)" if route and route.theirs else ""
     accepted = Condition(ConditionType.TRAFFIC_ACCEPTED, "True", Reason.ACCEPTED, f"Gateway {name} accepted the route{kept}")
@@ -265,7 +273,13 @@ def _resources_applied(version: Version, observed: Observed) -> Condition:
     problem = _problem_of(version, observed)
     if problem is None:
         return Condition(ConditionType.RESOURCES_APPLIED, "True", Reason.APPLIED)
-    return Condition(ConditionType.RESOURCES_APPLIED, "False", problem.reason, f"{problem.kind} {problem.name}: {problem.message}")
+    return Condition(ConditionType.RESOURCES_APPLIED, "False", problem.reason, _named(problem) + _fields_of(problem.message, version))
+
+
+def _named(problem: ActionProblem) -> str:
+    """Its own words, with the object's name where they lack it."""
+    name = f"{problem.kind} {problem.name}"
+    return problem.message if problem.message.startswith(name) else f"{name}: {problem.message}"
 
 
 def _problem_of(version: Version, observed: Observed) -> ActionProblem | None:
@@ -276,6 +290,11 @@ def _problem_of(version: Version, observed: Observed) -> ActionProblem | None:
         (p for p in observed.problems if p.name in mine or (p.name == version.spec.model and p.kind == "HTTPRoute" and routed)),
         None,
     )
+
+
+def refused_route(version: Version, observed: Observed) -> ActionProblem | None:
+    """Why the model's route could not be written as it is wanted."""
+    return next((p for p in observed.problems if (p.kind, p.name) == ("HTTPRoute", version.spec.model)), None)
 
 
 def _stalled(version: Version, outlook: Outlook, so_far: Sequence[Condition]) -> Condition | None:
@@ -309,7 +328,7 @@ def _pod_trouble(version: Version, observed: Observed, now: datetime | None = No
     """Why the pods cannot start, in the cluster's words; empty where nothing keeps them. With `now`: what will not pass by itself."""
     deployment = observed.deployments.get(version.name)
     if deployment and deployment.refused and (now is None or not _is_fresh(deployment.refused_since, now)):
-        return deployment.refused
+        return f"{deployment.refused}{_fields_of(deployment.refused, version)}"
     pods = (pod for pod in observed.pods if pod.version == version.name and not pod.ready)
     words = (_words(pod, version, told_at_once=now is None) for pod in pods if now is None or not _is_fresh(pod.unschedulable_since, now))
     return next(filter(None, words), deployment.deadline_exceeded if deployment else "")
@@ -327,14 +346,14 @@ def _words(pod: PodFact, version: Version, *, told_at_once: bool) -> str:
         return f"pod {pod.name}: {pod.waiting}"
     if pod.last_reason == "OOMKilled" and pod.restarts >= (1 if told_at_once else CRASHES):
         memory = version.spec.serving.effective_resources.memory
-        return f"pod {pod.name} was killed {pod.restarts} times for more memory than spec.serving.resources.memory ({memory}): raise it"
+        return f"pod {pod.name} was killed {pod.restarts} times for more memory than it may have: raise spec.serving.resources.memory ({memory} now)"
     if pod.restarts >= CRASHES:
         return f"pod {pod.name} ended {pod.restarts} times, the last time with code {pod.last_exit_code} {pod.last_message}".rstrip()
     return ""
 
 
 def _fields_of(words: str, version: Version) -> str:
-    """The fields that the scheduler's words are about, for a person who did not write them."""
+    """The fields that the cluster's words are about, for a person who did not write them."""
     resources = version.spec.serving.effective_resources
     fields = {
         "Insufficient cpu": f"spec.serving.resources.cpu ({resources.cpu})",
@@ -342,8 +361,15 @@ def _fields_of(words: str, version: Version) -> str:
         f"Insufficient {resources.gpu_resource_name}": f"spec.serving.resources.gpus ({resources.gpus})",
         "untolerated taint": "spec.serving.tolerations",
         "node affinity/selector": "spec.serving.nodeSelector and affinity",
+        "RuntimeClass": "spec.serving.runtimeClassName",
+        "PriorityClass": "spec.serving.priorityClassName",
+        "cpu limit of": "spec.serving.resources.cpu and cpuLimit",
+        "memory usage per": "spec.serving.resources.memory",
+        "cpu usage per": "spec.serving.resources.cpu and cpuLimit",
+        "spec.hostnames": "spec.rollout.traffic.gatewayAPI.hostnames",
+        "spec.parentRefs": "spec.rollout.traffic.gatewayAPI.gateway",
     }
-    named = [field for of_scheduler, field in fields.items() if of_scheduler in words]
+    named = [field for sign, field in fields.items() if sign in words]
     return f" (see {', '.join(named)})" if named else ""
 
 

@@ -64,9 +64,10 @@ class Situation:
     def sent(self) -> Mapping[str, int]:
         """Percent that each version gets: what is wanted, but where the route cannot be written what it says."""
         refused = any(problem.kind == ROUTE_KIND for problem in self.observed.problems)
-        if not refused or self.observed.route is None:
+        if not refused and self.taken_by is None:
             return self.weights
-        return {name: self.observed.route.weights.get(name, 0) for name in self.weights}
+        written = self.observed.route.weights if self.observed.route else {}
+        return {name: written.get(name, 0) for name in self.weights}
 
     @cached_property
     def taken_by(self) -> RivalRoute | None:

@@ -58,7 +58,7 @@ def refusal_of(version: Version, observed: Observed) -> str:
     """What the server said when it refused the artifact again and again; empty where it did not."""
     return next(
         (
-            pod.last_message or "the artifact cannot be checked"
+            pod.last_message.strip() or "the artifact cannot be checked"
             for pod in observed.pods
             if pod.version == version.name
             and not pod.ready

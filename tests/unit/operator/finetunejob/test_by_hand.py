@@ -225,7 +225,7 @@ def test_the_deadline_ends_the_stage_and_says_what_was_saved_last() -> None:
     world.set_job("job-train-1", pods=(pod(phase="Failed", message=STOPPED, deleting=True),))
     for _ in range(2):
         assert world.step().actions == ()
-        assert world.job["status"]["checkpoint"]["step"] == 40
+        assert world.job["status"]["checkpoint"]["step"] == world.job["status"]["progress"]["step"] == 40
         for condition in ("Succeeded", "Stalled"):
             assert world.condition(condition)["message"].endswith("; the last checkpoint (step 40) is at pvc://c/40")
             assert "step 5" not in world.condition(condition)["message"]

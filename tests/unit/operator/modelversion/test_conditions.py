@@ -230,6 +230,8 @@ ROWS: list[tuple[Setup, str, str, str, str]] = [
     (production, "ResourcesApplied", "True", "Applied", ""),
     (then(production, problem("NotOwned")), "ResourcesApplied", "False", "NotOwned", "Deployment bot-v1: the API's words"),
     (then(production, problem("Forbidden", "HTTPRoute", "bot")), "ResourcesApplied", "False", "Forbidden", "HTTPRoute bot"),
+    (then(production, problem("Forbidden", "HTTPRoute", "bot")), "TrafficAccepted", "False", "Forbidden", "the API's words"),
+    (then(production, problem("NotOwned", "HTTPRoute", "bot")), "Progressing", "False", "NotOwned", "the API's words"),
     (then(production, problem("Invalid")), "Stalled", "True", "Invalid", "the API's words"),
     (then(production, problem("QuotaExceeded")), "Stalled", "True", "QuotaExceeded", "the API's words"),
     (then(production, problem("ApiError")), "Reconciling", "True", "ApiError", "the API's words"),

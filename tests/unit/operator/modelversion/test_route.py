@@ -227,6 +227,18 @@ def test_an_edit_onto_anothers_host_name_leaves_the_route_where_it_is_and_weight
     assert world.condition("bot-v1", "Stalled") == ("True", "HostnamesTaken")
 
 
+def test_where_no_route_of_ours_is_no_weight_is_claimed() -> None:
+    world = in_production(1)
+    world.other_routes.append(other(["chat.example"]))
+    world.edit("bot-v1", traffic=asking("chat.example"))
+    world.thrive()
+    assert world.status("bot-v1")["display"]["weight"] == "100%", "the route is as it was"
+    del world.children["HTTPRoute", "bot"]
+    world.thrive()
+    assert world.status("bot-v1")["weight"] == 0
+    assert world.status("bot-v1")["display"]["weight"] == "0%"
+
+
 @pytest.mark.parametrize(("created", "reason"), [("2020-01-01T00:00:00Z", "HostnamesTaken"), ("2030-01-01T00:00:00Z", "NotStalled")])
 def test_of_two_that_both_have_a_name_the_younger_is_told(created: str, reason: str) -> None:
     world = in_production(1)

@@ -6,7 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from finetune_api.outcome import Reason
 from finetune_operator.core.names import Object
+from finetune_operator.core.plan import ActionProblem
 from finetune_operator.modelversion.observed import TEMPLATE_ANNOTATION
 from finetune_operator.modelversion.resources import deployment
 
@@ -259,5 +261,25 @@ def test_a_kill_for_memory_names_the_field(restarts: int, stalled: str) -> None:
     world.pods["bot-v1"] = server_pod("bot-v1", ready=False, **status)
     world.settle()
     told = {c["type"]: c for c in world.status("bot-v1")["conditions"]}
-    assert "spec.serving.resources.memory (1Gi): raise it" in told["Ready"]["message"]
+    assert "raise spec.serving.resources.memory (1Gi now)" in told["Ready"]["message"]
     assert told["Stalled"]["status"] == stalled
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "field"),
+    [
+        (
+            "Deployment",
+            'requests: Invalid value: "2": must be less than or equal to cpu limit of 1',
+            "spec.serving.resources.cpu and cpuLimit",
+        ),
+        ("HTTPRoute", "spec.hostnames[0]: Invalid value", "spec.rollout.traffic.gatewayAPI.hostnames"),
+    ],
+)
+def test_what_the_api_server_refuses_names_the_field_of_the_version(kind: str, words: str, field: str) -> None:
+    world = in_production(1)
+    world.problems = [ActionProblem(kind, "bot-v1" if kind == "Deployment" else "bot", Reason.INVALID, words)]
+    world.settle()
+    told = next(c["message"] for c in world.status("bot-v1")["conditions"] if c["type"] == "ResourcesApplied")
+    assert words in told
+    assert field in told
