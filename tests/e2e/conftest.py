@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,8 @@ def quick_job(name: str, **spec: Any) -> Object:
 @pytest.fixture
 def job_name(request: pytest.FixtureRequest, namespace: str) -> Iterator[str]:
     """A name of the test's own; whatever carries it is gone afterwards."""
-    name = request.node.name.removeprefix("test_").replace("_", "-").split("[")[0][:38].strip("-")
+    test, _, case = request.node.name.removeprefix("test_").replace("_", "-").partition("[")
+    name = test[:38].strip("-") if not case else f"{test[:32].strip('-')}-{zlib.crc32(case.encode()):08x}"[:38]
     yield name
     if not os.environ.get(KEEP):
         kubectl("delete", "finetunejob", name, "-n", namespace, "--ignore-not-found", "--wait=false")
