@@ -182,7 +182,18 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "Parquet under another name": ("a.json", b"PAR1secret", "is a Parquet file; name it .parquet"),
     "a line that is no object": ("a.jsonl", b'["secret"]\n', "line 1: expected a JSON object"),
     "not UTF-8": ("a.jsonl", b'{"text": "\xff"}\n', "line 1: expected text in UTF-8"),
-    "nested without end": ("a.jsonl", b"[" * 200_000, "line 1: expected one whole JSON object"),
+    "nested without end": ("a.jsonl", b"[" * 200_000, "line 1: expected an object that is not nested so deep"),
+    "a number without end": ("a.jsonl", b'{"n": ' + b"7" * 5000 + b"}\n", "line 1: expected numbers of at most 4300 digits"),
+    "a number without end, in an array": (
+        "a.json",
+        b'[{"text": "x"},\n {"n": ' + b"7" * 5000 + b"}]",
+        "row 2: expected numbers of at most 4300 digits; write longer ones as text (broken at line 2, column 2)",
+    ),
+    "a number without end, as lines named otherwise": (
+        "a.json",
+        b'{"n": ' + b"7" * 5000 + b'}\n{"text": "x"}\n',
+        "line 1: expected numbers of at most 4300 digits",
+    ),
     "an array cut short": (
         "a.json",
         b'[{"text": "x"}, {"text": "sec',
@@ -193,6 +204,71 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "an array not in UTF-8": ("a.json", b'[{"text": "\xff"}]', "row 1: expected text in UTF-8"),
     "a Parquet file that is none": ("a.parquet", b"PAR1 secret", "expected a whole Parquet file"),
 }
+
+
+@pytest.mark.parametrize("depth", [257, 500, 700, 900, 100_000])
+@pytest.mark.parametrize("file", ["a.jsonl", "a.json"])
+def test_what_nests_deeper_than_rows_are_walked_is_refused_in_the_same_words(tmp_path: Path, file: str, depth: int) -> None:
+    row = b'{"text": "x", "n": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+    (tmp_path / file).write_bytes(row + b"\n" if file == "a.jsonl" else b"[" + row + b"]")
+    assert "1: expected an object that is not nested so deep (more than 256 levels)" in refusal(tmp_path / file)
+
+
+def test_what_nests_as_deep_as_rows_are_walked_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"n": ' + b"[" * 255 + b"]" * 255 + b"}\n")
+    assert len(read(tmp_path / "a.jsonl")) == 1
+
+
+def parquet(path: Path) -> int:
+    """Writes a file of 4,000 rows in several pages; its size."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": "".join(random.Random(i).choices("abcdefgh", k=50))} for i in range(4000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, data_page_size=4096, row_group_size=1000)
+    return path.stat().st_size
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_parquet_file_with_a_hole_is_refused_by_name(tmp_path: Path, share: float) -> None:
+    """As an interrupted download or a sparse copy leaves it: the footer is whole, and pages in the middle are zeros."""
+    path = tmp_path / "a.parquet"
+    size = parquet(path)
+    with path.open("r+b") as file:
+        file.seek(int(size * share))
+        file.write(bytes(6000))
+    message = refusal(path)
+    assert "data set d, file a.parquet, row " in message
+    assert "expected a whole Parquet file" in message
+
+
+def test_an_error_of_the_storage_is_not_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet
+
+    parquet(tmp_path / "a.parquet")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("depth", ["column", "member of a struct", "member of a struct in a list"])
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path, depth: str) -> None:
+    """As a member that a JSON object has twice: the first would be lost."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    table = pyarrow.table(texts, names=["text", "text"])
+    if depth != "column":
+        struct = pyarrow.StructArray.from_arrays(texts, names=["text", "text"])
+        column = struct if depth == "member of a struct" else pyarrow.ListArray.from_arrays([0, 1], struct)
+        table = pyarrow.table([column], names=["messages"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert "file a.parquet, row 1: expected each column once, and 'text' is there 2 times" in refusal(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
