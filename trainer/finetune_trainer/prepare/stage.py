@@ -10,7 +10,7 @@ from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 from finetune_api.sections.evaluation import ANSWER_CHOICES
 
-from finetune_trainer.errors import StageError
+from finetune_trainer.errors import StageError, printable
 from finetune_trainer.memory import plan_memory
 from finetune_trainer.prepare.base_model import resolve_model
 from finetune_trainer.prepare.dataset_files import locate
@@ -157,5 +157,5 @@ def _result(run: RunSpec, prepared: PreparedFile, report: DatasetReport, warning
         plan=plan_memory(run, prepared.model.shape, prepared.statistics),
         base_model=prepared.model.source,
         base_revision=prepared.model.revision,
-        warnings=warnings,
+        warnings=[printable(warning) for warning in warnings],
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_api.answer import StageResult
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import ExitCode, Reason
 from finetune_api.run import LocalRunSpec, Stage
 from finetune_trainer.__main__ import main, run_stage
 from finetune_trainer.errors import StageError
@@ -281,6 +281,22 @@ def test_the_report_shows_one_row_with_what_is_trained_marked(tmp_path: Path, mo
     assert "Duplicate 1" in report
     assert result.dataset is not None
     assert result.dataset.report == f"file://{prepared.folder / 'report.md'}"
+
+
+def test_names_that_utf8_cannot_write_are_written_escaped(tmp_path: Path, model: Path) -> None:
+    """Half a surrogate pair, which JSON may name: it was met when all the work was done."""
+    source = write_rows(tmp_path / "d.jsonl", [question(i, **{"\ud800x": 1}) for i in range(30)])
+    result, _ = Job(tmp_path, model, {"name": "d", "source": source}).prepare()
+    assert "data set d: columns that are not read: \\ud800x" in result.warnings
+    assert "ud800x" in result.termination_message()
+    report = json.loads(next((tmp_path / "out/job/prepare").glob("*/report.json")).read_bytes())
+    assert report["byDataset"]["d"]["notRead"] == ["\ud800x"]
+
+
+def test_a_refusal_may_name_what_utf8_cannot_write() -> None:
+    with pytest.raises(StageError) as refused:
+        raise StageError(Reason.INVALID_DATASET, "column \udcff")
+    assert refused.value.message == "column \\udcff"
 
 
 BAD_ROWS: dict[str, tuple[list[Any] | str, dict[str, Any], str, str]] = {
