@@ -12,6 +12,7 @@ from finetune_api.sections.evaluation import ANSWER_CHOICES
 
 from finetune_trainer.errors import StageError, printable
 from finetune_trainer.memory import plan_memory
+from finetune_trainer.model_json import read_optional_json
 from finetune_trainer.prepare.base_model import resolve_model
 from finetune_trainer.prepare.dataset_files import locate
 from finetune_trainer.prepare.encoding import Encoder
@@ -26,7 +27,6 @@ from finetune_trainer.prepare.warnings import warnings_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
 from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import JobStorage, write_atomically
-from finetune_trainer.tokenizer_files import read_optional_json
 from finetune_trainer.weight_files import weight_files
 
 log = logging.getLogger(__name__)
