@@ -81,7 +81,8 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(1.0)
     log.info("%s rows are prepared; next: train", " + ".join(f"{entry.rows} {entry.name}" for entry in prepared.sets if entry.rows))
     report = prepared.dataset.model_copy(update={"report": storage.uri(folder / "report.md")})
-    warnings = [*weight_files(model_folder).warnings, *look.warnings, *of_padding, *warnings_of(run, pipeline, stop.template)]
+    unread = [warning for _, found in files for warning in found.warnings]
+    warnings = [*weight_files(model_folder).warnings, *unread, *look.warnings, *of_padding, *warnings_of(run, pipeline, stop.template)]
     return _result(run, prepared, report, warnings)
 
 

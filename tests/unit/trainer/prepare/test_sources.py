@@ -359,7 +359,8 @@ OTHERS: dict[str, tuple[list[str], str]] = {
     "shards of another name": (["data/full-00000-of-00002.parquet", "data/full-00001-of-00002.parquet"], "set split: full"),
     "a folder of another name": (["en/a.jsonl", "en/b.jsonl"], "set split: en"),
     "too deep": (["a/b/c/d.jsonl"], "it has a/b/c/d.jsonl; name the file train.jsonl, or its folder train"),
-    "many": ([f"part{i}.jsonl" for i in range(9)], "it has part0.jsonl, part1.jsonl, part2.jsonl, part3.jsonl, part4.jsonl and 4 more; set split: part0"),
+    "many": ([f"part{i}.jsonl" for i in range(9)], "it has part0.jsonl, part1.jsonl, part2.jsonl, part3.jsonl, part4.jsonl and 4 more; put those that belong together into a folder train, or set split to one of part0, part1"),
+    "parts of one split": (["train_1.jsonl", "train_2.jsonl"], "it has train_1.jsonl, train_2.jsonl; put those that belong together into a folder train, or set split to one of train_1, train_2"),
     "compressed": (["train.jsonl.gz"], "train.jsonl.gz is compressed (gzip): unpack it"),
     "of another kind": (["train.csv", "train_more.jsonl"], "train.csv is of another kind: write it as one of these"),
     "nothing that is read": (["notes.txt"], "it has notes.txt; check source, split and testSplit"),
@@ -382,6 +383,71 @@ def test_a_split_that_no_file_holds_is_refused_with_what_is_there_and_what_to_do
     assert refused.value.reason == "DatasetNotFound"
     assert "no jsonl, json or parquet file for split train" in refused.value.message
     assert words in refused.value.message
+
+
+SHARDS: dict[str, tuple[list[str], str]] = {
+    "one in the middle": (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "lacks train-00001-of-00003.parquet,"),
+    "the last": (["data/train-00000-of-00002.jsonl"], "lacks data/train-00001-of-00002.jsonl,"),
+    "counted from one": (["train-1-of-3.json", "train-3-of-3.json"], "lacks train-2-of-3.json,"),
+    "within a folder": (["train/part-00001-of-00002.parquet"], "lacks train/part-00000-of-00002.parquet,"),
+    "many": (
+        ["train-00000-of-00008.jsonl"],
+        "lacks train-00001-of-00008.jsonl, train-00002-of-00008.jsonl, train-00003-of-00008.jsonl, "
+        "train-00004-of-00008.jsonl, train-00005-of-00008.jsonl and 2 more,",
+    ),
+    "one of another kind": (["train-00000-of-00002.parquet", "train-00001-of-00002.jsonl"], "lacks train-00000-of-00002.jsonl,"),
+}
+
+
+def made(folder: Path, names: list[str]) -> Path:
+    for file in names:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_split_whose_files_count_more_than_there_are_is_refused(tmp_path: Path, name: str) -> None:
+    names, words = SHARDS[name]
+    with pytest.raises(StageError) as refused:
+        located(made(tmp_path / "data", names), tmp_path)
+    assert refused.value.reason == "DatasetNotFound"
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_shards_may_be_counted_from_one(tmp_path: Path, first: int) -> None:
+    names = [f"train-{first + i:05}-of-00003-{'abc'[i]}.parquet" for i in range(3)]
+    found = located(made(tmp_path / "data", names), tmp_path)
+    assert [path.name for path in found.train.files] == names
+    assert found.warnings == []
+
+
+UNREAD: dict[str, tuple[list[str], list[str]]] = {
+    "other kinds in a folder": (["train/a.jsonl", "train/b.jsonl.gz", "train/c.csv"], ["train/b.jsonl.gz", "train/c.csv"]),
+    "another format": (["train.jsonl", "train.json", "train.parquet"], ["train.json", "train.parquet"]),
+    "another format below data": (["train.jsonl", "data/train-00000-of-00001.parquet"], ["data/train-00000-of-00001.parquet"]),
+    "deeper": (["train/c.jsonl", "train/a/b.jsonl"], ["train/a/b.jsonl"]),
+    "compressed beside": (["train.jsonl", "train.jsonl.zst"], ["train.jsonl.zst"]),
+    "no suffix": (["train.jsonl", "train/.part"], []),
+    "other splits": (["train.jsonl", "test.json", "retrain.json", "train_2.jsonl", "notes/train.json"], []),
+    "files about it": (["train/a.jsonl", "train/README.md", "train/_SUCCESS", "train/.a.jsonl.crc", "train/dataset_info.json"], []),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_files_of_a_split_that_are_not_read_are_named_in_a_warning(tmp_path: Path, name: str) -> None:
+    names, unread = UNREAD[name]
+    warnings = located(made(tmp_path / "data", [*names, "exam.jsonl"]), tmp_path, testSplit="exam").warnings
+    if not unread:
+        assert warnings == []
+    else:
+        [warning] = warnings
+        assert f"data set d: files of split train that are not read: {', '.join(unread)}; rows that" in warning
+
+
+def test_what_both_splits_read_is_read(tmp_path: Path) -> None:
+    assert located(made(tmp_path / "data", ["all.jsonl"]), tmp_path, split="all", testSplit="all").warnings == []
 
 
 def test_a_single_file_that_is_compressed(tmp_path: Path) -> None:
@@ -419,14 +485,32 @@ def test_a_folders_file_that_is_a_link_must_lead_to_a_file_on_its_claim(tmp_path
     assert refused.value.reason == reason
 
 
-def test_a_link_to_a_folder_outside_is_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", [True, False], ids=["on its claim", "outside"])
+@pytest.mark.parametrize(
+    ("link", "beside"), [("train", None), ("data", None), ("data/train", None), ("train/more", "train/a.jsonl"), ("train", "train.jsonl")]
+)
+def test_a_link_to_a_folder_of_the_split_is_named_and_not_followed(tmp_path: Path, link: str, beside: str | None, inside: bool) -> None:
     claim = OnClaim(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/a.jsonl").write_text("{}")
-    (claim.root / "data/train").symlink_to("../../elsewhere")
-    with pytest.raises(StageError) as refused:
+    elsewhere = (claim.root if inside else tmp_path) / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "train.jsonl").write_text("{}")
+    for path in (beside, link):
+        (claim.root / "data" / (path or "")).parent.mkdir(exist_ok=True)
+    if beside:
+        (claim.root / "data" / beside).write_text("{}")
+    (claim.root / "data" / link).symlink_to(elsewhere)
+    with pytest.raises(
+        StageError, match=f"data set d: {link} is a link to a folder, which is not followed; put the folder itself"
+    ) as refused:
         claim.locate("pvc://c/data")
-    assert refused.value.reason in ("UnsafePath", "DatasetNotFound")
+    assert refused.value.reason == "DatasetNotFound"
+
+
+def test_a_link_to_a_folder_of_something_else_does_not_matter(tmp_path: Path) -> None:
+    claim = OnClaim(tmp_path)
+    (claim.root / "data/train.jsonl").write_text("{}")
+    (claim.root / "data/old").symlink_to(claim.root)
+    assert claim.locate("pvc://c/data").warnings == []
 
 
 def test_a_link_within_the_claim_is_followed(tmp_path: Path) -> None:

@@ -293,6 +293,13 @@ def test_names_that_utf8_cannot_write_are_written_escaped(tmp_path: Path, model:
     assert report["byDataset"]["d"]["notRead"] == ["\ud800x"]
 
 
+def test_files_of_a_split_that_are_not_read_are_in_the_answer(tmp_path: Path, model: Path) -> None:
+    write_rows(tmp_path / "data/train/a.jsonl", [question(i) for i in range(30)])
+    write_rows(tmp_path / "data/train/b/c.jsonl", [question(i) for i in range(30)])
+    result, _ = Job(tmp_path, model, {"name": "d", "source": str(tmp_path / "data")}).prepare()
+    assert any("split train that are not read: train/b/c.jsonl" in warning for warning in result.warnings)
+
+
 def test_a_refusal_may_name_what_utf8_cannot_write() -> None:
     with pytest.raises(StageError) as refused:
         raise StageError(Reason.INVALID_DATASET, "column \udcff")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.outcome import Reason
@@ -24,6 +24,7 @@ class Folder:
     files: list[str]
     is_one_file: bool
     claim: Path | None
+    linked_folders: list[str] = field(default_factory=list)
     revision: None = None
 
     def fetch(self, names: Sequence[str]) -> Path:
@@ -54,6 +55,10 @@ def list_folder(asked: Asked, run: RunSpec) -> Folder:
     claim = Path(run.claims[asked.location.claim]) if isinstance(asked.location, ClaimPath) else None
     if not path.is_dir():
         return Folder(asked, path.parent, [path.name], is_one_file=True, claim=claim)
-    found = path.iterdir() if asked.kind == "model" else path.rglob("*")
-    names = [file.relative_to(path).as_posix() for file in found if file.is_file() or (file.is_symlink() and not file.is_dir())]
-    return Folder(asked, path, names, is_one_file=False, claim=claim)
+    names, links = [], []
+    for found in path.iterdir() if asked.kind == "model" else path.rglob("*"):
+        if found.is_file() or (found.is_symlink() and not found.is_dir()):
+            names.append(found.relative_to(path).as_posix())
+        elif found.is_symlink():
+            links.append(found.relative_to(path).as_posix())
+    return Folder(asked, path, names, is_one_file=False, claim=claim, linked_folders=links)
