@@ -16,6 +16,7 @@ from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.prepare.json_shapes import other_shape
 from finetune_trainer.storage import hash_file
 
 if TYPE_CHECKING:
@@ -189,10 +190,6 @@ def _parse(line: bytes, location: Location) -> Any:
     return value
 
 
-_LIST_OF_OBJECTS = re.compile(r'"([A-Za-z_][\w-]{0,63})"\s*:\s*\[\s*\{')
-_LISTS_OF_A_ROW = ("messages", "conversations", "prompt", "completion", "tools")
-
-
 def _read_json(path: Path, dataset: str) -> _Numbered:
     """An array of objects, parsed one by one; a file of JSON lines under this name is read as such."""
     with path.open("rb") as head:
@@ -202,32 +199,15 @@ def _read_json(path: Path, dataset: str) -> _Numbered:
             for value in _ArrayReader(path, dataset, io.TextIOWrapper(raw, encoding="utf-8-sig")).values():
                 yield None, value, raw.tell()
         return
-    if b"\n" in start and not _is_whole(start.split(b"\n", 1)[0]):
-        _refuse_object_of_rows(start.decode(errors="replace"), path, dataset)
+    yield from _read_lines(path, dataset)
+
+
+def _read_lines(path: Path, dataset: str) -> _Numbered:
+    """Errors: StageError(InvalidDataset) for a file of another shape, as a whole, before its first line is."""
+    if words := other_shape(path, _MAX_ROW_BYTES):
+        expected = "one object on each line" if path.suffix == ".jsonl" else "an array of objects, or one object on each line"
+        raise StageError(Reason.INVALID_DATASET, f"data set {dataset}, file {path.name}: {words}; expected {expected}")
     yield from _read_jsonl(path, dataset)
-
-
-def _is_whole(line: bytes) -> bool:
-    """Whether a line is JSON, of whatever value: one that is and cannot be read is refused by its number."""
-    try:
-        _DECODER.decode(line.decode())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return False
-    except (ValueError, RecursionError):
-        return True
-    return True
-
-
-def _refuse_object_of_rows(start: str, path: Path, dataset: str) -> None:
-    """Errors: StageError(InvalidDataset) for one object over several lines, which is neither an array nor JSON lines."""
-    found = _LIST_OF_OBJECTS.search(start)
-    rows = found[1] if found and found[1] not in _LISTS_OF_A_ROW else None
-    holds = f"holds its rows under {rows!r}; write that array by itself (jq '.{rows}')" if rows else "is no list of rows"
-    raise StageError(
-        Reason.INVALID_DATASET,
-        f"data set {dataset}, file {path.name}: one JSON object over several lines, which {holds}; "
-        "expected an array of objects, or one object on each line",
-    )
 
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -382,4 +362,4 @@ def _without_fillers(value: Any) -> Any:
     return value
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+_READERS = {".jsonl": _read_lines, ".json": _read_json, ".parquet": _read_parquet}

@@ -164,6 +164,49 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
         "one JSON object over several lines, which is no list of rows",
     ),
     "one object over several lines": ("a.json", b'{\n "text": "secret"\n}', "one JSON object over several lines, which is no list of rows"),
+    "objects over several lines": (
+        "a.json",
+        b'{\n "text": "secret"\n}\n{\n "text": "secret"\n}\n',
+        "a.json: several JSON values, each over several lines; write each on a line of its own (jq -c .); expected an array",
+    ),
+    "objects over several lines, named as lines": (
+        "a.jsonl",
+        b'{\n "text": "secret"\n}\n{\n "text": "secret"\n}\n',
+        "a.jsonl: several JSON values, each over several lines; write each on a line of its own (jq -c .); expected one object",
+    ),
+    "an array over several lines, named as lines": (
+        "a.jsonl",
+        b'[\n {"text": "secret"}\n]',
+        "one JSON array, which is read under a name that",
+    ),
+    "columns": (
+        "a.json",
+        b'{"prompt": ["secret", "b"], "completion": ["c", "d"]}',
+        "one JSON object, which holds columns, a list for each; write rows",
+    ),
+    "columns over several lines": (
+        "a.json",
+        b'{\n "prompt": ["secret"],\n "completion": ["c"]\n}',
+        "one JSON object over several lines, which holds columns, a list for each; write rows",
+    ),
+    "columns of conversations": ("a.jsonl", b'{"messages": [[{"role": "user", "content": "secret"}]]}', "holds columns, a list for each"),
+    "columns by index": (
+        "a.json",
+        b'{"text": {"0": "secret", "1": "b"}}',
+        "one JSON object, which holds columns by index; write rows, pandas",
+    ),
+    "rows by index": ("a.json", b'{"0": {"text": "secret"}, "1": {"text": "b"}}', "holds its rows under a key each; write the rows alone"),
+    "rows by name, over several lines": (
+        "a.json",
+        b'{\n "secret": {"text": "a"},\n "b": {"text": "b"}\n}',
+        "holds its rows under a key each",
+    ),
+    "rows below the one member": ("a.json", b'{"data": [{"text": "secret"}]}', "one JSON object, which holds its rows under 'data'"),
+    "a broken line named otherwise": (
+        "a.json",
+        b'{"text": "secret\n{"text": "x"}\n',
+        "line 1: expected one whole JSON object on the line (broken at column 10)",
+    ),
     "gzip": ("a.jsonl", b"\x1f\x8b\x08secret", "file a.jsonl is gzip-compressed; unpack it"),
     "zstd": ("a.jsonl", b"\x28\xb5\x2f\xfdsecret", "file a.jsonl is zstd-compressed; unpack it"),
     "zip": ("a.json", b"PK\x03\x04secret", "file a.json is a zip archive; unpack it"),
@@ -206,6 +249,35 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
 }
 
 
+ONE_ROW: dict[str, dict[str, Any]] = {
+    "text": {"text": "x"},
+    "a conversation": {"messages": [{"role": "user", "content": "x"}]},
+    "a conversation in two": {"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]},
+    "a text with a list": {"text": "x", "tags": ["a"], "parts": [{"b": 1}], "about": {"c": 1}},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("name", ONE_ROW)
+def test_one_row_is_a_row_and_no_other_shape(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_text(json.dumps(ONE_ROW[name]) + "\n\n")
+    assert read(tmp_path / file) == [ONE_ROW[name]]
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.json"])
+def test_rows_in_lines_are_not_asked_for_another_shape(tmp_path: Path, file: str) -> None:
+    """The first of them alone would pass for columns."""
+    (tmp_path / file).write_text('{"a": ["x"]}\n{"a": ["y"]}\n')
+    assert len(read(tmp_path / file)) == 2
+
+
+def test_a_file_too_large_for_one_object_is_read_by_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_MAX_ROW_BYTES", 10)
+    (tmp_path / "a.json").write_text('{\n "text": "secret"\n}')
+    assert "line 1: expected one whole JSON object on the line" in refusal(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize("depth", [257, 500, 700, 900, 100_000])
 @pytest.mark.parametrize("file", ["a.jsonl", "a.json"])
 def test_what_nests_deeper_than_rows_are_walked_is_refused_in_the_same_words(tmp_path: Path, file: str, depth: int) -> None:
@@ -215,7 +287,7 @@ def test_what_nests_deeper_than_rows_are_walked_is_refused_in_the_same_words(tmp
 
 
 def test_what_nests_as_deep_as_rows_are_walked_is_read(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'{"n": ' + b"[" * 255 + b"]" * 255 + b"}\n")
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "x", "n": ' + b"[" * 255 + b"]" * 255 + b"}\n")
     assert len(read(tmp_path / "a.jsonl")) == 1
 
 
