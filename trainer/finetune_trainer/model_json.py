@@ -34,10 +34,13 @@ def read_optional_json(path: Path) -> dict[str, Any]:
     InvalidTemplate)."""
     try:
         value = json.loads(path.read_bytes())
+        json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         return {}
     except IsADirectoryError as error:
         raise refused(path.name, " is a folder; expected a file") from error
+    except UnicodeEncodeError as error:
+        raise refused(path.name, " holds half a surrogate pair (\\ud800 and the like), which is no text") from error
     except (ValueError, RecursionError) as error:
         raise refused(path.name, " is not JSON") from error
     if not isinstance(value, dict):

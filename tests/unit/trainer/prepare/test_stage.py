@@ -354,7 +354,8 @@ def test_a_gate_that_no_row_could_answer_is_refused_before_training(
 
 def edit(name: str, **changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        write_json(folder / name, json.loads((folder / name).read_text()) | changes)
+        written = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        write_json(folder / name, written | changes)
 
     return change
 
@@ -459,6 +460,10 @@ BAD_MODELS |= {
     "an added token's flag": odd("tokenizer_config.json", "added_tokens_decoder", {"400": {"content": "zz", "special": "no"}}, "added_tokens_decoder.400.special must be true or false"),
     "a named token that is a number": odd("tokenizer_config.json", "eos_token", 2, "eos_token must be text, or an object with content, and is 2"),
     "a bos in words": odd("tokenizer_config.json", "add_bos_token", "yes", "add_bos_token must be true or false, and is text"),
+    "a name that is no text": (edit("config.json", model_type="\ud800"), "InvalidModel", "config.json holds half a surrogate pair"),
+    "a token that is no text": (edit("special_tokens_map.json", eos_token="\ud800"), "InvalidTokenizer", "special_tokens_map.json holds half a surrogate pair"),
+    "a template that is no text": (edit("tokenizer_config.json", chat_template="\ud800"), "InvalidTokenizer", "tokenizer_config.json holds half a surrogate pair"),
+    "a template that prints no text": (edit("tokenizer_config.json", chat_template="{{ '\\ud800' }}"), "InvalidDataset", "RefusedByTemplate"),
     "a config that is a list": (instead("config.json", b"[]"), "InvalidModel", "config.json must hold a JSON object"),
     "a config without end": (instead("config.json", b"[" * 100_000), "InvalidModel", "config.json is not JSON"),
     "a tokenizer's config cut short": (instead("tokenizer_config.json", b"{"), "InvalidTokenizer", "tokenizer_config.json is not JSON"),
