@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -576,6 +577,20 @@ def test_a_link_to_a_folder_of_the_split_is_named_and_not_followed(tmp_path: Pat
     ) as refused:
         claim.locate("pvc://c/data")
     assert refused.value.reason == "DatasetNotFound"
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "data", ["train.jsonl", "train/a.jsonl"])
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("data/train"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError):
+        located(tmp_path / "data", tmp_path)
 
 
 def test_a_link_to_a_folder_of_something_else_does_not_matter(tmp_path: Path) -> None:
