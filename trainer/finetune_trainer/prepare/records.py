@@ -319,15 +319,39 @@ def _read_parquet(path: Path, dataset: str) -> _Numbered:
         _refuse_repeated_columns(file.schema_arrow, Location(dataset, path.name, 1))
         total, size = max(1, file.metadata.num_rows), path.stat().st_size
         for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
-            for record in batch.to_pylist():
+            for record in _rows_of(batch, path, dataset, seen):
                 seen += 1
                 yield None, {name: _without_fillers(value) for name, value in record.items()}, size * seen // total
     except RecursionError as error:
         raise invalid(Location(dataset, path.name, seen + 1), _DEPTH_WORDS) from error
-    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError, KeyError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the storage's: damage in the file has no number
         raise invalid(Location(dataset, path.name, seen + 1), "a whole Parquet file; write or fetch it again") from error
+
+
+def _rows_of(batch: pyarrow.RecordBatch, path: Path, dataset: str, before: int) -> list[dict[str, Any]]:
+    """Errors: StageError(InvalidDataset) for a value that is there and cannot be told in Python: text that is not UTF-8, a time beyond
+    its calendar or of an unknown zone."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError, KeyError) as error:
+        for column, values in zip(batch.schema, batch.columns, strict=True):
+            index = _first_unreadable(values)
+            if index is not None:
+                location = Location(dataset, path.name, before + index + 1)
+                raise invalid(location, f"a value of type {column.type} that can be read, in column {column.name!r}") from error
+        raise
+    return rows
+
+
+def _first_unreadable(values: pyarrow.Array) -> int | None:
+    for index, value in enumerate(values):
+        try:
+            value.as_py()
+        except (ValueError, OverflowError, KeyError):
+            return index
+    return None
 
 
 def _refuse_repeated_columns(fields: Iterable[pyarrow.Field], location: Location) -> None:

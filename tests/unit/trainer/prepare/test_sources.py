@@ -328,6 +328,26 @@ def test_an_error_of_the_storage_is_not_the_files(tmp_path: Path, monkeypatch: p
         read(tmp_path / "a.parquet")
 
 
+UNREADABLE = {"string": b"\xff\xfe", "timestamp[us, tz=Nowhere/X]": 1, "duration[s]": 2**62}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_value_of_a_parquet_file_that_python_cannot_tell_is_refused_by_row_and_column(tmp_path: Path, kind: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    types = {
+        "string": pyarrow.binary(),
+        "timestamp[us, tz=Nowhere/X]": pyarrow.timestamp("us", tz="Nowhere/X"),
+        "duration[s]": pyarrow.duration("s"),
+    }
+    column = pyarrow.array([None] * 300 + [UNREADABLE[kind]], types[kind])
+    if kind == "string":
+        column = pyarrow.Array.from_buffers(pyarrow.string(), 301, column.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"] * 301, "more": column}), tmp_path / "a.parquet")
+    assert f"a.parquet, row 301: expected a value of type {kind} that can be read, in column 'more'" in refusal(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize("depth", ["column", "member of a struct", "member of a struct in a list"])
 def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path, depth: str) -> None:
     """As a member that a JSON object has twice: the first would be lost."""
