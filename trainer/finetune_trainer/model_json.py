@@ -86,12 +86,12 @@ class JsonMembers:
         return value
 
     def numbers(self, name: str) -> list[int] | None:
-        """Whole numbers from 0; one alone is a list of one."""
+        """Whole numbers from 0, at least one; one alone is a list of one."""
         value = self.values.get(name)
         if value is None:
             return None
         listed: list[int] = value if isinstance(value, list) else [value]
-        if not all(_is_whole(number, 0) for number in listed):
+        if not listed or not all(_is_whole(number, 0) for number in listed):
             raise self.odd(name, "a whole number from 0, or a list of them")
         return listed
 
@@ -134,4 +134,6 @@ def _kind(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, int | float):
         return f"{value:.9g}" if abs(value) < 1e15 else "another number"
-    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return "text" if isinstance(value, str) else "an object"

@@ -451,6 +451,7 @@ BAD_MODELS |= {
     "a flag in words": odd("config.json", "tie_word_embeddings", "false", "tie_word_embeddings must be true or false, and is text"),
     "an end by name": odd("generation_config.json", "eos_token_id", "<|im_end|>", f"eos_token_id {TOKENS}text"),
     "ends within a list": odd("generation_config.json", "eos_token_id", [[2]], f"eos_token_id {TOKENS}a list"),
+    "a list without ends": odd("generation_config.json", "eos_token_id", [], f"eos_token_id {TOKENS}an empty list"),
     "an end below nothing": odd("generation_config.json", "eos_token_id", -1, f"eos_token_id {TOKENS}-1"),
     "added tokens that are text": odd("tokenizer_config.json", "added_tokens_decoder", "x", "added_tokens_decoder must be an object, and is text"),
     "added tokens in a list": odd("tokenizer_config.json", "added_tokens_decoder", ["x"], "added_tokens_decoder must be an object, and is a list"),
