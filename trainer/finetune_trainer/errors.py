@@ -14,11 +14,16 @@ class StageError(Exception):
     """
 
     def __init__(self, reason: Reason, message: str, result: StageResult | None = None) -> None:
-        super().__init__(f"{reason}: {message}")
         self.reason = reason
-        self.message = message
+        self.message = printable(message)
+        super().__init__(f"{reason}: {self.message}")
         self.exit_code = reason.exit_code
         self.result = result
+
+
+def printable(text: str) -> str:
+    """The text with half surrogate pairs written out (\\ud800): names of columns and files may hold them, UTF-8 does not."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def refuse_killed(tool: str, status: int) -> None:

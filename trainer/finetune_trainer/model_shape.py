@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from finetune_api.outcome import Reason
 
 from finetune_trainer.architecture import Architecture
 from finetune_trainer.errors import StageError
+from finetune_trainer.model_json import JsonMembers
 from finetune_trainer.weight_files import FLOATS, stored_tensors
 
 
@@ -57,35 +59,47 @@ def linear_layers(shape: ModelShape) -> dict[str, tuple[int, int, int]]:
 
 
 def read_shape(config: Mapping[str, Any], total_parameters: int, dtype: str) -> ModelShape:
-    """The shape that a config.json states. Errors: StageError(InvalidModel) for one that lacks a size."""
-    text = {**config, **config.get("text_config", {})}
-    try:
-        hidden = int(_first(text, "hidden_size", "n_embd", "d_model"))
-        heads = int(_first(text, "num_attention_heads", "n_head"))
-        return ModelShape(
-            hidden_size=hidden,
-            intermediate_size=int(_first(text, "intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)),
-            num_hidden_layers=int(_first(text, "num_hidden_layers", "n_layer")),
-            num_attention_heads=heads,
-            num_key_value_heads=int(_first(text, "num_key_value_heads", default=heads)),
-            head_dim=int(_first(text, "head_dim", default=hidden // heads)),
-            vocab_size=int(_first(text, "vocab_size")),
-            num_experts=int(_first(text, "num_local_experts", "num_experts", "n_routed_experts", default=1)),
-            tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
-            total_parameters=total_parameters,
-            dtype=dtype,
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise StageError(Reason.INVALID_MODEL, f"config.json lacks a usable {error}; use a decoder model's folder") from error
+    """The shape that a config.json states. Errors: StageError(InvalidModel) for one that lacks a size or has an odd one."""
+    whole = JsonMembers("config.json", config)
+    sizes = _Sizes(whole.object("text_config"), whole)
+    hidden = sizes.needed("hidden_size", "n_embd", "d_model")
+    heads = sizes.needed("num_attention_heads", "n_head")
+    return ModelShape(
+        hidden_size=hidden,
+        intermediate_size=sizes.first("intermediate_size", "n_inner", "ffn_dim") or 4 * hidden,
+        num_hidden_layers=sizes.needed("num_hidden_layers", "n_layer"),
+        num_attention_heads=heads,
+        num_key_value_heads=sizes.first("num_key_value_heads") or heads,
+        head_dim=sizes.first("head_dim") or hidden // heads,
+        vocab_size=sizes.needed("vocab_size"),
+        num_experts=sizes.first("num_local_experts", "num_experts", "n_routed_experts", least=0) or 1,
+        tie_word_embeddings=bool(sizes.of("tie_word_embeddings").flag("tie_word_embeddings")),
+        total_parameters=total_parameters,
+        dtype=dtype,
+    )
 
 
-def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -> Any:
-    for name in names:
-        if config.get(name) is not None:
-            return config[name]
-    if default is None:
-        raise KeyError(names[0])
-    return default
+@dataclass(frozen=True)
+class _Sizes:
+    """Members of a configuration; those of its text model come first."""
+
+    text: JsonMembers
+    whole: JsonMembers
+
+    def of(self, name: str) -> JsonMembers:
+        """What holds a member."""
+        return self.text if self.text.values.get(name) is not None else self.whole
+
+    def first(self, *names: str, least: int = 1) -> int | None:
+        """The first of `names` that is there."""
+        found = (self.of(name).whole(name, least) for name in names)
+        return next((value for value in found if value is not None), None)
+
+    def needed(self, *names: str) -> int:
+        value = self.first(*names)
+        if value is None:
+            raise StageError(Reason.INVALID_MODEL, f"config.json lacks {names[0]}; use a decoder model's folder")
+        return value
 
 
 def count_parameters(folder: Path) -> tuple[int, str]:

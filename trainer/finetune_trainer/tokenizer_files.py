@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.model_json import read_optional_json
 from finetune_trainer.prepared import SpecialTokens
 
 TOKENIZER_FILES = (
@@ -56,26 +58,25 @@ def _edit(path: Path, changes: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_optional_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder, empty where the file is not there. Errors: StageError(InvalidModel)."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise StageError(Reason.INVALID_MODEL, f"{path.name} is not JSON; fetch the model again") from error
-    if not isinstance(value, dict):
-        raise StageError(Reason.INVALID_MODEL, f"{path.name} must hold a JSON object")
-    return value
-
-
 def model_template(folder: Path) -> str | None:
-    """The model's own template, in transformers' order: chat_template.jinja, chat_template.json, tokenizer_config.json."""
+    """The model's own template, in transformers' order: chat_template.jinja, chat_template.json, tokenizer_config.json.
+
+    Errors: StageError(InvalidTemplate) for one that cannot be read.
+    """
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_bytes().decode()
+        return _text_of(jinja)
     own = _listed_templates(folder)
+    if own and "default" not in own:
+        raise _unreadable(f"the model's chat_template has {', '.join(map(repr, sorted(own)))} and no 'default'; name the one to use so")
     return own.get("default")
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise _unreadable(f"{path.name} is not text in UTF-8 (byte {error.start + 1}); write it so") from error
 
 
 def tool_use_template(folder: Path) -> str | None:
@@ -86,9 +87,30 @@ def tool_use_template(folder: Path) -> str | None:
 
 def _listed_templates(folder: Path) -> dict[str, str]:
     """Templates by name, of chat_template.json, else tokenizer_config.json; a single one is the default."""
-    own = read_optional_json(folder / "chat_template.json").get("chat_template")
-    own = own if own is not None else read_optional_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(own, list):
-        own = {entry.get("name"): entry.get("template") for entry in own if isinstance(entry, dict)}
-    named = own if isinstance(own, dict) else {"default": own}
-    return {str(name): text for name, text in named.items() if isinstance(text, str)}
+    for file in ("chat_template.json", "tokenizer_config.json"):
+        own = read_optional_json(folder / file).get("chat_template")
+        if own is not None:
+            return _by_name(own, file)
+    return {}
+
+
+def _by_name(own: Any, file: str) -> dict[str, str]:
+    if isinstance(own, str):
+        return {"default": own}
+    entries = own if isinstance(own, list) else list(_entries(own)) if isinstance(own, dict) else None
+    if entries is None or not all(_is_entry(entry) for entry in entries):
+        raise _unreadable(f"{file}: chat_template must be text, or a list of objects that have name and template; mend it")
+    return {entry["name"]: entry["template"] for entry in entries}
+
+
+def _entries(own: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """As transformers lists what it keeps by name."""
+    return ({"name": name, "template": template} for name, template in own.items())
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+
+
+def _unreadable(words: str) -> StageError:
+    return StageError(Reason.INVALID_TEMPLATE, f"{words}, or set model.chatTemplate")

@@ -9,9 +9,10 @@ from finetune_api.outcome import Reason
 from finetune_api.sections.model import Dtype
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.model_json import read_optional_json
 from finetune_trainer.prepared import Prepared
 from finetune_trainer.storage import hash_file, read_json
-from finetune_trainer.tokenizer_files import TOKENIZER_FILES, model_template, read_optional_json, write_tokenizer_files
+from finetune_trainer.tokenizer_files import TOKENIZER_FILES, model_template, write_tokenizer_files
 
 _LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md")
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5's own, and that of older files and servers

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import Any
 
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.model_json import JsonMembers, read_members, refused
 from finetune_trainer.model_shape import count_parameters, read_shape
 from finetune_trainer.prepare.sources import list_source
 from finetune_trainer.prepare.sources.asked import asked_model
 from finetune_trainer.prepared import PreparedModel
 from finetune_trainer.storage import FileRecord, JobStorage, folder_digest, hash_file, source_root
-from finetune_trainer.tokenizer_files import read_optional_json
 from finetune_trainer.weight_files import FLOATS, INDEX_FILE, SINGLE_FILE, WeightFiles, weight_files
 
 MODEL_FILES = (
@@ -60,7 +59,7 @@ def resolve_model(run: RunSpec, storage: JobStorage) -> tuple[Path, PreparedMode
     """The base model's folder in this pod and its record.
 
     Errors: StageError(ModelNotFound | ModelGated | ModelUnauthorized | SafetensorsOnly | EncoderDecoderUnsupported | RemoteCodeRefused |
-    QuantizedBase | UnsupportedArchitecture).
+    QuantizedBase | UnsupportedArchitecture | InvalidModel).
     """
     source = run.model.source
     listed = list_source(asked_model(run.model), run, storage)
@@ -70,6 +69,7 @@ def resolve_model(run: RunSpec, storage: JobStorage) -> tuple[Path, PreparedMode
     folder = listed.fetch(_wanted(listed.files))
     cached = folder.relative_to(storage.root).as_posix() if listed.revision else None
     _refuse_links_out(folder, run)
+    _refuse_folders(folder)
     return folder, _record(folder, source, listed.revision, cached)
 
 
@@ -93,6 +93,13 @@ def _refuse_links_out(folder: Path, run: RunSpec) -> None:
             )
 
 
+def _refuse_folders(folder: Path) -> None:
+    """Errors: StageError(InvalidModel) for a folder that has a file's name: read as absent, the model would be another one."""
+    for path in sorted(folder.iterdir()):
+        if is_model_file(path.name) and path.is_dir():
+            raise refused(path.name, " is a folder; expected a file")
+
+
 def _check_files(names: list[str], source: str) -> None:
     if "config.json" not in names:
         raise StageError(Reason.MODEL_NOT_FOUND, f"{source} has no config.json; name a folder or repository in transformers' layout")
@@ -106,7 +113,7 @@ def _check_files(names: list[str], source: str) -> None:
 
 
 def _record(folder: Path, source: str, commit: str | None, cached: str | None) -> PreparedModel:
-    config = read_optional_json(folder / "config.json")
+    config = read_members(folder, "config.json")
     architecture = _check_config(config)
     weights = weight_files(folder)
     total, dtype = count_parameters(folder)
@@ -127,8 +134,8 @@ def _record(folder: Path, source: str, commit: str | None, cached: str | None) -
         cached=cached,
         files=files,
         architecture=architecture,
-        model_type=str(config.get("model_type", "")),
-        shape=read_shape(config, total, dtype),
+        model_type=config.text("model_type") or "",
+        shape=read_shape(config.values, total, dtype),
     )
 
 
@@ -139,16 +146,15 @@ def _is_read(name: str, weights: WeightFiles) -> bool:
     return not name.endswith(".safetensors") or name in weights.names
 
 
-def _check_config(config: dict[str, Any]) -> str:
+def _check_config(config: JsonMembers) -> str:
     """The architecture's name, for a model that can be tuned here."""
-    model_type = str(config.get("model_type", ""))
-    architectures = config.get("architectures") or []
-    architecture = str(architectures[0]) if architectures else ""
-    if config.get("is_encoder_decoder") or model_type in _ENCODER_DECODERS:
+    model_type = config.text("model_type") or ""
+    architecture = next(iter(config.texts("architectures")), "")
+    if config.flag("is_encoder_decoder") or model_type in _ENCODER_DECODERS:
         raise StageError(
             Reason.ENCODER_DECODER_UNSUPPORTED, f"{architecture or model_type} is an encoder-decoder model; use a decoder-only one"
         )
-    if config.get("quantization_config"):
+    if config.values.get("quantization_config"):
         raise StageError(
             Reason.QUANTIZED_BASE, "the base model is quantized already; use the unquantized one and set quantization for training"
         )

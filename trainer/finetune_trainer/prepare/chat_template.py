@@ -180,13 +180,15 @@ class ChatTemplate:
     def _rendered(self, messages: list[dict[str, Any]], tools: list[Any] | None, add_generation_prompt: bool) -> str:
         template = self._with_tools if tools else self._template
         try:
-            return template.render(
+            text = template.render(
                 messages=messages,
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
+            text.encode()  # an escape in the template may print half a surrogate pair, which no tokenizer takes
+            return text
         except SecurityError as error:
             raise _hostile("it reaches for what the sandbox forbids") from error
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError, OverflowError) as error:

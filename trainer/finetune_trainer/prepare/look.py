@@ -14,10 +14,10 @@ from finetune_api.section import digest_of
 from finetune_trainer.architecture import Architecture
 from finetune_trainer.errors import StageError
 from finetune_trainer.inspection import Inspection
+from finetune_trainer.model_json import read_optional_json
 from finetune_trainer.prepare.model_checks import refuse_adapter
 from finetune_trainer.prepared import PreparedModel
 from finetune_trainer.storage import JobStorage, filled_aside, hash_file, is_whole
-from finetune_trainer.tokenizer_files import read_optional_json
 from finetune_trainer.weight_files import StoredTensor, stored_tensors
 
 _ARCHITECTURE = "architecture.json"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,6 +16,7 @@ from finetune_api.outcome import Reason
 from finetune_api.section import digest_of
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.prepare.json_shapes import other_shape
 from finetune_trainer.storage import hash_file
 
 if TYPE_CHECKING:
@@ -24,6 +27,10 @@ _MAX_ROW_BYTES = 64 << 20
 _CHUNK_CHARS = 1 << 20
 _PARQUET_BATCH_ROWS = 256
 _PARQUET_BATCH_BYTES = 16 << 20
+_MAX_DEPTH = 256
+"""Lists and objects within each other. Whatever walks a row calls itself twice for each level, and Python allows a thousand calls."""
+_DEPTH_WORDS = f"an object that is not nested so deep (more than {_MAX_DEPTH} levels)"
+_NUMBER_WORDS = f"numbers of at most {sys.get_int_max_str_digits()} digits; write longer ones as text"
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ class SplitFiles:
                 location = Location(self.dataset, path.name, row, line)
                 if not isinstance(record, dict):
                     raise invalid(location, "a JSON object")
+                if _is_too_deep(record):
+                    raise invalid(location, _DEPTH_WORDS)
                 yield Located(location, record, read_before + position)
             read_before += path.stat().st_size
 
@@ -85,6 +94,16 @@ class SplitFiles:
 
 def invalid(location: Location, expected: str) -> StageError:
     return StageError(Reason.INVALID_DATASET, f"{location}: expected {expected}")
+
+
+def _is_too_deep(record: dict[str, Any]) -> bool:
+    level: list[Any] = [record]
+    for _ in range(_MAX_DEPTH):
+        members = (member for value in level for member in (value.values() if isinstance(value, dict) else value))
+        level = [member for member in members if isinstance(member, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 _Numbered = Iterator[tuple[int | None, Any, int]]
@@ -130,6 +149,13 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+def _expected_by(error: ValueError | RecursionError) -> str:
+    """What the decoder would have read in place of JSON that is whole."""
+    if isinstance(error, _RepeatedMember):
+        return "an object that names each member once"
+    return _DEPTH_WORDS if isinstance(error, RecursionError) else _NUMBER_WORDS
+
+
 _DECODER = json.JSONDecoder(object_pairs_hook=_members)
 
 
@@ -155,19 +181,13 @@ def _parse(line: bytes, location: Location) -> Any:
         raise invalid(location, "text in UTF-8") from error
     try:
         value = _DECODER.decode(text)
-    except _RepeatedMember as error:
-        raise invalid(location, "an object that names each member once") from error
     except json.JSONDecodeError as error:
         raise invalid(location, f"one whole JSON object on the line (broken at column {error.colno})") from error
-    except RecursionError as error:
-        raise invalid(location, "one whole JSON object on the line, not nested so deep") from error
+    except (ValueError, RecursionError) as error:
+        raise invalid(location, _expected_by(error)) from error
     if isinstance(value, list):
         raise invalid(location, "a JSON object; a file that is one array is read under a name that ends in .json")
     return value
-
-
-_LIST_OF_OBJECTS = re.compile(r'"([A-Za-z_][\w-]{0,63})"\s*:\s*\[\s*\{')
-_LISTS_OF_A_ROW = ("messages", "conversations", "prompt", "completion", "tools")
 
 
 def _read_json(path: Path, dataset: str) -> _Numbered:
@@ -179,29 +199,15 @@ def _read_json(path: Path, dataset: str) -> _Numbered:
             for value in _ArrayReader(path, dataset, io.TextIOWrapper(raw, encoding="utf-8-sig")).values():
                 yield None, value, raw.tell()
         return
-    if b"\n" in start and not _is_whole(start.split(b"\n", 1)[0]):
-        _refuse_object_of_rows(start.decode(errors="replace"), path, dataset)
+    yield from _read_lines(path, dataset)
+
+
+def _read_lines(path: Path, dataset: str) -> _Numbered:
+    """Errors: StageError(InvalidDataset) for a file of another shape, as a whole, before its first line is."""
+    if words := other_shape(path, _MAX_ROW_BYTES):
+        expected = "one object on each line" if path.suffix == ".jsonl" else "an array of objects, or one object on each line"
+        raise StageError(Reason.INVALID_DATASET, f"data set {dataset}, file {path.name}: {words}; expected {expected}")
     yield from _read_jsonl(path, dataset)
-
-
-def _is_whole(line: bytes) -> bool:
-    try:
-        _DECODER.decode(line.decode())
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _refuse_object_of_rows(start: str, path: Path, dataset: str) -> None:
-    """Errors: StageError(InvalidDataset) for one object over several lines, which is neither an array nor JSON lines."""
-    found = _LIST_OF_OBJECTS.search(start)
-    rows = found[1] if found and found[1] not in _LISTS_OF_A_ROW else None
-    holds = f"holds its rows under {rows!r}; write that array by itself (jq '.{rows}')" if rows else "is no list of rows"
-    raise StageError(
-        Reason.INVALID_DATASET,
-        f"data set {dataset}, file {path.name}: one JSON object over several lines, which {holds}; "
-        "expected an array of objects, or one object on each line",
-    )
 
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -246,14 +252,12 @@ class _ArrayReader:
                 if end < len(self.buffer) or isinstance(value, dict):
                     self.position = end
                     return value
-            except _RepeatedMember as error:
-                raise self._broken("an object that names each member once") from error
-            except RecursionError as error:
-                raise self._broken("an object that is not nested so deep") from error
             except json.JSONDecodeError as error:
                 if not self._may_go_on(error):
                     self.position = error.pos
                     raise self._broken("an array of whole JSON objects") from error
+            except (ValueError, RecursionError) as error:
+                raise self._broken(_expected_by(error)) from error
             self._drop_read()
             if len(self.buffer) > _MAX_ROW_BYTES or not self._more(max(_CHUNK_CHARS, len(self.buffer))):
                 raise self._broken("an array of whole JSON objects")
@@ -309,16 +313,61 @@ def _read_parquet(path: Path, dataset: str) -> _Numbered:
     import pyarrow
     import pyarrow.parquet
 
-    location = Location(dataset, path.name, 1)
+    seen = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-        total, seen, size = max(1, file.metadata.num_rows), 0, path.stat().st_size
+        file = pyarrow.parquet.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        _refuse_repeated_columns(file.schema_arrow, Location(dataset, path.name, 1))
+        total, size = max(1, file.metadata.num_rows), path.stat().st_size
         for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
-            for record in batch.to_pylist():
+            for record in _rows_of(batch, path, dataset, seen):
                 seen += 1
                 yield None, {name: _without_fillers(value) for name, value in record.items()}, size * seen // total
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise invalid(location, "a whole Parquet file") from error
+    except RecursionError as error:
+        raise invalid(Location(dataset, path.name, seen + 1), _DEPTH_WORDS) from error
+    except (pyarrow.ArrowException, ValueError, OverflowError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the storage's: damage in the file has no number
+        raise invalid(Location(dataset, path.name, seen + 1), "a whole Parquet file; write or fetch it again") from error
+
+
+def _rows_of(batch: pyarrow.RecordBatch, path: Path, dataset: str, before: int) -> list[dict[str, Any]]:
+    """Errors: StageError(InvalidDataset) for a value that is there and cannot be told in Python: text that is not UTF-8, a time beyond
+    its calendar or of an unknown zone."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError, KeyError) as error:
+        for column, values in zip(batch.schema, batch.columns, strict=True):
+            index = _first_unreadable(values)
+            if index is not None:
+                location = Location(dataset, path.name, before + index + 1)
+                raise invalid(location, f"a value of type {column.type} that can be read, in column {column.name!r}") from error
+        raise
+    return rows
+
+
+def _first_unreadable(values: pyarrow.Array) -> int | None:
+    for index, value in enumerate(values):
+        try:
+            value.as_py()
+        except (ValueError, OverflowError, KeyError):
+            return index
+    return None
+
+
+def _refuse_repeated_columns(fields: Iterable[pyarrow.Field], location: Location) -> None:
+    """Errors: StageError(InvalidDataset) where two columns, or two members of a struct, have one name: one of them would be lost."""
+    import pyarrow
+
+    names = Counter(field.name for field in fields)
+    repeated = sorted(name for name, number in names.items() if number > 1)
+    if repeated:
+        raise invalid(location, f"each column once, and {repeated[0]!r} is there {names[repeated[0]]} times; rename or drop all but one")
+    for field in fields:
+        inner = field.type
+        while pyarrow.types.is_list(inner) or pyarrow.types.is_large_list(inner) or pyarrow.types.is_fixed_size_list(inner):
+            inner = inner.value_type
+        if pyarrow.types.is_struct(inner):
+            _refuse_repeated_columns(list(inner), location)
 
 
 def _batch_rows(metadata: pyarrow.parquet.FileMetaData) -> int:
@@ -337,4 +386,4 @@ def _without_fillers(value: Any) -> Any:
     return value
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+_READERS = {".jsonl": _read_lines, ".json": _read_json, ".parquet": _read_parquet}

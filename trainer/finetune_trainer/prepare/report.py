@@ -11,6 +11,7 @@ import numpy.typing as npt
 from finetune_api.answer import DatasetReport
 from finetune_api.section import digest_of
 
+from finetune_trainer.errors import printable
 from finetune_trainer.prepare.encoding import TokenRow
 from finetune_trainer.prepare.pipeline import Pipeline
 from finetune_trainer.prepare.tokenizer import TextTokenizer
@@ -72,9 +73,9 @@ def write_report(folder: Path, prepared: PreparedFile, pipeline: Pipeline, token
         for name, counts in pipeline.counts.items()
     }
     content = {"dataset": prepared.dataset.wire(), "byDataset": by_dataset, "model": prepared.model.wire()}
-    write_atomically(folder / "report.json", json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode())
+    write_atomically(folder / "report.json", printable(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)).encode())
     lines = [*_summary(prepared, by_dataset), *_samples(pipeline, tokenizer)]
-    write_atomically(folder / "report.md", ("\n".join(lines) + "\n").encode("utf-8", "replace"))
+    write_atomically(folder / "report.md", printable("\n".join(lines) + "\n").encode())
 
 
 def _summary(prepared: PreparedFile, by_dataset: dict[str, dict[str, object]]) -> list[str]:

@@ -10,8 +10,9 @@ from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec, Stage
 from finetune_api.sections.evaluation import ANSWER_CHOICES
 
-from finetune_trainer.errors import StageError
+from finetune_trainer.errors import StageError, printable
 from finetune_trainer.memory import plan_memory
+from finetune_trainer.model_json import read_optional_json
 from finetune_trainer.prepare.base_model import resolve_model
 from finetune_trainer.prepare.dataset_files import locate
 from finetune_trainer.prepare.encoding import Encoder
@@ -26,7 +27,6 @@ from finetune_trainer.prepare.warnings import warnings_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
 from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import JobStorage, write_atomically
-from finetune_trainer.tokenizer_files import read_optional_json
 from finetune_trainer.weight_files import weight_files
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,8 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     progress.report(1.0)
     log.info("%s rows are prepared; next: train", " + ".join(f"{entry.rows} {entry.name}" for entry in prepared.sets if entry.rows))
     report = prepared.dataset.model_copy(update={"report": storage.uri(folder / "report.md")})
-    warnings = [*weight_files(model_folder).warnings, *look.warnings, *of_padding, *warnings_of(run, pipeline, stop.template)]
+    unread = [warning for _, found in files for warning in found.warnings]
+    warnings = [*weight_files(model_folder).warnings, *unread, *look.warnings, *of_padding, *warnings_of(run, pipeline, stop.template)]
     return _result(run, prepared, report, warnings)
 
 
@@ -157,5 +158,5 @@ def _result(run: RunSpec, prepared: PreparedFile, report: DatasetReport, warning
         plan=plan_memory(run, prepared.model.shape, prepared.statistics),
         base_model=prepared.model.source,
         base_revision=prepared.model.revision,
-        warnings=warnings,
+        warnings=[printable(warning) for warning in warnings],
     )

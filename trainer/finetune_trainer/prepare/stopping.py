@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.model import ChatTemplateType
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.model_json import read_members
 from finetune_trainer.prepare.chat_template import NAMED_TEMPLATES, ChatTemplate, TemplateRefusedRow, probe_template
 from finetune_trainer.prepare.tokenizer import TextTokenizer
 from finetune_trainer.prepared import SpecialTokens
-from finetune_trainer.tokenizer_files import model_template, read_optional_json, tool_use_template
+from finetune_trainer.tokenizer_files import model_template, tool_use_template
 
 TemplateSource = Literal["Model", "Named", "ConfigMap"]
 
@@ -53,7 +54,7 @@ class StopRule:
 
 
 def choose_stop_rule(run: RunSpec, folder: Path, tokenizer: TextTokenizer) -> StopRule:
-    """Errors: StageError(NoChatTemplate | HostileTemplate | InvalidTemplate | InvalidTokenizer | TemplateTokensMissing)."""
+    """Errors: StageError(NoChatTemplate | HostileTemplate | InvalidTemplate | InvalidTokenizer | InvalidModel | TemplateTokensMissing)."""
     text, source = template_text(run, folder)
     if text is None:
         return StopRule(None, None, _special_tokens(folder, tokenizer, None))
@@ -96,9 +97,9 @@ def _declared_eos_ids(folder: Path, tokenizer: TextTokenizer) -> list[int]:
     Source: transformers.GenerationConfig.from_pretrained, which falls back in this order.
     """
     for name in ("generation_config.json", "config.json"):
-        declared: Any = read_optional_json(folder / name).get("eos_token_id")
+        declared = read_members(folder, name).numbers("eos_token_id")
         if declared is not None:
-            return [int(value) for value in (declared if isinstance(declared, list) else [declared])]
+            return declared
     eos = tokenizer.id_of(tokenizer.named.get("eos_token"))
     return [eos] if eos is not None else []
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from finetune_api.environment import HUB_OFFLINE
 from finetune_api.outcome import Reason
 from tokenizers import AddedToken, Tokenizer
 
 from finetune_trainer.errors import StageError, refuse_killed
+from finetune_trainer.model_json import JsonMembers, read_members
 from finetune_trainer.prepared import TOKENIZER_FILE
 from finetune_trainer.storage import JobStorage, refuse_full
-from finetune_trainer.tokenizer_files import TOKENIZER_FILES, read_optional_json
+from finetune_trainer.tokenizer_files import TOKENIZER_FILES
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class TextTokenizer:
     """Text to ids. `named` holds the special tokens by transformers' names, as chat templates see them."""
 
     def __init__(self, tokenizer_file: Path, model_folder: Path) -> None:
-        config = read_optional_json(model_folder / "tokenizer_config.json")
+        config = read_members(model_folder, "tokenizer_config.json")
         self.named = _named_tokens(config, model_folder)
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -62,17 +63,18 @@ class TextTokenizer:
         # Its one effect without special tokens is to trim offsets, and a mask needs them untrimmed.
         self._tokenizer.post_processor = None
 
-    def _frame(self, config: dict[str, Any]) -> tuple[list[int], list[int]]:
+    def _frame(self, config: JsonMembers) -> tuple[list[int], list[int]]:
         """Ids that go before and after a plain text, such as bos."""
         bare = self._tokenizer.encode("a", add_special_tokens=False).ids
         framed = self._tokenizer.encode("a", add_special_tokens=True).ids
         start = next((i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare), 0)
         prefix, suffix = framed[:start], framed[start + len(bare) :]
         bos, eos = self.id_of(self.named.get("bos_token")), self.id_of(self.named.get("eos_token"))
-        if isinstance(config.get("add_bos_token"), bool):
-            prefix = [bos] if config["add_bos_token"] and bos is not None else []
-        if isinstance(config.get("add_eos_token"), bool):
-            suffix = [eos] if config["add_eos_token"] and eos is not None else []
+        adds_bos, adds_eos = config.flag("add_bos_token"), config.flag("add_eos_token")
+        if adds_bos is not None:
+            prefix = [bos] if adds_bos and bos is not None else []
+        if adds_eos is not None:
+            suffix = [eos] if adds_eos and eos is not None else []
         return prefix, suffix
 
     def id_of(self, token: str | None) -> int | None:
@@ -141,29 +143,47 @@ class TextTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
-def _named_tokens(config: dict[str, Any], folder: Path) -> dict[str, str]:
-    named: dict[str, Any] = dict(_CLASS_TOKENS.get(str(config.get("tokenizer_class", "")).removesuffix("Fast"), {}))
-    named |= {name: config[name] for name in _NAMED_TOKENS if config.get(name) is not None}
-    if "added_tokens_decoder" not in config:
-        legacy = read_optional_json(folder / "special_tokens_map.json")
-        named |= {name: legacy[name] for name in _NAMED_TOKENS if legacy.get(name) is not None}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
+def _named_tokens(config: JsonMembers, folder: Path) -> dict[str, str]:
+    named = dict(_CLASS_TOKENS.get((config.text("tokenizer_class") or "").removesuffix("Fast"), {}))
+    sources = [config]
+    if "added_tokens_decoder" not in config.values:
+        sources.append(read_members(folder, "special_tokens_map.json"))
+    for source in sources:
+        said = {name: source.token(name) for name in _NAMED_TOKENS}
+        named |= {name: text for name, text in said.items() if text is not None}
+    return named
 
 
-def _add_missing_tokens(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
-    declared = config.get("added_tokens_decoder") or {}
-    for token_id, token in sorted(((int(key), value) for key, value in declared.items()), key=lambda pair: pair[0]):
-        content = token["content"] if isinstance(token, dict) else str(token)
+_TOKEN_ID = re.compile(r"[0-9]{1,9}")
+
+
+def _add_missing_tokens(tokenizer: Tokenizer, config: JsonMembers) -> None:
+    """Errors: StageError(InvalidTokenizer) for tokens that are odd, or that tokenizer.json has under another id."""
+    declared = config.object("added_tokens_decoder")
+    for name in declared.values:
+        if not _TOKEN_ID.fullmatch(name):
+            raise config.odd("added_tokens_decoder", "an object whose members are called by token ids")
+    for name in sorted(declared.values, key=int):
+        content = declared.token(name)
+        if content is None:
+            raise declared.odd(name, "text, or an object with content")
         if tokenizer.token_to_id(content) is None:
-            flags = {name: bool(token[name]) for name in ("single_word", "lstrip", "rstrip", "normalized", "special") if name in token}
-            tokenizer.add_tokens([AddedToken(content, **flags)])
-        if tokenizer.token_to_id(content) != token_id:
+            tokenizer.add_tokens([AddedToken(content, **_flags(declared, name))])
+        if tokenizer.token_to_id(content) != int(name):
             raise StageError(
                 Reason.INVALID_TOKENIZER,
-                f"tokenizer_config.json gives an added token the id {token_id}, tokenizer.json gives it {tokenizer.token_to_id(content)}; "
+                f"tokenizer_config.json gives an added token the id {name}, tokenizer.json gives it {tokenizer.token_to_id(content)}; "
                 "use the tokenizer files of the model's own repository",
             )
+
+
+def _flags(declared: JsonMembers, name: str) -> dict[str, bool]:
+    """How a token is found in text; nothing is said of one that is text alone."""
+    if isinstance(declared.values[name], str):
+        return {}
+    token = declared.object(name)
+    said = {flag: token.flag(flag) for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+    return {flag: value for flag, value in said.items() if value is not None}
 
 
 def files_digest(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,49 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
         "one JSON object over several lines, which is no list of rows",
     ),
     "one object over several lines": ("a.json", b'{\n "text": "secret"\n}', "one JSON object over several lines, which is no list of rows"),
+    "objects over several lines": (
+        "a.json",
+        b'{\n "text": "secret"\n}\n{\n "text": "secret"\n}\n',
+        "a.json: several JSON values, each over several lines; write each on a line of its own (jq -c .); expected an array",
+    ),
+    "objects over several lines, named as lines": (
+        "a.jsonl",
+        b'{\n "text": "secret"\n}\n{\n "text": "secret"\n}\n',
+        "a.jsonl: several JSON values, each over several lines; write each on a line of its own (jq -c .); expected one object",
+    ),
+    "an array over several lines, named as lines": (
+        "a.jsonl",
+        b'[\n {"text": "secret"}\n]',
+        "one JSON array, which is read under a name that",
+    ),
+    "columns": (
+        "a.json",
+        b'{"prompt": ["secret", "b"], "completion": ["c", "d"]}',
+        "one JSON object, which holds columns, a list for each; write rows",
+    ),
+    "columns over several lines": (
+        "a.json",
+        b'{\n "prompt": ["secret"],\n "completion": ["c"]\n}',
+        "one JSON object over several lines, which holds columns, a list for each; write rows",
+    ),
+    "columns of conversations": ("a.jsonl", b'{"messages": [[{"role": "user", "content": "secret"}]]}', "holds columns, a list for each"),
+    "columns by index": (
+        "a.json",
+        b'{"text": {"0": "secret", "1": "b"}}',
+        "one JSON object, which holds columns by index; write rows, pandas",
+    ),
+    "rows by index": ("a.json", b'{"0": {"text": "secret"}, "1": {"text": "b"}}', "holds its rows under a key each; write the rows alone"),
+    "rows by name, over several lines": (
+        "a.json",
+        b'{\n "secret": {"text": "a"},\n "b": {"text": "b"}\n}',
+        "holds its rows under a key each",
+    ),
+    "rows below the one member": ("a.json", b'{"data": [{"text": "secret"}]}', "one JSON object, which holds its rows under 'data'"),
+    "a broken line named otherwise": (
+        "a.json",
+        b'{"text": "secret\n{"text": "x"}\n',
+        "line 1: expected one whole JSON object on the line (broken at column 10)",
+    ),
     "gzip": ("a.jsonl", b"\x1f\x8b\x08secret", "file a.jsonl is gzip-compressed; unpack it"),
     "zstd": ("a.jsonl", b"\x28\xb5\x2f\xfdsecret", "file a.jsonl is zstd-compressed; unpack it"),
     "zip": ("a.json", b"PK\x03\x04secret", "file a.json is a zip archive; unpack it"),
@@ -182,7 +226,18 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "Parquet under another name": ("a.json", b"PAR1secret", "is a Parquet file; name it .parquet"),
     "a line that is no object": ("a.jsonl", b'["secret"]\n', "line 1: expected a JSON object"),
     "not UTF-8": ("a.jsonl", b'{"text": "\xff"}\n', "line 1: expected text in UTF-8"),
-    "nested without end": ("a.jsonl", b"[" * 200_000, "line 1: expected one whole JSON object"),
+    "nested without end": ("a.jsonl", b"[" * 200_000, "line 1: expected an object that is not nested so deep"),
+    "a number without end": ("a.jsonl", b'{"n": ' + b"7" * 5000 + b"}\n", "line 1: expected numbers of at most 4300 digits"),
+    "a number without end, in an array": (
+        "a.json",
+        b'[{"text": "x"},\n {"n": ' + b"7" * 5000 + b"}]",
+        "row 2: expected numbers of at most 4300 digits; write longer ones as text (broken at line 2, column 2)",
+    ),
+    "a number without end, as lines named otherwise": (
+        "a.json",
+        b'{"n": ' + b"7" * 5000 + b'}\n{"text": "x"}\n',
+        "line 1: expected numbers of at most 4300 digits",
+    ),
     "an array cut short": (
         "a.json",
         b'[{"text": "x"}, {"text": "sec',
@@ -193,6 +248,120 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "an array not in UTF-8": ("a.json", b'[{"text": "\xff"}]', "row 1: expected text in UTF-8"),
     "a Parquet file that is none": ("a.parquet", b"PAR1 secret", "expected a whole Parquet file"),
 }
+
+
+ONE_ROW: dict[str, dict[str, Any]] = {
+    "text": {"text": "x"},
+    "a conversation": {"messages": [{"role": "user", "content": "x"}]},
+    "a conversation in two": {"prompt": [{"role": "user", "content": "x"}], "completion": [{"role": "assistant", "content": "y"}]},
+    "a text with a list": {"text": "x", "tags": ["a"], "parts": [{"b": 1}], "about": {"c": 1}},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("name", ONE_ROW)
+def test_one_row_is_a_row_and_no_other_shape(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_text(json.dumps(ONE_ROW[name]) + "\n\n")
+    assert read(tmp_path / file) == [ONE_ROW[name]]
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.json"])
+def test_rows_in_lines_are_not_asked_for_another_shape(tmp_path: Path, file: str) -> None:
+    """The first of them alone would pass for columns."""
+    (tmp_path / file).write_text('{"a": ["x"]}\n{"a": ["y"]}\n')
+    assert len(read(tmp_path / file)) == 2
+
+
+def test_a_file_too_large_for_one_object_is_read_by_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_MAX_ROW_BYTES", 10)
+    (tmp_path / "a.json").write_text('{\n "text": "secret"\n}')
+    assert "line 1: expected one whole JSON object on the line" in refusal(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("depth", [257, 500, 700, 900, 100_000])
+@pytest.mark.parametrize("file", ["a.jsonl", "a.json"])
+def test_what_nests_deeper_than_rows_are_walked_is_refused_in_the_same_words(tmp_path: Path, file: str, depth: int) -> None:
+    row = b'{"text": "x", "n": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+    (tmp_path / file).write_bytes(row + b"\n" if file == "a.jsonl" else b"[" + row + b"]")
+    assert "1: expected an object that is not nested so deep (more than 256 levels)" in refusal(tmp_path / file)
+
+
+def test_what_nests_as_deep_as_rows_are_walked_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "x", "n": ' + b"[" * 255 + b"]" * 255 + b"}\n")
+    assert len(read(tmp_path / "a.jsonl")) == 1
+
+
+def parquet(path: Path) -> int:
+    """Writes a file of 4,000 rows in several pages; its size."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"text": "".join(random.Random(i).choices("abcdefgh", k=50))} for i in range(4000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, data_page_size=4096, row_group_size=1000)
+    return path.stat().st_size
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_parquet_file_with_a_hole_is_refused_by_name(tmp_path: Path, share: float) -> None:
+    """As an interrupted download or a sparse copy leaves it: the footer is whole, and pages in the middle are zeros."""
+    path = tmp_path / "a.parquet"
+    size = parquet(path)
+    with path.open("r+b") as file:
+        file.seek(int(size * share))
+        file.write(bytes(6000))
+    message = refusal(path)
+    assert "data set d, file a.parquet, row " in message
+    assert "expected a whole Parquet file" in message
+
+
+def test_an_error_of_the_storage_is_not_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet
+
+    parquet(tmp_path / "a.parquet")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        read(tmp_path / "a.parquet")
+
+
+UNREADABLE = {"string": b"\xff\xfe", "timestamp[us, tz=Nowhere/X]": 1, "duration[s]": 2**62}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_value_of_a_parquet_file_that_python_cannot_tell_is_refused_by_row_and_column(tmp_path: Path, kind: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    types = {
+        "string": pyarrow.binary(),
+        "timestamp[us, tz=Nowhere/X]": pyarrow.timestamp("us", tz="Nowhere/X"),
+        "duration[s]": pyarrow.duration("s"),
+    }
+    column = pyarrow.array([None] * 300 + [UNREADABLE[kind]], types[kind])
+    if kind == "string":
+        column = pyarrow.Array.from_buffers(pyarrow.string(), 301, column.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"] * 301, "more": column}), tmp_path / "a.parquet")
+    assert f"a.parquet, row 301: expected a value of type {kind} that can be read, in column 'more'" in refusal(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("depth", ["column", "member of a struct", "member of a struct in a list"])
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path, depth: str) -> None:
+    """As a member that a JSON object has twice: the first would be lost."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    table = pyarrow.table(texts, names=["text", "text"])
+    if depth != "column":
+        struct = pyarrow.StructArray.from_arrays(texts, names=["text", "text"])
+        column = struct if depth == "member of a struct" else pyarrow.ListArray.from_arrays([0, 1], struct)
+        table = pyarrow.table([column], names=["messages"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert "file a.parquet, row 1: expected each column once, and 'text' is there 2 times" in refusal(tmp_path / "a.parquet")
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
@@ -283,7 +452,8 @@ OTHERS: dict[str, tuple[list[str], str]] = {
     "shards of another name": (["data/full-00000-of-00002.parquet", "data/full-00001-of-00002.parquet"], "set split: full"),
     "a folder of another name": (["en/a.jsonl", "en/b.jsonl"], "set split: en"),
     "too deep": (["a/b/c/d.jsonl"], "it has a/b/c/d.jsonl; name the file train.jsonl, or its folder train"),
-    "many": ([f"part{i}.jsonl" for i in range(9)], "it has part0.jsonl, part1.jsonl, part2.jsonl, part3.jsonl, part4.jsonl and 4 more; set split: part0"),
+    "many": ([f"part{i}.jsonl" for i in range(9)], "it has part0.jsonl, part1.jsonl, part2.jsonl, part3.jsonl, part4.jsonl and 4 more; put those that belong together into a folder train, or set split to one of part0, part1"),
+    "parts of one split": (["train_1.jsonl", "train_2.jsonl"], "it has train_1.jsonl, train_2.jsonl; put those that belong together into a folder train, or set split to one of train_1, train_2"),
     "compressed": (["train.jsonl.gz"], "train.jsonl.gz is compressed (gzip): unpack it"),
     "of another kind": (["train.csv", "train_more.jsonl"], "train.csv is of another kind: write it as one of these"),
     "nothing that is read": (["notes.txt"], "it has notes.txt; check source, split and testSplit"),
@@ -306,6 +476,71 @@ def test_a_split_that_no_file_holds_is_refused_with_what_is_there_and_what_to_do
     assert refused.value.reason == "DatasetNotFound"
     assert "no jsonl, json or parquet file for split train" in refused.value.message
     assert words in refused.value.message
+
+
+SHARDS: dict[str, tuple[list[str], str]] = {
+    "one in the middle": (["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"], "lacks train-00001-of-00003.parquet,"),
+    "the last": (["data/train-00000-of-00002.jsonl"], "lacks data/train-00001-of-00002.jsonl,"),
+    "counted from one": (["train-1-of-3.json", "train-3-of-3.json"], "lacks train-2-of-3.json,"),
+    "within a folder": (["train/part-00001-of-00002.parquet"], "lacks train/part-00000-of-00002.parquet,"),
+    "many": (
+        ["train-00000-of-00008.jsonl"],
+        "lacks train-00001-of-00008.jsonl, train-00002-of-00008.jsonl, train-00003-of-00008.jsonl, "
+        "train-00004-of-00008.jsonl, train-00005-of-00008.jsonl and 2 more,",
+    ),
+    "one of another kind": (["train-00000-of-00002.parquet", "train-00001-of-00002.jsonl"], "lacks train-00000-of-00002.jsonl,"),
+}
+
+
+def made(folder: Path, names: list[str]) -> Path:
+    for file in names:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_split_whose_files_count_more_than_there_are_is_refused(tmp_path: Path, name: str) -> None:
+    names, words = SHARDS[name]
+    with pytest.raises(StageError) as refused:
+        located(made(tmp_path / "data", names), tmp_path)
+    assert refused.value.reason == "DatasetNotFound"
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_shards_may_be_counted_from_one(tmp_path: Path, first: int) -> None:
+    names = [f"train-{first + i:05}-of-00003-{'abc'[i]}.parquet" for i in range(3)]
+    found = located(made(tmp_path / "data", names), tmp_path)
+    assert [path.name for path in found.train.files] == names
+    assert found.warnings == []
+
+
+UNREAD: dict[str, tuple[list[str], list[str]]] = {
+    "other kinds in a folder": (["train/a.jsonl", "train/b.jsonl.gz", "train/c.csv"], ["train/b.jsonl.gz", "train/c.csv"]),
+    "another format": (["train.jsonl", "train.json", "train.parquet"], ["train.json", "train.parquet"]),
+    "another format below data": (["train.jsonl", "data/train-00000-of-00001.parquet"], ["data/train-00000-of-00001.parquet"]),
+    "deeper": (["train/c.jsonl", "train/a/b.jsonl"], ["train/a/b.jsonl"]),
+    "compressed beside": (["train.jsonl", "train.jsonl.zst"], ["train.jsonl.zst"]),
+    "no suffix": (["train.jsonl", "train/.part"], []),
+    "other splits": (["train.jsonl", "test.json", "retrain.json", "train_2.jsonl", "notes/train.json"], []),
+    "files about it": (["train/a.jsonl", "train/README.md", "train/_SUCCESS", "train/.a.jsonl.crc", "train/dataset_info.json"], []),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_files_of_a_split_that_are_not_read_are_named_in_a_warning(tmp_path: Path, name: str) -> None:
+    names, unread = UNREAD[name]
+    warnings = located(made(tmp_path / "data", [*names, "exam.jsonl"]), tmp_path, testSplit="exam").warnings
+    if not unread:
+        assert warnings == []
+    else:
+        [warning] = warnings
+        assert f"data set d: files of split train that are not read: {', '.join(unread)}; rows that" in warning
+
+
+def test_what_both_splits_read_is_read(tmp_path: Path) -> None:
+    assert located(made(tmp_path / "data", ["all.jsonl"]), tmp_path, split="all", testSplit="all").warnings == []
 
 
 def test_a_single_file_that_is_compressed(tmp_path: Path) -> None:
@@ -343,14 +578,46 @@ def test_a_folders_file_that_is_a_link_must_lead_to_a_file_on_its_claim(tmp_path
     assert refused.value.reason == reason
 
 
-def test_a_link_to_a_folder_outside_is_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("inside", [True, False], ids=["on its claim", "outside"])
+@pytest.mark.parametrize(
+    ("link", "beside"), [("train", None), ("data", None), ("data/train", None), ("train/more", "train/a.jsonl"), ("train", "train.jsonl")]
+)
+def test_a_link_to_a_folder_of_the_split_is_named_and_not_followed(tmp_path: Path, link: str, beside: str | None, inside: bool) -> None:
     claim = OnClaim(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/a.jsonl").write_text("{}")
-    (claim.root / "data/train").symlink_to("../../elsewhere")
-    with pytest.raises(StageError) as refused:
+    elsewhere = (claim.root if inside else tmp_path) / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "train.jsonl").write_text("{}")
+    for path in (beside, link):
+        (claim.root / "data" / (path or "")).parent.mkdir(exist_ok=True)
+    if beside:
+        (claim.root / "data" / beside).write_text("{}")
+    (claim.root / "data" / link).symlink_to(elsewhere)
+    with pytest.raises(
+        StageError, match=f"data set d: {link} is a link to a folder, which is not followed; put the folder itself"
+    ) as refused:
         claim.locate("pvc://c/data")
-    assert refused.value.reason in ("UnsafePath", "DatasetNotFound")
+    assert refused.value.reason == "DatasetNotFound"
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "data", ["train.jsonl", "train/a.jsonl"])
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("data/train"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError):
+        located(tmp_path / "data", tmp_path)
+
+
+def test_a_link_to_a_folder_of_something_else_does_not_matter(tmp_path: Path) -> None:
+    claim = OnClaim(tmp_path)
+    (claim.root / "data/train.jsonl").write_text("{}")
+    (claim.root / "data/old").symlink_to(claim.root)
+    assert claim.locate("pvc://c/data").warnings == []
 
 
 def test_a_link_within_the_claim_is_followed(tmp_path: Path) -> None:

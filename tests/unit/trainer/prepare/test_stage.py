@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finetune_api.answer import StageResult
-from finetune_api.outcome import ExitCode
+from finetune_api.outcome import ExitCode, Reason
 from finetune_api.run import LocalRunSpec, Stage
 from finetune_trainer.__main__ import main, run_stage
 from finetune_trainer.errors import StageError
@@ -283,6 +283,29 @@ def test_the_report_shows_one_row_with_what_is_trained_marked(tmp_path: Path, mo
     assert result.dataset.report == f"file://{prepared.folder / 'report.md'}"
 
 
+def test_names_that_utf8_cannot_write_are_written_escaped(tmp_path: Path, model: Path) -> None:
+    """Half a surrogate pair, which JSON may name: it was met when all the work was done."""
+    source = write_rows(tmp_path / "d.jsonl", [question(i, **{"\ud800x": 1}) for i in range(30)])
+    result, _ = Job(tmp_path, model, {"name": "d", "source": source}).prepare()
+    assert "data set d: columns that are not read: \\ud800x" in result.warnings
+    assert "ud800x" in result.termination_message()
+    report = json.loads(next((tmp_path / "out/job/prepare").glob("*/report.json")).read_bytes())
+    assert report["byDataset"]["d"]["notRead"] == ["\ud800x"]
+
+
+def test_files_of_a_split_that_are_not_read_are_in_the_answer(tmp_path: Path, model: Path) -> None:
+    write_rows(tmp_path / "data/train/a.jsonl", [question(i) for i in range(30)])
+    write_rows(tmp_path / "data/train/b/c.jsonl", [question(i) for i in range(30)])
+    result, _ = Job(tmp_path, model, {"name": "d", "source": str(tmp_path / "data")}).prepare()
+    assert any("split train that are not read: train/b/c.jsonl" in warning for warning in result.warnings)
+
+
+def test_a_refusal_may_name_what_utf8_cannot_write() -> None:
+    with pytest.raises(StageError) as refused:
+        raise StageError(Reason.INVALID_DATASET, "column \udcff")
+    assert refused.value.message == "column \\udcff"
+
+
 BAD_ROWS: dict[str, tuple[list[Any] | str, dict[str, Any], str, str]] = {
     "a broken line": ('{"text": "x"}\n{"text": "' + SECRET, {}, "InvalidDataset", "line 2"),
     "an empty file": ("", {}, "EmptyDataset", "has no rows"),
@@ -331,7 +354,8 @@ def test_a_gate_that_no_row_could_answer_is_refused_before_training(
 
 def edit(name: str, **changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        write_json(folder / name, json.loads((folder / name).read_text()) | changes)
+        written = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        write_json(folder / name, written | changes)
 
     return change
 
@@ -387,6 +411,71 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "ends an answer with token ",
     ),
     "an eos that is no token": (edit("tokenizer_config.json", eos_token="</nothing>"), "InvalidTokenizer", "eos_token"),
+}  # fmt: skip
+
+
+def instead(name: str, content: bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def a_folder(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+
+    return change
+
+
+def odd(file: str, member: str, value: Any, words: str) -> tuple[Callable[[Path], None], str, str]:
+    """A member of a kind that transformers never writes, and what it is said to be."""
+    reason = "InvalidTokenizer" if file == "tokenizer_config.json" else "InvalidModel"
+    return edit(file, **{member: value}), reason, f"{file}: {words}"
+
+
+NUMBER, TOKENS = "must be a whole number, at least 1, and is ", "must be a whole number from 0, or a list of them, and is "
+BAD_MODELS |= {
+    "a text model that is text": odd("config.json", "text_config", "x", "text_config must be an object, and is text"),
+    "a size of a text model": odd("config.json", "text_config", {"vocab_size": "x"}, f"text_config.vocab_size {NUMBER}text"),
+    "no heads": odd("config.json", "num_attention_heads", 0, f"num_attention_heads {NUMBER}0"),
+    "a list of heads": odd("config.json", "num_attention_heads", [4], f"num_attention_heads {NUMBER}a list"),
+    "half a layer": odd("config.json", "num_hidden_layers", 1.5, f"num_hidden_layers {NUMBER}1.5"),
+    "yes for a size": odd("config.json", "hidden_size", True, f"hidden_size {NUMBER}true"),
+    "a vocabulary below nothing": odd("config.json", "vocab_size", -1, f"vocab_size {NUMBER}-1"),
+    "a vocabulary in words": odd("config.json", "vocab_size", "many", f"vocab_size {NUMBER}text"),
+    "an architecture that is no list": odd("config.json", "architectures", "LlamaForCausalLM", "architectures must be a list of texts, and is text"),
+    "architectures of numbers": odd("config.json", "architectures", [1], "architectures must be a list of texts, and is a list"),
+    "a type that is a list": odd("config.json", "model_type", ["llama"], "model_type must be text, and is a list"),
+    "a flag in words": odd("config.json", "tie_word_embeddings", "false", "tie_word_embeddings must be true or false, and is text"),
+    "an end by name": odd("generation_config.json", "eos_token_id", "<|im_end|>", f"eos_token_id {TOKENS}text"),
+    "ends within a list": odd("generation_config.json", "eos_token_id", [[2]], f"eos_token_id {TOKENS}a list"),
+    "a list without ends": odd("generation_config.json", "eos_token_id", [], f"eos_token_id {TOKENS}an empty list"),
+    "an end below nothing": odd("generation_config.json", "eos_token_id", -1, f"eos_token_id {TOKENS}-1"),
+    "added tokens that are text": odd("tokenizer_config.json", "added_tokens_decoder", "x", "added_tokens_decoder must be an object, and is text"),
+    "added tokens in a list": odd("tokenizer_config.json", "added_tokens_decoder", ["x"], "added_tokens_decoder must be an object, and is a list"),
+    "added tokens without ids": odd("tokenizer_config.json", "added_tokens_decoder", {"x": {"content": "y"}}, "added_tokens_decoder must be an object whose members are called by token ids"),
+    "an added token without content": odd("tokenizer_config.json", "added_tokens_decoder", {"2": {}}, "added_tokens_decoder.2.content must be text, and is null"),
+    "an added token that is nothing": odd("tokenizer_config.json", "added_tokens_decoder", {"2": None}, "added_tokens_decoder.2 must be text, or an object with content, and is null"),
+    "an added token's flag": odd("tokenizer_config.json", "added_tokens_decoder", {"400": {"content": "zz", "special": "no"}}, "added_tokens_decoder.400.special must be true or false"),
+    "a named token that is a number": odd("tokenizer_config.json", "eos_token", 2, "eos_token must be text, or an object with content, and is 2"),
+    "a bos in words": odd("tokenizer_config.json", "add_bos_token", "yes", "add_bos_token must be true or false, and is text"),
+    "a name that is no text": (edit("config.json", model_type="\ud800"), "InvalidModel", "config.json holds half a surrogate pair"),
+    "a token that is no text": (edit("special_tokens_map.json", eos_token="\ud800"), "InvalidTokenizer", "special_tokens_map.json holds half a surrogate pair"),
+    "a template that is no text": (edit("tokenizer_config.json", chat_template="\ud800"), "InvalidTokenizer", "tokenizer_config.json holds half a surrogate pair"),
+    "a template that prints no text": (edit("tokenizer_config.json", chat_template="{{ '\\ud800' }}"), "InvalidDataset", "RefusedByTemplate"),
+    "a config that is a list": (instead("config.json", b"[]"), "InvalidModel", "config.json must hold a JSON object"),
+    "a config without end": (instead("config.json", b"[" * 100_000), "InvalidModel", "config.json is not JSON"),
+    "a tokenizer's config cut short": (instead("tokenizer_config.json", b"{"), "InvalidTokenizer", "tokenizer_config.json is not JSON"),
+    "a template that is not UTF-8": (instead("chat_template.jinja", b"ab\xff"), "InvalidTemplate", "chat_template.jinja is not text in UTF-8 (byte 3)"),
+    "a template that is a number": (edit("tokenizer_config.json", chat_template=5), "InvalidTemplate", "tokenizer_config.json: chat_template must be text, or a list"),
+    "a template in a list": (edit("tokenizer_config.json", chat_template=["x"]), "InvalidTemplate", "tokenizer_config.json: chat_template must be text, or a list"),
+    "a template of numbers": (edit("tokenizer_config.json", chat_template=[{"name": "default", "template": 1}]), "InvalidTemplate", "chat_template must be text, or a list"),
+    "a template for tools alone": (edit("tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "x"}]), "InvalidTemplate", "chat_template has 'tool_use' and no 'default'"),
+    "a generation config that is a folder": (a_folder("generation_config.json"), "InvalidModel", "generation_config.json is a folder; expected a file"),
+    "a tokenizer that is a folder": (a_folder("tokenizer.json"), "InvalidTokenizer", "tokenizer.json is a folder; expected a file"),
+    "a template that is a folder": (a_folder("chat_template.jinja"), "InvalidTemplate", "chat_template.jinja is a folder; expected a file"),
 }  # fmt: skip
 
 

@@ -26,6 +26,10 @@ class Listed(Protocol):
         """Their paths within the source."""
 
     @property
+    def linked_folders(self) -> list[str]:
+        """Links within the source that lead to folders: what lies behind them is none of `files`."""
+
+    @property
     def revision(self) -> str | None:
         """The commit that they are of; None where a source has none."""
 

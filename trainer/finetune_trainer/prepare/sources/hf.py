@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -101,6 +101,7 @@ class Repository:
     files: list[str]
     revision: str
     is_one_file: bool = False
+    linked_folders: list[str] = field(default_factory=list)
 
     def fetch(self, names: Sequence[str]) -> Path:
         """Errors: see `Hub.download`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.outcome import Reason
@@ -24,6 +25,7 @@ class Folder:
     files: list[str]
     is_one_file: bool
     claim: Path | None
+    linked_folders: list[str] = field(default_factory=list)
     revision: None = None
 
     def fetch(self, names: Sequence[str]) -> Path:
@@ -54,6 +56,20 @@ def list_folder(asked: Asked, run: RunSpec) -> Folder:
     claim = Path(run.claims[asked.location.claim]) if isinstance(asked.location, ClaimPath) else None
     if not path.is_dir():
         return Folder(asked, path.parent, [path.name], is_one_file=True, claim=claim)
-    found = path.iterdir() if asked.kind == "model" else path.rglob("*")
-    names = [file.relative_to(path).as_posix() for file in found if file.is_file() or (file.is_symlink() and not file.is_dir())]
-    return Folder(asked, path, names, is_one_file=False, claim=claim)
+    names, links = [], []
+    for found in path.iterdir() if asked.kind == "model" else _tree(path):
+        if found.is_file() or (found.is_symlink() and not found.is_dir()):
+            names.append(found.relative_to(path).as_posix())
+        elif found.is_symlink():
+            links.append(found.relative_to(path).as_posix())
+    return Folder(asked, path, names, is_one_file=False, claim=claim, linked_folders=links)
+
+
+def _tree(path: Path) -> Iterator[Path]:
+    """Everything below a folder, links not followed. Errors: OSError for a folder that cannot be listed: `rglob` would pass it over."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for folder, folders, files in os.walk(path, onerror=stop):
+        yield from (Path(folder, name) for name in (*folders, *files))
