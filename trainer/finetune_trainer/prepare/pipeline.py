@@ -117,6 +117,7 @@ class Pipeline:
             done += part.files.size_bytes
         for dataset, found in files:
             self._account(dataset, readers[dataset.name], found.revision)
+            self._refuse_unprinted(dataset)
             self._refuse_if_useless(dataset)
         self._refuse_unknown_group()
         if not self.writers["train"].rows:
@@ -188,7 +189,9 @@ class Pipeline:
         for candidate, name in split:
             try:
                 texts = self._encoder.render(candidate.example)
-                self._watch_members(candidate)
+                if isinstance(candidate.example, Conversation):
+                    ends = [len(text.prompt_messages) for text in texts]
+                    self.members[part.dataset.name].look(candidate.example, ends, candidate.location)
             except RowDropped as error:
                 self._refuse_own_system_message(part.dataset, candidate, error)
                 counts.drop(error.reason, candidate.location, error.words)
@@ -206,15 +209,14 @@ class Pipeline:
             for text in texts[-1:] if name.endswith("test") else texts:
                 yield _Placed(candidate, name, text, last=text is texts[-1])
 
-    def _watch_members(self, candidate: Candidate) -> None:
-        """Errors: StageError(NotRendered) where the template leaves out what a row cannot be without."""
-        if not isinstance(candidate.example, Conversation):
-            return
-        lacking = self.members[candidate.location.dataset].look(candidate.example)
+    def _refuse_unprinted(self, dataset: Dataset) -> None:
+        """Errors: StageError(NotRendered) where the template printed of no row what a row cannot be without."""
+        lacking = self.members[dataset.name].lacking() if dataset.name in self.members else None
         if lacking:
+            member, location = lacking
             raise StageError(
                 Reason.NOT_RENDERED,
-                f"{candidate.location}: the chat template prints nothing of the {lacking}, so they would be lost; set model.chatTemplate "
+                f"{location}: the chat template prints nothing of the {member}, so they would be lost; set model.chatTemplate "
                 "to one that prints them, or write them into the messages' content",
             )
 
