@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,7 @@ from finetune_api.outcome import Reason
 from finetune_api.sections.data import Columns, Dataset, DatasetFormat
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.prepare import json_text
 from finetune_trainer.prepare.chat_template import ChatTemplate
 
 Record = Mapping[str, Any]
@@ -174,8 +175,11 @@ class RowReader:
         return cleaned
 
     def _note_unread(self, record: Record, read: set[str]) -> None:
+        self._tell_unread(name for name in _given(record) if name not in read)
+
+    def _tell_unread(self, names: Iterable[str]) -> None:
         if len(self.unread) < _KEPT_NAMES:
-            self.unread.update(name for name, value in record.items() if name not in read and value not in (None, "", [], {}))
+            self.unread.update(names)
 
     def _value(self, used: Record, name: str) -> Any:
         if name not in used:
@@ -208,8 +212,8 @@ class RowReader:
         _check_order(messages)
         untrained = frozenset(position for position, message in enumerate(messages) if not _is_trained(message))
         shown = [{name: value for name, value in message.items() if not _says_untrained(message, name)} for message in messages]
-        tools = read_tools(used.get("tools"))
-        self.unread.update(_lost_of_tools(used.get("tools"), tools))
+        tools, lost = read_tools(used.get("tools"))
+        self._tell_unread(lost)
         return Conversation(shown, tools, first_trained, untrained)
 
     def _read_messages(self, listed: Any, role_name: str, content_name: str) -> list[dict[str, Any]]:
@@ -416,8 +420,8 @@ def _tool_call(call: Any) -> dict[str, Any]:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json_text.parse(text)
+    except ValueError as error:
         raise RowDropped("InvalidToolCall") from error
 
 
@@ -475,16 +479,18 @@ def _earlier_turns(history: Any, column: str) -> list[dict[str, Any]]:
     return messages
 
 
-def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """The functions that a conversation's assistant may call, as servers hand them to templates; None where there are none.
+def read_tools(value: Any) -> tuple[list[dict[str, Any]] | None, set[str]]:
+    """The functions that a conversation's assistant may call, as servers hand them to templates, None where there are none; and the
+    members of them that no client can send.
 
     Errors: RowInvalid.
     """
     try:
-        value = json.loads(value) if isinstance(value, str) and value.strip() else value
+        value = json_text.parse(value) if isinstance(value, str) and value.strip() else value
         listed = [value] if isinstance(value, dict) else value or []
-        return [_tool(json.loads(tool) if isinstance(tool, str) else tool) for tool in listed] or None
-    except (ValueError, TypeError, RecursionError) as error:
+        written = [json_text.parse(tool) if isinstance(tool, str) else tool for tool in listed]
+        return [_tool(tool) for tool in written] or None, {name for tool in written for name in _lost_of_tool(tool)}
+    except (ValueError, TypeError) as error:
         raise RowInvalid("a list of functions, each with a name and a JSON schema of its parameters, in 'tools'") from error
 
 
@@ -495,7 +501,7 @@ _TOOL_MEMBERS: dict[str, Any] = {"name": "", "description": "", "parameters": {}
 def _tool(tool: Any) -> dict[str, Any]:
     if not isinstance(tool, dict):
         raise TypeError
-    function = tool.get("function", tool if isinstance(tool.get("name"), str) else None)
+    function = _function(tool)
     if function is None:
         return tool
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -504,12 +510,24 @@ def _tool(tool: Any) -> dict[str, Any]:
     return {"type": "function", "function": known}
 
 
-def _lost_of_tools(value: Any, tools: list[dict[str, Any]] | None) -> Iterator[str]:
-    """Members of functions that a client cannot send. `strict` is none: it says how a server decodes."""
-    listed = value if isinstance(value, list) else [value]
-    for tool in listed if tools else []:
-        function = tool.get("function", tool) if isinstance(tool, dict) else {}
-        yield from (f"tools.function.{name}" for name in function if name not in (*_TOOL_MEMBERS, "strict", "type", "function"))
+def _function(tool: Record) -> Any:
+    """What a tool says of its function; None for a tool that is none."""
+    return tool.get("function", tool if isinstance(tool.get("name"), str) else None)
+
+
+def _lost_of_tool(tool: Record) -> Iterator[str]:
+    """Members of a function, and beside it, that a client cannot send. `strict` is none: it says how a server decodes."""
+    function = _function(tool)
+    if function is None:
+        return
+    yield from (f"tools.function.{name}" for name in _given(function) if name not in (*_TOOL_MEMBERS, "strict", "type"))
+    if function is not tool:
+        yield from (f"tools.{name}" for name in _given(tool) if name not in ("type", "function"))
+
+
+def _given(value: Record) -> Iterator[str]:
+    """Members that hold something."""
+    return (name for name, member in value.items() if member not in (None, "", [], {}))
 
 
 def _check_order(messages: list[dict[str, Any]]) -> None:

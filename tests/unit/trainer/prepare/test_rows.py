@@ -158,10 +158,22 @@ def test_tools_are_read_however_they_are_written(tools: Any) -> None:
     assert json.dumps(example.tools) == json.dumps([AS_SERVED])
 
 
-def test_what_no_client_can_send_of_a_tool_is_known() -> None:
+RETURNS = {**BARE, "return": {"type": "string"}}
+LOST: dict[str, tuple[Any, set[str]]] = {
+    "a list": ([RETURNS], {"tools.function.return"}),
+    "a list written as text": (json.dumps([RETURNS]), {"tools.function.return"}),
+    "a list of texts": ([json.dumps({"type": "function", "function": RETURNS})], {"tools.function.return"}),
+    "members beside the function": ([{**TOOL, "description": "counts", "examples": [1], "note": None}], {"tools.description", "tools.examples"}),
+    "a tool that is no function": ([{"type": "code_interpreter", "container": "auto"}], set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_no_client_can_send_of_a_tool_is_known(name: str) -> None:
+    tools, lost = LOST[name]
     one = reader()
-    one.read({"messages": [ASKED, ANSWERED], "tools": [{**BARE, "return": {"type": "string"}}]})
-    assert one.unread == {"tools.function.return"}
+    one.read({"messages": [ASKED, ANSWERED], "tools": tools})
+    assert one.unread == lost
 
 
 @pytest.mark.parametrize("tools", [None, "", [], "[]"])
@@ -216,6 +228,13 @@ DROPPED: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": '}}]}]},
         "InvalidToolCall",
     ),
+    **{
+        f"arguments that are no strict JSON, {text}": (
+            {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": text}}]}]},
+            "InvalidToolCall",
+        )
+        for text in ('{"a": 1, "a": 2}', '{"a": {"b": 1, "b": 1}}', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e400}')
+    },
     "arguments that are no object": (
         {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
         "InvalidToolCall",
@@ -243,6 +262,11 @@ INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "messages that are text": ({"format": "Messages"}, {"messages": "secret"}, "a list of messages"),
     "messages without roles": ({"format": "Messages"}, {"messages": [{"content": "secret"}]}, "'role'"),
     "a weight in between": ({}, {"messages": [ASKED, {**ANSWERED, "weight": 0.5}]}, "0 or 1"),
+    "tools whose text names a member twice": (
+        {},
+        {"messages": [ASKED, ANSWERED], "tools": '[{"name": "secret", "name": "f"}]'},
+        "in 'tools'",
+    ),
     "tools that are none": ({}, {"messages": [ASKED, ANSWERED], "tools": "secret"}, "in 'tools'"),
     "a history of another shape": ({}, {"instruction": "a", "output": "b", "history": ["secret"]}, "[question, answer] pairs in 'history'"),
     "a column of another format is named": ({"columns": {"prompt": "text"}}, {"text": "secret"}, "has no columns.prompt"),
