@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class Pipeline:
         self.lengths = np.zeros(run.training.max_length + 1, dtype=np.int64)
         self.samples = Samples()
         self.unread: dict[str, set[str]] = {}
+        self.notes: dict[str, Counter[str]] = {}
         self.members = {dataset.name: PrintedMembers(encoder.template) for dataset in run.datasets if encoder.template}
         brought = [f"{dataset.name}/test" for dataset in run.datasets if dataset.test_split]
         self.writers = {name: SetWriter(folder, name, held_out=name not in ("train", "validation")) for name in (*SPLITS, *brought)}
@@ -131,6 +133,7 @@ class Pipeline:
         counts = self.counts[dataset.name]
         counts.format, counts.revision, counts.cleaned = str(reader.format), revision, reader.cleaned
         self.unread[dataset.name] = reader.unread - {self._run.preparation.split.group_by}
+        self.notes[dataset.name] = reader.notes
         missing = reader.never_found()
         if missing and counts.rows_in:
             raise StageError(Reason.INVALID_DATASET, f"data set {dataset.name}: {missing}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -128,7 +129,8 @@ _KEPT_NAMES = 64
 class RowReader:
     """Reads the records of one data set. The format is told once, from the first record, and holds for all.
 
-    `unread`: columns with values that nothing reads; `cleaned`: rows that lost control characters.
+    `unread`: columns with values that nothing reads; `notes`: what else is not read, as sentences, with the number of rows; `cleaned`: rows
+    that lost control characters.
     """
 
     def __init__(self, dataset: Dataset, template: ChatTemplate | None) -> None:
@@ -138,6 +140,7 @@ class RowReader:
         self._found: set[str] = set()
         self.format = dataset.format
         self.unread: set[str] = set()
+        self.notes: Counter[str] = Counter()
         self.cleaned = 0
 
     def read(self, record: Record) -> Example:
@@ -206,28 +209,42 @@ class RowReader:
                 "set model.chatTemplate (type Named, named ChatML, where the tokenizer has its tokens)",
             )
         system = self._system(used)
-        if system and messages and messages[0]["role"] not in ("system", "developer"):
+        if messages and messages[0]["role"] in ("system", "developer"):
+            self._note_other_system(used, messages[0]["content"])
+        elif system and messages:
             messages = [{"role": "system", "content": system}, *messages]
             first_trained += 1 if first_trained else 0
         _check_order(messages)
         untrained = frozenset(position for position, message in enumerate(messages) if not _is_trained(message))
-        shown = [{name: value for name, value in message.items() if not _says_untrained(message, name)} for message in messages]
+        self.notes[_WEIGHED_QUESTIONS] += any(_is_weighed_in_vain(message) for message in messages)
+        shown = [{name: value for name, value in message.items() if name not in _WEIGHTS} for message in messages]
         tools, lost = read_tools(used.get("tools"))
         self._tell_unread(lost)
         return Conversation(shown, tools, first_trained, untrained)
 
-    def _read_messages(self, listed: Any, role_name: str, content_name: str) -> list[dict[str, Any]]:
+    def _note_other_system(self, used: Record, said: str) -> None:
+        """The system message that stands in a conversation is kept; a column with another is of no use there."""
+        column = self._optional_text(used, "system").strip()
+        words = (
+            f"the column {self._column('system')!r} is not read, as the conversation begins with another system message; keep one of them"
+        )
+        self.notes[words] += bool(column) and column != said.strip()
+
+    def _read_messages(self, used: Record, name: str, members: tuple[str, str] = ("role", "content")) -> list[dict[str, Any]]:
         calls_as_text = self._template is not None and not self._template.prints_tool_calls
-        return read_messages(listed, role_name, content_name, calls_as_text)
+        messages = MessageReader(members, calls_as_text)
+        read = messages.read(self._value(used, name))
+        self._tell_unread(f"{self._column(name)}.{member}" for member in messages.unread)
+        return read
 
     def _messages(self, used: Record) -> Example:
-        return self._conversation(self._read_messages(self._value(used, "messages"), "role", "content"), used)
+        return self._conversation(self._read_messages(used, "messages"), used)
 
     def _sharegpt(self, used: Record) -> Example:
         listed = self._value(used, "conversations")
-        first = listed[0] if isinstance(listed, list) and listed else {}
-        names = ("role", "content") if isinstance(first, dict) and "role" in first else ("from", "value")
-        return self._conversation(self._read_messages(listed, *names), used)
+        first = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
+        members = ("role", "content") if "role" in first and "from" not in first else ("from", "value")
+        return self._conversation(self._read_messages(used, "conversations", members), used)
 
     def _alpaca(self, used: Record) -> Example:
         instruction, answer = self._text(used, "instruction"), self._text(used, "output")
@@ -240,8 +257,8 @@ class RowReader:
     def _prompt_completion(self, used: Record) -> Example:
         prompt, completion = self._value(used, "prompt"), self._value(used, "completion")
         if isinstance(prompt, list) and isinstance(completion, list):
-            asked = self._read_messages(prompt, "role", "content")
-            return self._conversation(asked + self._read_messages(completion, "role", "content"), used, first_trained=len(asked))
+            asked = self._read_messages(used, "prompt")
+            return self._conversation(asked + self._read_messages(used, "completion"), used, first_trained=len(asked))
         prompt, completion = _text_of(prompt, self._column("prompt")), _text_of(completion, self._column("completion"))
         _require_content(prompt, completion)
         if self._template is not None:
@@ -345,40 +362,57 @@ def _like(names: Sequence[str], known: Sequence[str]) -> str | None:
 _CALL_ROLES = ("function_call", "function-call", "tool_call", "tool-call", "tool_calls")
 
 
-def read_messages(listed: Any, role_name: str, content_name: str, calls_as_text: bool = False) -> list[dict[str, Any]]:
-    """Messages with the roles that templates know; empty system messages are left out. `calls_as_text`: what a turn of role
+class MessageReader:
+    """Reads one row's messages. `members`: what a message's role and content are called; `calls_as_text`: what a turn of role
     function_call holds is its text, because the template prints no tool calls.
 
-    Errors: RowDropped, RowInvalid.
+    `unread`: members that nothing reads, of what was read so far.
     """
-    if listed is None:
-        raise RowDropped("EmptyField")
-    if not isinstance(listed, list):
-        raise RowInvalid(f"a list of messages, each with {role_name!r} and {content_name!r}")
-    messages = [_message(item, role_name, content_name, calls_as_text) for item in listed]
-    if not messages:
-        raise RowDropped("EmptyField")
-    return [message for message in messages if message["role"] != "system" or message["content"]]
 
+    def __init__(self, members: tuple[str, str], calls_as_text: bool = False) -> None:
+        self._role, self._content = members
+        self._calls_as_text = calls_as_text
+        self.unread: set[str] = set()
 
-def _message(item: Any, role_name: str, content_name: str, calls_as_text: bool) -> dict[str, Any]:
-    if not isinstance(item, dict) or not isinstance(item.get(role_name), str):
-        raise RowInvalid(f"messages that are objects with {role_name!r} and {content_name!r}")
-    tag = item[role_name].lower()
-    if tag in _CALL_ROLES:
-        item = _call_turn(item, role_name, content_name, calls_as_text)
-    role = _ROLES.get(item[role_name].lower())
-    if role is None:
-        raise RowDropped("UnknownRole")
-    content = item.get(content_name)
-    if isinstance(content, list):
-        content = _joined_parts(content)
-    text = _text_of(content, content_name) if content is not None else ""
-    extra = {name: value for name, value in item.items() if name not in (role_name, content_name) and value is not None}
-    extra = _with_tool_calls(extra)
-    if not text.strip() and role != "system" and not extra.get("tool_calls"):
-        raise RowDropped("EmptyField")
-    return {"role": role, "content": text, **extra}
+    def read(self, listed: Any) -> list[dict[str, Any]]:
+        """Messages with the roles that templates know; empty system messages are left out. Errors: RowDropped, RowInvalid."""
+        if listed is None:
+            raise RowDropped("EmptyField")
+        if not isinstance(listed, list):
+            raise RowInvalid(f"a list of messages, each with {self._role!r} and {self._content!r}")
+        messages = [self._message(item) for item in listed]
+        if not messages:
+            raise RowDropped("EmptyField")
+        return [message for message in messages if message["role"] != "system" or message["content"]]
+
+    def _message(self, item: Any) -> dict[str, Any]:
+        if not isinstance(item, dict) or not isinstance(item.get(self._role), str):
+            raise RowInvalid(f"messages that are objects with {self._role!r} and {self._content!r}")
+        if item[self._role].lower() in _CALL_ROLES:
+            item = _call_turn(item, self._role, self._content, self._calls_as_text)
+        role = _ROLES.get(item[self._role].lower())
+        if role is None:
+            raise RowDropped("UnknownRole")
+        text = self._text(item.get(self._content))
+        extra = self._extra(item)
+        if not text.strip() and role != "system" and not extra.get("tool_calls"):
+            raise RowDropped("EmptyField")
+        return {"role": role, "content": text, **extra}
+
+    def _text(self, content: Any) -> str:
+        if isinstance(content, list):
+            self.unread.update(f"{self._content}.{name}" for part in content for name in _beside_text(part))
+            return _joined_parts(content)
+        return _text_of(content, self._content) if content is not None else ""
+
+    def _extra(self, item: Record) -> dict[str, Any]:
+        """A message's members beside role and content, its calls as templates expect them."""
+        extra = {name: value for name, value in item.items() if name not in (self._role, self._content) and value is not None}
+        overruled: list[str] = [name for name in ("role", "content") if name in extra]
+        if extra.get("tool_calls") and extra.get("function_call"):
+            overruled.append("function_call")
+        self.unread.update(overruled)
+        return _with_tool_calls({name: value for name, value in extra.items() if name not in overruled})
 
 
 def _call_turn(item: Record, role_name: str, content_name: str, as_text: bool) -> dict[str, Any]:
@@ -438,16 +472,29 @@ def _is_trained(message: Record) -> bool:
     return all(message.get(name, 1) for name in _WEIGHTS)
 
 
-def _says_untrained(message: Record, name: str) -> bool:
-    """Whether a member of a message says what is done: of an assistant's turn either way, of others' that they are not trained."""
-    return name in _WEIGHTS and (message["role"] == "assistant" or message[name] == 0)
+_WEIGHED_QUESTIONS = "weight or train stands on a message that is not the assistant's and is not read: only answers are trained, all of them unless theirs is 0"
+
+
+def _is_weighed_in_vain(message: Record) -> bool:
+    """Whether a message that is no answer asks to be trained."""
+    return len(message) > 2 and message["role"] != "assistant" and any(message.get(name) for name in _WEIGHTS)
 
 
 def _joined_parts(parts: list[Any]) -> str:
     """The text of content given in parts, as multimodal data writes it. Errors: RowDropped(NotText)."""
-    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) and _is_of_text(part) for part in parts):
         raise RowDropped("NotText")
     return "".join(part["text"] for part in parts)
+
+
+def _is_of_text(part: Record) -> bool:
+    """Whether a part says that it is text: `text`, or `input_text` and `output_text` as OpenAI's Responses have it."""
+    return str(part.get("type") or "text").endswith("text")
+
+
+def _beside_text(part: Any) -> Iterator[str]:
+    """What a part of text holds beside it, for instance where it is quoted from."""
+    return (name for name in _given(part) if name not in ("type", "text")) if isinstance(part, dict) else iter(())
 
 
 def _text_of(value: Any, column: str) -> str:

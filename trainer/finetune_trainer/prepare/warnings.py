@@ -43,9 +43,7 @@ def _of_dataset(name: str, counts: DatasetCounts, pipeline: Pipeline) -> Iterato
             f"{factor:.1f} times the tokens; set model.chatTemplate to one that does not, or method.sft.loss to Completion to train last "
             "answers only"
         )
-    unread = sorted(pipeline.unread[name])
-    if unread:
-        yield f"columns that are not read: {', '.join(unread)}"
+    yield from _of_unread(pipeline.unread[name], pipeline.notes[name])
     if counts.quoting:
         yield (
             f"in {counts.quoting} rows messages hold control tokens of this tokenizer, which are taken as text; "
@@ -78,6 +76,12 @@ def _of_members(lost: Mapping[str, Printed]) -> Iterator[str]:
             f"nothing reads {', '.join(switches)}: answers that have it are trained as all others; "
             "weight: 0 or train: false on an assistant's message is what keeps it from being trained"
         )
+
+
+def _of_unread(unread: set[str], notes: Mapping[str, int]) -> Iterator[str]:
+    if unread:
+        yield f"columns that are not read: {', '.join(sorted(unread))}"
+    yield from (f"in {rows} rows {words}" for words, rows in sorted(notes.items()) if rows)
 
 
 def _of_groups(run: RunSpec, pipeline: Pipeline) -> Iterator[str]:

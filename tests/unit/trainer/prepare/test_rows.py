@@ -196,6 +196,52 @@ def test_columns_that_nothing_reads_are_known() -> None:
     assert one.unread == {"category", "id"}
 
 
+TURNS = [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "answer"}]
+CITED = [{"type": "text", "text": "answer", "citations": [1], "cache_control": None}]
+OVERRULED: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "ShareGPT's turns with names of Messages": (
+        {"conversations": [{**TURNS[0], "content": "other", "role": "tool"}, {**TURNS[1], "content": "other"}]},
+        {"conversations.content", "conversations.role"},
+    ),
+    "parts with more than text": ({"messages": [ASKED, {"role": "assistant", "content": CITED}]}, {"messages.content.citations"}),
+    "completions in parts": ({"prompt": [ASKED], "completion": [{"role": "assistant", "content": CITED}]}, {"completion.content.citations"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERRULED)
+def test_members_that_others_overrule_are_known(name: str) -> None:
+    record, unread = OVERRULED[name]
+    one = reader()
+    example = one.read(record)
+    assert isinstance(example, Conversation)
+    assert example.messages == [ASKED, ANSWERED]
+    assert one.unread == unread
+
+
+def test_a_call_in_the_older_member_beside_calls_is_known() -> None:
+    one = reader()
+    both = {"role": "assistant", "tool_calls": [CALL], "function_call": {"name": "other", "arguments": "{}"}}
+    assert one.read({"messages": [ASKED, both, RESULT, ANSWERED]}) == conversation(ASKED, CALLED, RESULT, ANSWERED)
+    assert one.unread == {"messages.function_call"}
+
+
+@pytest.mark.parametrize(("said", "rows"), [("other", 1), (" be kind\n", 0), ("", 0), (None, 0)])
+def test_a_system_column_beside_another_system_message_is_known(said: str | None, rows: int) -> None:
+    one = reader()
+    system = {"role": "system", "content": "be kind"}
+    assert one.read({"messages": [system, ASKED, ANSWERED], "system": said}) == conversation(system, ASKED, ANSWERED)
+    assert {words.split(",")[0]: number for words, number in one.notes.items() if number} == (
+        {"the column 'system' is not read": rows} if rows else {}
+    )
+
+
+@pytest.mark.parametrize(("said", "rows"), [({"weight": 1}, 1), ({"train": True}, 1), ({"weight": 0}, 0)])
+def test_a_question_that_asks_to_be_trained_is_known(said: dict[str, Any], rows: int) -> None:
+    one = reader()
+    assert one.read({"messages": [{**ASKED, **said}, ANSWERED]}) == conversation(ASKED, ANSWERED)
+    assert one.notes.total() == rows
+
+
 def test_rows_that_lost_control_characters_are_counted() -> None:
     one = reader()
     for text in ("a\x00", "b\x1b[31m", "c\r\n", "d"):
@@ -224,6 +270,10 @@ DROPPED: dict[str, tuple[dict[str, Any], str]] = {
     "system in the middle": ({"messages": [ASKED, {"role": "system", "content": "x"}, ANSWERED]}, "RoleOrder"),
     "a role nobody knows": ({"messages": [{"role": "narrator", "content": "x"}, ANSWERED]}, "UnknownRole"),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWERED]}, "NotText"),
+    "an image with words": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "text": "a", "image": "b"}]}, ANSWERED]},
+        "NotText",
+    ),
     "arguments that are broken JSON": (
         {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": '}}]}]},
         "InvalidToolCall",

@@ -658,6 +658,11 @@ KEPT: dict[str, Kept] = {
         warnings=("nothing reads mask of assistant messages (4 rows), trainable of assistant messages (4 rows): answers that have it are trained",),
         silent=("chatTemplate",),
     ),
+    "questions that ask to be trained": Kept(
+        [{"messages": [{"role": "user", "content": f"q {i}", "weight": 1}, {"role": "assistant", "content": "a"}]} for i in range(4)],
+        warnings=("in 4 rows weight or train stands on a message that is not the assistant's and is not read",),
+        silent=("chatTemplate",),
+    ),
     "the ids of calls": Kept(
         [called(i, {"town": i}, id="c1") for i in range(4)],
         ('⟦<call>weather {"town": 0}<|im_end|>⟧',),
