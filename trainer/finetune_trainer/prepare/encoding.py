@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,9 @@ class Encoder:
         self._quoting = Quoting(control)
         self._closing = _Closing(tokenizer, eos_ids)
         self._stops = tuple(text for token in eos_ids if (text := tokenizer.added_token(token)))
+        framing = {*self._stops, *(text for name in ("bos_token", "eos_token") if (text := tokenizer.named.get(name)))}
+        longest_first = "|".join(map(re.escape, sorted(framing, key=len, reverse=True))) or "(?!)"
+        self._framing = re.compile(rf"\s*+(?:(?:{longest_first})\s*+)++")
 
     def render(self, example: Example) -> list[Rendered]:
         """Usually one text. Where a template rewrites earlier turns once later ones follow (reasoning that is dropped), as many as are
@@ -96,16 +100,25 @@ class Encoder:
         if isinstance(example, Conversation):
             return self._render_conversation(example)
         if isinstance(example, Pair):
+            self._refuse_empty(example.prompt, example.completion)
             prompt, completion = self._without_bos(example.prompt), self._without_eos(example.completion)
             return [Rendered(prompt + completion, [(len(prompt), len(prompt + completion))], "Completion")]
+        self._refuse_empty(example.text)
         text = self._without_eos(self._without_bos(example.text))
         return [Rendered(text, [(0, len(text))], "Text")]
+
+    def _refuse_empty(self, *texts: str) -> None:
+        """Errors: RowDropped(EmptyField) for a text that is nothing but the tokens that begin and end one."""
+        if any(self._framing.fullmatch(text) for text in texts):
+            raise RowDropped("EmptyField")
 
     def _without_bos(self, text: str) -> str:
         """The text without the bos that the tokenizer puts before it: one is enough."""
         bos = self.tokenizer.named.get("bos_token")
         puts_bos = bos is not None and self.tokenizer.prefix == [self.tokenizer.id_of(bos)]
-        return text.lstrip().removeprefix(bos) if bos and puts_bos and text.lstrip().startswith(bos) else text
+        while bos and puts_bos and text.lstrip().startswith(bos):
+            text = text.lstrip().removeprefix(bos)
+        return text
 
     def _without_eos(self, text: str) -> str:
         """The text without the eos that every row is given at its end: one is enough. Another token that ends answers stays, and is last."""

@@ -347,7 +347,7 @@ def framed_tokenizer(folder: Path) -> TextTokenizer:
     return TextTokenizer(folder / "tokenizer.json", folder)
 
 
-@pytest.mark.parametrize("text", ["words", "<s>words", "<s> words", "  <s>words"])
+@pytest.mark.parametrize("text", ["words", "<s>words", "<s> words", "  <s>words", "<s><s>words", "<s> <s>words"])
 def test_a_beginning_that_the_text_has_is_not_put_there_again(tmp_path: Path, text: str) -> None:
     tokenizer = framed_tokenizer(tmp_path)
     encode = Encoder(tokenizer, None, SFTLoss.ASSISTANT_TURNS, 512, frozenset({2}))
@@ -355,6 +355,15 @@ def test_a_beginning_that_the_text_has_is_not_put_there_again(tmp_path: Path, te
         (row,) = rows(encode, example)
         assert row.ids[0] == tokenizer.id_of("<s>")
         assert count(row, encode, "<s>") == 1
+
+
+@pytest.mark.parametrize("text", ["<s><|im_end|>", "<|im_end|>", " <s>\n", "<s> <|endoftext|><|im_end|>\n"])
+def test_a_text_of_nothing_but_its_frame_is_empty(tmp_path: Path, text: str) -> None:
+    encode = Encoder(framed_tokenizer(tmp_path), None, SFTLoss.ASSISTANT_TURNS, 512, frozenset({0, 2}))
+    for example in (Text(text), Pair("print", text), Pair(text, "words")):
+        with pytest.raises(RowDropped) as dropped:
+            encode.render(example)
+        assert dropped.value.reason == "EmptyField"
 
 
 class Measured(TextTokenizer):
