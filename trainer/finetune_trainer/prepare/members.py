@@ -12,7 +12,7 @@ from finetune_trainer.prepare.rows import Conversation
 
 _TRIED_ROWS = 200
 _SAMPLED_ROWS = 64
-_OTHER_TEXT = "\ufdd0"
+_OTHER_TEXT = "\ufdd0 some other text"
 NEEDED = (
     "tool_calls of assistant messages",
     "content of assistant messages",

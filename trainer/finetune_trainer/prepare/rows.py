@@ -392,7 +392,7 @@ class MessageReader:
             item = _call_turn(item, self._role, self._content, self._calls_as_text)
         role = _ROLES.get(item[self._role].lower())
         if role is None:
-            raise RowDropped("UnknownRole")
+            raise RowDropped("UnknownRole", _unknown_role(item[self._role]))
         text = self._text(item.get(self._content))
         extra = self._extra(item)
         if not text.strip() and role != "system" and not extra.get("tool_calls"):
@@ -413,6 +413,15 @@ class MessageReader:
             overruled.append("function_call")
         self.unread.update(overruled)
         return _with_tool_calls({name: value for name, value in extra.items() if name not in overruled})
+
+
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,31}")
+
+
+def _unknown_role(tag: str) -> str:
+    """What a role is called, where that may be a name and is no text, and what it may be called."""
+    named = f"called {tag!r}" if _NAME.fullmatch(tag) else "of no known name"
+    return f"a role is {named}; known are {', '.join((*_ROLES, *_CALL_ROLES[:1]))}"
 
 
 def _call_turn(item: Record, role_name: str, content_name: str, as_text: bool) -> dict[str, Any]:

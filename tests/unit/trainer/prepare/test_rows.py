@@ -305,6 +305,16 @@ def test_a_row_that_cannot_be_trained_on_is_dropped_with_its_reason(name: str) -
     assert dropped.value.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("tag", "words"), [("Narrator", "a role is called 'Narrator'; known are system, "), ("my secret: 1", "of no known name")]
+)
+def test_an_unknown_role_is_named_where_it_is_a_name(tag: str, words: str) -> None:
+    with pytest.raises(RowDropped) as dropped:
+        reader().read({"messages": [{"role": tag, "content": "x"}, ANSWERED]})
+    assert words in (dropped.value.words or "")
+    assert "secret" not in (dropped.value.words or "")
+
+
 INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "columns of no format": ({}, {"question": "secret", "reply": "secret"}, "columns of one format"),
     "the format's column is missing": ({"format": "Messages"}, {"text": "secret"}, "'messages'"),

@@ -755,7 +755,7 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], Any, dict[str, Any], str, str]] =
     ),
     "most rows of no use": (
         [{"messages": [{"role": "narrator", "content": SECRET}, {"role": "assistant", "content": "y"}]}] * 7 + [question(i) for i in range(3)], None, {},
-        "InvalidDataset", "7 of its 10 rows cannot be used, more than preparation.maxDroppedShare (0.2) allows (UnknownRole: 7, first in file d.jsonl, line 1)",
+        "InvalidDataset", "7 of its 10 rows cannot be used, more than preparation.maxDroppedShare (0.2) allows (UnknownRole: 7, first in file d.jsonl, line 1, where a role is called 'narrator'; known are system, developer, user, human,",
     ),
     "a system message in each row that the template refuses": (
         [{"messages": [{"role": "system", "content": SECRET}, *turns("q", f"a {i}")["messages"]]} for i in range(8)], NO_SYSTEM + CALLS, {},
