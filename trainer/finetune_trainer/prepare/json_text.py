@@ -15,6 +15,15 @@ def parse(text: str) -> Any:
         raise ValueError("nested too deep") from error
 
 
+def can_hold(value: Any) -> bool:
+    """Whether a value can be written as JSON: NaN cannot, nor what only Parquet has."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):

@@ -20,6 +20,8 @@ NEEDED = (
     "content of tool messages",
 )
 """Without these an answer would be learnt that is empty, or that nothing led to."""
+_ARGUMENTS = "arguments in tool_calls"
+_OTHER_CALL: dict[str, dict[str, Any]] = {"tool_calls": {"name": _OTHER_TEXT}, _ARGUMENTS: {"arguments": {_OTHER_TEXT: _OTHER_TEXT}}}
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _QUIET = frozenset({"tool_call_id"})
 """Says which call a result belongs to, which its place says as well: most templates print nothing of it."""
@@ -95,9 +97,11 @@ class PrintedMembers:
                 met.lost += 1
                 met.first = met.first or location
 
-    def lacking(self) -> tuple[str, Location] | None:
-        """A member of `NEEDED` that the template printed of no row, and the first row that has it."""
-        return next(((name, met.first) for name, met in self._met.items() if name in NEEDED and not met.is_printed and met.first), None)
+    def lacking(self, is_over: bool) -> tuple[str, Location] | None:
+        """A member of `NEEDED` that the template printed of no row, and the first row that has it. Before all rows are read (`is_over`)
+        only where the template prints it of none whatever it holds."""
+        needed = NEEDED if is_over else NEEDED[:1] if not self._template.prints_tool_calls else ()
+        return next(((name, met.first) for name, met in self._met.items() if name in needed and not met.is_printed and met.first), None)
 
     def unprinted(self) -> dict[str, int]:
         """Members that were printed of no row, with the number of rows that have them."""
@@ -155,6 +159,13 @@ def _members(example: Conversation) -> Iterator[_Member]:
     for shape, positions in by_shape.items():
         for name in sorted(shape[1] - _QUIET - {"role"}):
             yield _Member(name, shape, tuple(positions), example.messages[positions[0]][name])
+        called = tuple(position for position in positions if _has_arguments(example.messages[position]))
+        if called:
+            yield _Member(_ARGUMENTS, shape, called)
+
+
+def _has_arguments(message: dict[str, Any]) -> bool:
+    return any(call["function"]["arguments"] for call in message.get("tool_calls", ()))
 
 
 def _without(example: Conversation, member: _Member) -> Conversation:
@@ -170,6 +181,9 @@ def _without(example: Conversation, member: _Member) -> Conversation:
 def _changed(message: dict[str, Any], name: str) -> dict[str, Any]:
     if name == "content":
         return {**message, name: _OTHER_TEXT}
-    if name == "tool_calls":  # another call and not none: a result that follows none is refused by templates
-        return {**message, name: [{**call, "function": {**call["function"], "name": _OTHER_TEXT}} for call in message[name]]}
+    if name in _OTHER_CALL:  # another call and not none: a result that follows none is refused by templates
+        return {
+            **message,
+            "tool_calls": [{**call, "function": {**call["function"], **_OTHER_CALL[name]}} for call in message["tool_calls"]],
+        }
     return {kept: value for kept, value in message.items() if kept != name}

@@ -119,7 +119,7 @@ class Pipeline:
             done += part.files.size_bytes
         for dataset, found in files:
             self._account(dataset, readers[dataset.name], found.revision)
-            self._refuse_unprinted(dataset)
+            self._refuse_unprinted(dataset, is_over=True)
             self._refuse_if_useless(dataset)
         self._refuse_unknown_group()
         if not self.writers["train"].rows:
@@ -143,6 +143,7 @@ class Pipeline:
         read = self._read(part, batch)
         split = self._split(part, self._keep(part, read))
         rendered = list(self._render(part, split))
+        self._refuse_unprinted(part.dataset, is_over=False)
         for item, row in self._encode(part, rendered):
             self._write(part.dataset, item, row)
 
@@ -212,9 +213,9 @@ class Pipeline:
             for text in texts[-1:] if name.endswith("test") else texts:
                 yield _Placed(candidate, name, text, last=text is texts[-1])
 
-    def _refuse_unprinted(self, dataset: Dataset) -> None:
+    def _refuse_unprinted(self, dataset: Dataset, is_over: bool) -> None:
         """Errors: StageError(NotRendered) where the template printed of no row what a row cannot be without."""
-        lacking = self.members[dataset.name].lacking() if dataset.name in self.members else None
+        lacking = self.members[dataset.name].lacking(is_over) if dataset.name in self.members else None
         if lacking:
             member, location = lacking
             raise StageError(

@@ -359,6 +359,7 @@ def _like(names: Sequence[str], known: Sequence[str]) -> str | None:
     return next((name for word in known for name in names if word in words[name] or word + "s" in words[name]), None)
 
 
+_CALLS = ("tool_calls", "function_call")
 _CALL_ROLES = ("function_call", "function-call", "tool_call", "tool-call", "tool_calls")
 
 
@@ -389,7 +390,7 @@ class MessageReader:
         if not isinstance(item, dict) or not isinstance(item.get(self._role), str):
             raise RowInvalid(f"messages that are objects with {self._role!r} and {self._content!r}")
         if item[self._role].lower() in _CALL_ROLES:
-            item = _call_turn(item, self._role, self._content, self._calls_as_text)
+            item = self._call_turn(item)
         role = _ROLES.get(item[self._role].lower())
         if role is None:
             raise RowDropped("UnknownRole", _unknown_role(item[self._role]))
@@ -398,6 +399,17 @@ class MessageReader:
         if not text.strip() and role != "system" and not extra.get("tool_calls"):
             raise RowDropped("EmptyField")
         return {"role": role, "content": text, **extra}
+
+    def _call_turn(self, item: Record) -> Record:
+        """ShareGPT's turn that calls a function, as the assistant's."""
+        called = item.get(self._content)
+        if not called:
+            raise RowDropped("EmptyField")
+        self.unread.update(name for name in _CALLS if item.get(name))
+        turn = {**{name: value for name, value in item.items() if name not in _CALLS}, self._role: "assistant"}
+        if self._calls_as_text:
+            return {**turn, self._content: called if isinstance(called, str) else json.dumps(called, ensure_ascii=False)}
+        return {**turn, self._content: None, "tool_calls": called}
 
     def _text(self, content: Any) -> str:
         if isinstance(content, list):
@@ -424,22 +436,10 @@ def _unknown_role(tag: str) -> str:
     return f"a role is {named}; known are {', '.join((*_ROLES, *_CALL_ROLES[:1]))}"
 
 
-def _call_turn(item: Record, role_name: str, content_name: str, as_text: bool) -> dict[str, Any]:
-    """ShareGPT's turn that calls a function, as the assistant's."""
-    called = item.get(content_name)
-    if not called:
-        raise RowDropped("EmptyField")
-    others = {name: value for name, value in item.items() if name not in (role_name, content_name)}
-    if as_text:
-        text = called if isinstance(called, str) else json.dumps(called, ensure_ascii=False)
-        return {role_name: "assistant", content_name: text, **others}
-    return {role_name: "assistant", content_name: None, "tool_calls": called, **others}
-
-
 def _with_tool_calls(extra: dict[str, Any]) -> dict[str, Any]:
     """A message's other members with its calls as templates expect them: OpenAI's `tool_calls`, arguments as objects."""
     calls = extra.get("tool_calls") or extra.get("function_call")
-    extra = {name: value for name, value in extra.items() if name not in ("tool_calls", "function_call")}
+    extra = {name: value for name, value in extra.items() if name not in _CALLS}
     calls = _parsed(calls) if isinstance(calls, str) and calls else calls
     listed = [calls] if isinstance(calls, dict) else calls or []
     if not isinstance(listed, list):
@@ -456,7 +456,7 @@ def _tool_call(call: Any) -> dict[str, Any]:
         raise RowDropped("InvalidToolCall")
     arguments = function.get("arguments")
     arguments = (_parsed(arguments) if arguments.strip() else {}) if isinstance(arguments, str) else arguments
-    if not isinstance(arguments, dict | None):
+    if not isinstance(arguments, dict | None) or not json_text.can_hold(arguments):
         raise RowDropped("InvalidToolCall")
     return {**call, "function": {**function, "arguments": arguments or {}}}
 

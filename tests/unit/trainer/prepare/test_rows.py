@@ -225,6 +225,20 @@ def test_a_call_in_the_older_member_beside_calls_is_known() -> None:
     assert one.unread == {"messages.function_call"}
 
 
+@pytest.mark.parametrize("member", ["tool_calls", "function_call"])
+def test_calls_beside_sharegpts_turn_that_calls_are_known(member: str) -> None:
+    value = {"name": "count", "arguments": {"box": 1}}
+    turns = [
+        TURNS[0],
+        {"from": "function_call", "value": value, member: {"name": "other"}},
+        {"from": "observation", "value": "3"},
+        TURNS[1],
+    ]
+    one = reader()
+    assert one.read({"conversations": turns}) == conversation(ASKED, CALLED, RESULT, ANSWERED)
+    assert one.unread == {f"conversations.{member}"}
+
+
 @pytest.mark.parametrize(("said", "rows"), [("other", 1), (" be kind\n", 0), ("", 0), (None, 0)])
 def test_a_system_column_beside_another_system_message_is_known(said: str | None, rows: int) -> None:
     one = reader()
@@ -285,6 +299,10 @@ DROPPED: dict[str, tuple[dict[str, Any], str]] = {
         )
         for text in ('{"a": 1, "a": 2}', '{"a": {"b": 1, "b": 1}}', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e400}')
     },
+    "arguments that no JSON holds": (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": [float("nan")]}}}]}]},
+        "InvalidToolCall",
+    ),
     "arguments that are no object": (
         {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},
         "InvalidToolCall",

@@ -646,6 +646,12 @@ KEPT: dict[str, Kept] = {
         warnings=("prints the tool_calls of assistant messages of some rows and leaves them out of 1, first in file d.jsonl, line 1: ",),
         template=CONTENT_OR_CALLS,
     ),
+    "arguments that the template leaves out": Kept(
+        [called(i, {"town": i}) for i in range(4)],
+        ("⟦<call>weather <|im_end|>⟧",),
+        warnings=("prints nothing of arguments in tool_calls of assistant messages (4 rows)",),
+        template=CALLS.replace("{{ t.function.arguments | tojson }}", ""),
+    ),
     "reasoning of an earlier answer": Kept(
         [reasoned(f"q {i}", f"a {i}", f"r {i}", f"b {i}") for i in range(4)],
         warnings=("4 conversations became 8 rows",),
