@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,22 +26,10 @@ _EMPTY: tuple[Any, ...] = (None, "", [], {})
 _QUIET = frozenset({"tool_call_id"})
 """Says which call a result belongs to, which its place says as well: most templates print nothing of it."""
 
-_Shape = tuple[str, frozenset[str], bool]
-"""A message's role, the members that it holds something in, and whether it is the last: what templates branch on."""
-
-
-@dataclass
-class _Tries:
-    """What was found of a member in messages of one shape."""
-
-    met: int = 0
-    tried: int = 0
-    printed: int = 0
-
-    @property
-    def is_due(self) -> bool:
-        """Whether the next row is to be tried: among the first, where the tries differ, and else a sample."""
-        return self.met <= _TRIED_ROWS or self.met % _SAMPLED_ROWS == 0 or 0 < self.printed < self.tried
+_Shape = tuple[str, tuple[str, ...], bool]
+"""A message's role, the members that it holds something in, and whether it is the last: what templates branch on. A conversation's tools
+have a shape of their own, and stand at no position."""
+_TOOLS: _Shape = ("", ("tools",), False)
 
 
 @dataclass
@@ -57,18 +45,25 @@ class Printed:
     """Its value is a number, or true or false, and no text."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Member:
-    """A member of all messages of one shape in a conversation; the conversation's tools where there is no shape."""
+    """A member of messages of one shape, and what was found of it in the rows that were tried."""
 
     name: str
-    shape: _Shape | None = None
-    positions: tuple[int, ...] = ()
-    value: Any = None
+    words: str
+    met: int = 0
+    tried: int = 0
+    printed: int = 0
 
-    @property
-    def words(self) -> str:
-        return f"{self.name} of {self.shape[0]} messages" if self.shape else self.name
+    def is_printed(self, row: _Row, positions: list[int]) -> bool:
+        """Tried among the first rows, where the tries differ, and else of a sample."""
+        self.met += 1
+        if self.met > _TRIED_ROWS and self.met % _SAMPLED_ROWS and self.printed in (0, self.tried):
+            return self.printed > 0
+        self.tried += 1
+        printed = row.prints(self.name, positions)
+        self.printed += printed
+        return printed
 
 
 class PrintedMembers:
@@ -79,16 +74,17 @@ class PrintedMembers:
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
-        self._tries: dict[tuple[str, _Shape | None], _Tries] = {}
+        self._members: dict[_Shape, list[_Member]] = {}
         self._met: dict[str, Printed] = {}
 
     def look(self, example: Conversation, ends: Sequence[int], location: Location) -> None:
         """`ends`: positions of the messages that the row's texts end with."""
         row = _Row(self._template, example, ends)
         found: dict[str, list[bool]] = {}
-        for member in _members(example):
-            found.setdefault(member.words, []).append(self._is_printed(member, row))
-            self._met.setdefault(member.words, Printed(is_switch=isinstance(member.value, int | float)))
+        for shape, positions in _by_shape(example).items():
+            members = self._members.get(shape) or self._met_first(shape, example, positions)
+            for member in members:
+                found.setdefault(member.words, []).append(member.is_printed(row, positions))
         for words, printed in found.items():
             met = self._met[words]
             met.rows += 1
@@ -96,6 +92,14 @@ class PrintedMembers:
             if not all(printed):
                 met.lost += 1
                 met.first = met.first or location
+
+    def _met_first(self, shape: _Shape, example: Conversation, positions: list[int]) -> list[_Member]:
+        role, names, _ = shape
+        members = [_Member(name, f"{name} of {role} messages" if role else name) for name in names]
+        for member in members:
+            value = example.messages[positions[0]].get(member.name) if positions else example.tools
+            self._met.setdefault(member.words, Printed(is_switch=isinstance(value, int | float)))
+        return self._members.setdefault(shape, members)
 
     def lacking(self, is_over: bool) -> tuple[str, Location] | None:
         """A member of `NEEDED` that the template printed of no row, and the first row that has it. Before all rows are read (`is_over`)
@@ -111,16 +115,6 @@ class PrintedMembers:
         """Members that some row has and the template does not print there."""
         return {name: met for name, met in self._met.items() if met.lost}
 
-    def _is_printed(self, member: _Member, row: _Row) -> bool:
-        tries = self._tries.setdefault((member.name, member.shape), _Tries())
-        tries.met += 1
-        if tries.is_due:
-            tries.tried += 1
-            printed = row.prints(member)
-            tries.printed += printed
-            return printed
-        return tries.printed > 0
-
 
 class _Row:
     """A conversation, rendered as far as its texts go."""
@@ -131,14 +125,14 @@ class _Row:
         self._ends = sorted(ends)
         self._as_it_is: dict[int, str | None] = {}
 
-    def prints(self, member: _Member) -> bool:
+    def prints(self, name: str, positions: list[int]) -> bool:
         """Whether the text that has the member last is another without it. Reasoning that is dropped of earlier turns stands in a text
         of its own."""
-        after = member.positions[-1] if member.positions else 0
-        end = next((end for end in self._ends if end >= after), len(self._example.messages) - 1) + 1
+        last = positions[-1] if positions else 0
+        end = next((end for end in self._ends if end >= last), len(self._example.messages) - 1) + 1
         if end not in self._as_it_is:
             self._as_it_is[end] = self._rendered(self._example, end)
-        other = self._rendered(_without(self._example, member), end)
+        other = self._rendered(_without(self._example, name, positions), end)
         return other is None or other != self._as_it_is[end]
 
     def _rendered(self, example: Conversation, end: int) -> str | None:
@@ -148,33 +142,31 @@ class _Row:
             return None
 
 
-def _members(example: Conversation) -> Iterator[_Member]:
-    """Each member that holds something, by the shape of the messages that have it."""
-    if example.tools:
-        yield _Member("tools")
-    by_shape: dict[_Shape, list[int]] = {}
+def _by_shape(example: Conversation) -> dict[_Shape, list[int]]:
+    """The positions of a conversation's messages, by their shapes."""
+    found: dict[_Shape, list[int]] = {_TOOLS: []} if example.tools else {}
+    last = len(example.messages) - 1
     for position, message in enumerate(example.messages):
-        given = frozenset(name for name, value in message.items() if value not in _EMPTY)
-        by_shape.setdefault((message["role"], given, position == len(example.messages) - 1), []).append(position)
-    for shape, positions in by_shape.items():
-        for name in sorted(shape[1] - _QUIET - {"role"}):
-            yield _Member(name, shape, tuple(positions), example.messages[positions[0]][name])
-        called = tuple(position for position in positions if _has_arguments(example.messages[position]))
-        if called:
-            yield _Member(_ARGUMENTS, shape, called)
+        plain = len(message) == 2 and message["content"]
+        found.setdefault((message["role"], ("content",) if plain else _given(message), position == last), []).append(position)
+    return found
 
 
-def _has_arguments(message: dict[str, Any]) -> bool:
-    return any(call["function"]["arguments"] for call in message.get("tool_calls", ()))
+def _given(message: dict[str, Any]) -> tuple[str, ...]:
+    """The members that hold something, in one order; the arguments of calls are one by themselves."""
+    names = [name for name, value in message.items() if value not in _EMPTY and name != "role" and name not in _QUIET]
+    if any(call["function"]["arguments"] for call in message.get("tool_calls", ())):
+        names.append(_ARGUMENTS)
+    return tuple(sorted(names))
 
 
-def _without(example: Conversation, member: _Member) -> Conversation:
-    """The conversation with another value of the member, or without it."""
-    if member.shape is None:
+def _without(example: Conversation, name: str, positions: list[int]) -> Conversation:
+    """The conversation with another value of a member at some positions, or without it; without tools where there are no positions."""
+    if not positions:
         return replace(example, tools=None)
     messages = list(example.messages)
-    for position in member.positions:
-        messages[position] = _changed(messages[position], member.name)
+    for position in positions:
+        messages[position] = _changed(messages[position], name)
     return replace(example, messages=messages)
 
 

@@ -635,6 +635,11 @@ KEPT: dict[str, Kept] = {
     "tools that the template leaves out": Kept(
         [question(i, tools=[{"name": "f"}]) for i in range(8)], warnings=("prints nothing of tools (8 rows)",)
     ),
+    "tools in a message": Kept(
+        [question(i, tools=[{"name": "f"}]) | turns(f"q {i}", f"a {i}", tools=[{"name": "g"}]) for i in range(4)],
+        warnings=("prints nothing of tools of assistant messages (4 rows): ",),
+        template=CALLS,
+    ),
     "a member that nobody knows": Kept([turns(f"q {i}", f"a {i}", mood="glad") for i in range(8)], warnings=("mood of assistant messages (8 rows)",)),
     "content that is left out beside calls": Kept(
         [called(i, {"town": i}) for i in range(4)] + [called(i, {"town": i}, content="let me see") for i in range(4, 7)],
