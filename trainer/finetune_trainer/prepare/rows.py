@@ -243,7 +243,7 @@ class RowReader:
     def _sharegpt(self, used: Record) -> Example:
         listed = self._value(used, "conversations")
         first = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
-        members = ("role", "content") if "role" in first and "from" not in first else ("from", "value")
+        members = ("from", "value") if "role" not in first or {"from", "value"} <= first.keys() else ("role", "content")
         return self._conversation(self._read_messages(used, "conversations", members), used)
 
     def _alpaca(self, used: Record) -> Example:

@@ -63,8 +63,8 @@ def _of_members(lost: Mapping[str, Printed]) -> Iterator[str]:
     for member, met in sorted(lost.items()):
         if met.is_printed and met.first:
             yield (
-                f"the chat template prints the {member} of some rows and leaves them out of {met.lost}, first in {met.first.place}: the model "
-                "learns nothing of them there; set model.chatTemplate to one that prints them beside whatever else the message has"
+                f"in {met.lost} rows, the first of them {met.first.place}, the chat template leaves out {member}, which it prints in others: "
+                "the model learns nothing of it there; set model.chatTemplate to one that prints it beside whatever else the message has"
             )
     texts = [f"{member} ({met.rows} rows)" for member, met in sorted(lost.items()) if not met.is_printed and not met.is_switch]
     if texts:

@@ -37,6 +37,11 @@ GOOD: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
         {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "answer"}]},
         conversation(ASKED, ANSWERED),
     ),
+    "sharegpt with roles and something else in from": (
+        {},
+        {"conversations": [{**ASKED, "from": "forum"}, ANSWERED]},
+        conversation({**ASKED, "from": "forum"}, ANSWERED),
+    ),
     "sharegpt with roles": ({}, {"conversations": [ASKED, ANSWERED]}, conversation(ASKED, ANSWERED)),
     "alpaca": (
         {},

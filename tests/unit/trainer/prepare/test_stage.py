@@ -643,12 +643,12 @@ KEPT: dict[str, Kept] = {
     "a member that nobody knows": Kept([turns(f"q {i}", f"a {i}", mood="glad") for i in range(8)], warnings=("mood of assistant messages (8 rows)",)),
     "content that is left out beside calls": Kept(
         [called(i, {"town": i}) for i in range(4)] + [called(i, {"town": i}, content="let me see") for i in range(4, 7)],
-        warnings=("prints the content of assistant messages of some rows and leaves them out of 3, first in file d.jsonl, line 5: ",),
+        warnings=("in 3 rows, the first of them file d.jsonl, line 5, the chat template leaves out content of assistant messages, which it prints in others: ",),
         template=CALLS_OR_CONTENT,
     ),
     "calls that are left out beside content": Kept(
         [called(0, {"town": 0}, content="let me see")] + [called(i, {"town": i}) for i in range(1, 5)],
-        warnings=("prints the tool_calls of assistant messages of some rows and leaves them out of 1, first in file d.jsonl, line 1: ",),
+        warnings=("in 1 rows, the first of them file d.jsonl, line 1, the chat template leaves out tool_calls of assistant messages, which it prints in others: ",),
         template=CONTENT_OR_CALLS,
     ),
     "arguments that the template leaves out": Kept(
