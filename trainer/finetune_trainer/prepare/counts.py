@@ -14,7 +14,8 @@ _CURES = {
     "SystemRefusedByTemplate": "the chat template takes no system message: set model.chatTemplate to one that does, remove the system messages "
     "(systemMessage where the job adds them), or write their text before the first user message",
     "ControlTokens": "control tokens in these texts cannot be written as text with this tokenizer",
-    "InvalidToolCall": "a call needs a name and its arguments as a JSON object",
+    "InvalidToolCall": "a call needs a name and its arguments as a JSON object, which names each member once and whose numbers are finite",
+    "NotText": "content in parts needs parts of type text, each with its text; take other parts out",
 }
 
 

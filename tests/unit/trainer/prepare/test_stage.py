@@ -707,6 +707,12 @@ KEPT: dict[str, Kept] = {
     "control characters": Kept(
         [turns(f"q {i}", f"a {i}" + "\x00\x1b[31m" * (i == 3)) for i in range(8)], warnings=("control characters were removed from 1 rows",)
     ),
+    "parts that are no text": Kept(
+        [{"messages": [{"role": "user", "content": [{"type": "image", "text": "a"}]}, *turns("q", "a")["messages"][1:]]}] + [question(i) for i in range(9)],
+        warnings=("NotText: 1, first in file d.jsonl, line 1 (content in parts needs parts of type text",),
+        count=9,
+        dropped={"NotText": 1},
+    ),
     "some rows of no use": Kept(
         [turns(f"q {i}", f"a {i}") for i in range(5)] + [turns("alone")] + [turns(f"q {i}", f"a {i}") for i in range(5, 20)] + [turns("q", " ")],
         warnings=(
