@@ -14,7 +14,8 @@ _CURES = {
     "SystemRefusedByTemplate": "the chat template takes no system message: set model.chatTemplate to one that does, remove the system messages "
     "(systemMessage where the job adds them), or write their text before the first user message",
     "ControlTokens": "control tokens in these texts cannot be written as text with this tokenizer",
-    "InvalidToolCall": "a call needs a name and its arguments as a JSON object",
+    "InvalidToolCall": "a call needs a name and its arguments as a JSON object, which names each member once and whose numbers are finite",
+    "NotText": "content in parts needs parts of type text, each with its text; take other parts out",
 }
 
 
@@ -27,7 +28,7 @@ class DatasetCounts:
     dropped: Counter[str] = field(default_factory=Counter)
     first_dropped: dict[str, Location] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
-    """What a template said when it refused the first row of a reason."""
+    """More of the first row of a reason: what the template said when it refused it, what a role is called."""
     truncated: int = 0
     cleaned: int = 0
     """Rows that lost control characters."""
@@ -61,6 +62,6 @@ class DatasetCounts:
         return "; ".join(self._reason_words(reason) for reason in reasons) or "none dropped"
 
     def _reason_words(self, reason: str) -> str:
-        said = f', where the template says "{self.words[reason]}"' if reason in self.words else ""
+        said = f", where {self.words[reason]}" if reason in self.words else ""
         cure = f" ({_CURES[reason]})" if reason in _CURES else ""
         return f"{reason}: {self.dropped[reason]}, first in {self.first_dropped[reason].place}{said}{cure}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from finetune_api.sections.method import SFTLoss
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.chat_template import ChatTemplate, TemplateRefusedRow
-from finetune_trainer.prepare.quoting import Quoting, unmarked, without_marks
+from finetune_trainer.prepare.quoting import Marks, Quoting
 from finetune_trainer.prepare.rows import Conversation, Example, Pair, RowDropped
 from finetune_trainer.prepare.tokenizer import Encoding, TextTokenizer
 from finetune_trainer.prepare.turns import Chain, find_answers
@@ -27,6 +28,7 @@ _CHARS_PER_TOKEN = 16
 _LONGEST_TOKEN_CHARS = 64
 """Tokens are shorter on average, whatever the text."""
 _BATCH_CHARS = 4 << 20
+_LAST_ANSWER_ONLY = "method.sft.loss Completion trains the last answer only, which has weight 0; AssistantTurns trains the others"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ class Encoder:
         self._quoting = Quoting(control)
         self._closing = _Closing(tokenizer, eos_ids)
         self._stops = tuple(text for token in eos_ids if (text := tokenizer.added_token(token)))
+        framing = {*self._stops, *(text for name in ("bos_token", "eos_token") if (text := tokenizer.named.get(name)))}
+        longest_first = "|".join(map(re.escape, sorted(framing, key=len, reverse=True))) or "(?!)"
+        self._framing = re.compile(rf"\s*+(?:(?:{longest_first})\s*+)++")
 
     def render(self, example: Example) -> list[Rendered]:
         """Usually one text. Where a template rewrites earlier turns once later ones follow (reasoning that is dropped), as many as are
@@ -96,16 +101,25 @@ class Encoder:
         if isinstance(example, Conversation):
             return self._render_conversation(example)
         if isinstance(example, Pair):
+            self._refuse_empty(example.prompt, example.completion)
             prompt, completion = self._without_bos(example.prompt), self._without_eos(example.completion)
             return [Rendered(prompt + completion, [(len(prompt), len(prompt + completion))], "Completion")]
+        self._refuse_empty(example.text)
         text = self._without_eos(self._without_bos(example.text))
         return [Rendered(text, [(0, len(text))], "Text")]
+
+    def _refuse_empty(self, *texts: str) -> None:
+        """Errors: RowDropped(EmptyField) for a text that is nothing but the tokens that begin and end one."""
+        if any(self._framing.fullmatch(text) for text in texts):
+            raise RowDropped("EmptyField")
 
     def _without_bos(self, text: str) -> str:
         """The text without the bos that the tokenizer puts before it: one is enough."""
         bos = self.tokenizer.named.get("bos_token")
         puts_bos = bos is not None and self.tokenizer.prefix == [self.tokenizer.id_of(bos)]
-        return text.lstrip().removeprefix(bos) if bos and puts_bos and text.lstrip().startswith(bos) else text
+        while bos and puts_bos and text.lstrip().startswith(bos):
+            text = text.lstrip().removeprefix(bos)
+        return text
 
     def _without_eos(self, text: str) -> str:
         """The text without the eos that every row is given at its end: one is enough. Another token that ends answers stays, and is last."""
@@ -119,15 +133,15 @@ class Encoder:
         assert template is not None  # RowReader refuses conversations without one
         turns, trained = self._turns(example)
         marked = self._quoting.marked(example)
-        source = marked or example
+        source, marks = (marked.conversation, marked.marks) if marked else (example, None)
         try:
             longest = self.max_length * _LONGEST_TOKEN_CHARS
             chains = find_answers(template, source.messages, source.tools, turns, self._closing.end_of, longest)
-            if marked is not None and not _says_the_same(template, chains[-1], example, turns[-1]):
+            if marks is not None and not _says_the_same(template, chains[-1], marks, example, turns[-1]):
                 raise RowDropped("ControlTokens")
         except TemplateRefusedRow as error:
             raise _refusal(template, example, error) from error
-        return [rendered for chain in chains if (rendered := _of_chain(chain, example, trained))]
+        return [rendered for chain in chains if (rendered := _of_chain(chain, marks, example, trained))]
 
     def _turns(self, example: Conversation) -> tuple[list[int], frozenset[int]]:
         """Answers to be found, ascending, and those of them that are trained."""
@@ -135,7 +149,8 @@ class Encoder:
         wanted = answers[-1:] if self.loss is SFTLoss.COMPLETION else [turn for turn in answers if turn >= example.first_trained]
         trained = frozenset(wanted) - example.untrained
         if not trained:
-            raise RowDropped("NoTrainedAnswer")
+            by_loss = self.loss is SFTLoss.COMPLETION and example.untrained < frozenset(answers)
+            raise RowDropped("NoTrainedAnswer", _LAST_ANSWER_ONLY if by_loss else None)
         everything = self.loss is SFTLoss.ALL_TOKENS and example.untrained
         return [turn for turn in (answers if everything else wanted) if everything or turn in trained], trained
 
@@ -274,30 +289,33 @@ class Encoder:
 
 
 def _refusal(template: ChatTemplate, example: Conversation, error: TemplateRefusedRow) -> RowDropped:
+    said = f'the template says "{error.words}"' if error.words else None
     if example.messages[0]["role"] == "system":
         with contextlib.suppress(TemplateRefusedRow):
             template.render(example.messages[1:], example.tools)
-            return RowDropped("SystemRefusedByTemplate", error.words)
-    return RowDropped("RefusedByTemplate", error.words)
+            return RowDropped("SystemRefusedByTemplate", said)
+    return RowDropped("RefusedByTemplate", said)
 
 
-def _says_the_same(template: ChatTemplate, marked: Chain, example: Conversation, last: int) -> bool:
+def _says_the_same(template: ChatTemplate, marked: Chain, marks: Marks, example: Conversation, last: int) -> bool:
     """Whether marks changed nothing but to stand there. A chain's text goes to its own last answer, or to the conversation's."""
-    plain = without_marks(marked.text)
+    plain = marks.removed_from(marked.text)
     return any(plain == template.render(example.messages[: turn + 1], example.tools) for turn in {last, marked.answers[-1][0]})
 
 
-def _of_chain(chain: Chain, example: Conversation, trained: frozenset[int]) -> Rendered | None:
+def _of_chain(chain: Chain, marks: Marks | None, example: Conversation, trained: frozenset[int]) -> Rendered | None:
     """A chain's text with what of it is trained; None where nothing is. Errors: RowDropped(ControlTokens)."""
     turns = [turn for turn, _ in chain.answers]
     if not trained.intersection(turns):
         return None
-    plain = unmarked(chain.text, [span for _, span in chain.answers])
-    if plain is None:
-        raise RowDropped("ControlTokens")
-    spans, quoted = plain
+    spans, quoted = [span for _, span in chain.answers], list[Span]()
+    if marks is not None:
+        plain = marks.unmarked(chain.text, spans)
+        if plain is None:
+            raise RowDropped("ControlTokens")
+        spans, quoted = plain
     return Rendered(
-        without_marks(chain.text) if quoted else chain.text,
+        marks.removed_from(chain.text) if marks else chain.text,
         [span for turn, span in zip(turns, spans, strict=True) if turn in trained],
         "Chat",
         example.messages[: max(turn for turn in turns if turn in trained)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class Pipeline:
         self.lengths = np.zeros(run.training.max_length + 1, dtype=np.int64)
         self.samples = Samples()
         self.unread: dict[str, set[str]] = {}
+        self.notes: dict[str, Counter[str]] = {}
         self.members = {dataset.name: PrintedMembers(encoder.template) for dataset in run.datasets if encoder.template}
         brought = [f"{dataset.name}/test" for dataset in run.datasets if dataset.test_split]
         self.writers = {name: SetWriter(folder, name, held_out=name not in ("train", "validation")) for name in (*SPLITS, *brought)}
@@ -117,6 +119,7 @@ class Pipeline:
             done += part.files.size_bytes
         for dataset, found in files:
             self._account(dataset, readers[dataset.name], found.revision)
+            self._refuse_unprinted(dataset, is_over=True)
             self._refuse_if_useless(dataset)
         self._refuse_unknown_group()
         if not self.writers["train"].rows:
@@ -130,6 +133,7 @@ class Pipeline:
         counts = self.counts[dataset.name]
         counts.format, counts.revision, counts.cleaned = str(reader.format), revision, reader.cleaned
         self.unread[dataset.name] = reader.unread - {self._run.preparation.split.group_by}
+        self.notes[dataset.name] = reader.notes
         missing = reader.never_found()
         if missing and counts.rows_in:
             raise StageError(Reason.INVALID_DATASET, f"data set {dataset.name}: {missing}")
@@ -139,6 +143,7 @@ class Pipeline:
         read = self._read(part, batch)
         split = self._split(part, self._keep(part, read))
         rendered = list(self._render(part, split))
+        self._refuse_unprinted(part.dataset, is_over=False)
         for item, row in self._encode(part, rendered):
             self._write(part.dataset, item, row)
 
@@ -188,7 +193,9 @@ class Pipeline:
         for candidate, name in split:
             try:
                 texts = self._encoder.render(candidate.example)
-                self._watch_members(candidate)
+                if isinstance(candidate.example, Conversation):
+                    ends = [len(text.prompt_messages) for text in texts]
+                    self.members[part.dataset.name].look(candidate.example, ends, candidate.location)
             except RowDropped as error:
                 self._refuse_own_system_message(part.dataset, candidate, error)
                 counts.drop(error.reason, candidate.location, error.words)
@@ -206,15 +213,14 @@ class Pipeline:
             for text in texts[-1:] if name.endswith("test") else texts:
                 yield _Placed(candidate, name, text, last=text is texts[-1])
 
-    def _watch_members(self, candidate: Candidate) -> None:
-        """Errors: StageError(NotRendered) where the template leaves out what a row cannot be without."""
-        if not isinstance(candidate.example, Conversation):
-            return
-        lacking = self.members[candidate.location.dataset].look(candidate.example)
+    def _refuse_unprinted(self, dataset: Dataset, is_over: bool) -> None:
+        """Errors: StageError(NotRendered) where the template printed of no row what a row cannot be without."""
+        lacking = self.members[dataset.name].lacking(is_over) if dataset.name in self.members else None
         if lacking:
+            member, location = lacking
             raise StageError(
                 Reason.NOT_RENDERED,
-                f"{candidate.location}: the chat template prints nothing of the {lacking}, so they would be lost; set model.chatTemplate "
+                f"{location}: the chat template prints nothing of the {member}, so they would be lost; set model.chatTemplate "
                 "to one that prints them, or write them into the messages' content",
             )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from finetune_api.outcome import Reason
 from finetune_api.sections.data import Columns, Dataset, DatasetFormat
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.prepare import json_text
 from finetune_trainer.prepare.chat_template import ChatTemplate
 
 Record = Mapping[str, Any]
@@ -127,7 +129,8 @@ _KEPT_NAMES = 64
 class RowReader:
     """Reads the records of one data set. The format is told once, from the first record, and holds for all.
 
-    `unread`: columns with values that nothing reads; `cleaned`: rows that lost control characters.
+    `unread`: columns with values that nothing reads; `notes`: what else is not read, as sentences, with the number of rows; `cleaned`: rows
+    that lost control characters.
     """
 
     def __init__(self, dataset: Dataset, template: ChatTemplate | None) -> None:
@@ -137,6 +140,7 @@ class RowReader:
         self._found: set[str] = set()
         self.format = dataset.format
         self.unread: set[str] = set()
+        self.notes: Counter[str] = Counter()
         self.cleaned = 0
 
     def read(self, record: Record) -> Example:
@@ -174,8 +178,11 @@ class RowReader:
         return cleaned
 
     def _note_unread(self, record: Record, read: set[str]) -> None:
+        self._tell_unread(name for name in _given(record) if name not in read)
+
+    def _tell_unread(self, names: Iterable[str]) -> None:
         if len(self.unread) < _KEPT_NAMES:
-            self.unread.update(name for name, value in record.items() if name not in read and value not in (None, "", [], {}))
+            self.unread.update(names)
 
     def _value(self, used: Record, name: str) -> Any:
         if name not in used:
@@ -202,28 +209,42 @@ class RowReader:
                 "set model.chatTemplate (type Named, named ChatML, where the tokenizer has its tokens)",
             )
         system = self._system(used)
-        if system and messages and messages[0]["role"] not in ("system", "developer"):
+        if messages and messages[0]["role"] in ("system", "developer"):
+            self._note_other_system(used, messages[0]["content"])
+        elif system and messages:
             messages = [{"role": "system", "content": system}, *messages]
             first_trained += 1 if first_trained else 0
         _check_order(messages)
         untrained = frozenset(position for position, message in enumerate(messages) if not _is_trained(message))
-        shown = [{name: value for name, value in message.items() if not _says_untrained(message, name)} for message in messages]
-        tools = read_tools(used.get("tools"))
-        self.unread.update(_lost_of_tools(used.get("tools"), tools))
+        self.notes[_WEIGHED_QUESTIONS] += any(_is_weighed_in_vain(message) for message in messages)
+        shown = [{name: value for name, value in message.items() if name not in _WEIGHTS} for message in messages]
+        tools, lost = read_tools(used.get("tools"))
+        self._tell_unread(lost)
         return Conversation(shown, tools, first_trained, untrained)
 
-    def _read_messages(self, listed: Any, role_name: str, content_name: str) -> list[dict[str, Any]]:
+    def _note_other_system(self, used: Record, said: str) -> None:
+        """The system message that stands in a conversation is kept; a column with another is of no use there."""
+        column = self._optional_text(used, "system").strip()
+        words = (
+            f"the column {self._column('system')!r} is not read, as the conversation begins with another system message; keep one of them"
+        )
+        self.notes[words] += bool(column) and column != said.strip()
+
+    def _read_messages(self, used: Record, name: str, members: tuple[str, str] = ("role", "content")) -> list[dict[str, Any]]:
         calls_as_text = self._template is not None and not self._template.prints_tool_calls
-        return read_messages(listed, role_name, content_name, calls_as_text)
+        messages = MessageReader(members, calls_as_text)
+        read = messages.read(self._value(used, name))
+        self._tell_unread(f"{self._column(name)}.{member}" for member in messages.unread)
+        return read
 
     def _messages(self, used: Record) -> Example:
-        return self._conversation(self._read_messages(self._value(used, "messages"), "role", "content"), used)
+        return self._conversation(self._read_messages(used, "messages"), used)
 
     def _sharegpt(self, used: Record) -> Example:
         listed = self._value(used, "conversations")
-        first = listed[0] if isinstance(listed, list) and listed else {}
-        names = ("role", "content") if isinstance(first, dict) and "role" in first else ("from", "value")
-        return self._conversation(self._read_messages(listed, *names), used)
+        first = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], dict) else {}
+        members = ("from", "value") if "role" not in first or {"from", "value"} <= first.keys() else ("role", "content")
+        return self._conversation(self._read_messages(used, "conversations", members), used)
 
     def _alpaca(self, used: Record) -> Example:
         instruction, answer = self._text(used, "instruction"), self._text(used, "output")
@@ -236,8 +257,8 @@ class RowReader:
     def _prompt_completion(self, used: Record) -> Example:
         prompt, completion = self._value(used, "prompt"), self._value(used, "completion")
         if isinstance(prompt, list) and isinstance(completion, list):
-            asked = self._read_messages(prompt, "role", "content")
-            return self._conversation(asked + self._read_messages(completion, "role", "content"), used, first_trained=len(asked))
+            asked = self._read_messages(used, "prompt")
+            return self._conversation(asked + self._read_messages(used, "completion"), used, first_trained=len(asked))
         prompt, completion = _text_of(prompt, self._column("prompt")), _text_of(completion, self._column("completion"))
         _require_content(prompt, completion)
         if self._template is not None:
@@ -338,61 +359,87 @@ def _like(names: Sequence[str], known: Sequence[str]) -> str | None:
     return next((name for word in known for name in names if word in words[name] or word + "s" in words[name]), None)
 
 
+_CALLS = ("tool_calls", "function_call")
 _CALL_ROLES = ("function_call", "function-call", "tool_call", "tool-call", "tool_calls")
 
 
-def read_messages(listed: Any, role_name: str, content_name: str, calls_as_text: bool = False) -> list[dict[str, Any]]:
-    """Messages with the roles that templates know; empty system messages are left out. `calls_as_text`: what a turn of role
+class MessageReader:
+    """Reads one row's messages. `members`: what a message's role and content are called; `calls_as_text`: what a turn of role
     function_call holds is its text, because the template prints no tool calls.
 
-    Errors: RowDropped, RowInvalid.
+    `unread`: members that nothing reads, of what was read so far.
     """
-    if listed is None:
-        raise RowDropped("EmptyField")
-    if not isinstance(listed, list):
-        raise RowInvalid(f"a list of messages, each with {role_name!r} and {content_name!r}")
-    messages = [_message(item, role_name, content_name, calls_as_text) for item in listed]
-    if not messages:
-        raise RowDropped("EmptyField")
-    return [message for message in messages if message["role"] != "system" or message["content"]]
+
+    def __init__(self, members: tuple[str, str], calls_as_text: bool = False) -> None:
+        self._role, self._content = members
+        self._calls_as_text = calls_as_text
+        self.unread: set[str] = set()
+
+    def read(self, listed: Any) -> list[dict[str, Any]]:
+        """Messages with the roles that templates know; empty system messages are left out. Errors: RowDropped, RowInvalid."""
+        if listed is None:
+            raise RowDropped("EmptyField")
+        if not isinstance(listed, list):
+            raise RowInvalid(f"a list of messages, each with {self._role!r} and {self._content!r}")
+        messages = [self._message(item) for item in listed]
+        if not messages:
+            raise RowDropped("EmptyField")
+        return [message for message in messages if message["role"] != "system" or message["content"]]
+
+    def _message(self, item: Any) -> dict[str, Any]:
+        if not isinstance(item, dict) or not isinstance(item.get(self._role), str):
+            raise RowInvalid(f"messages that are objects with {self._role!r} and {self._content!r}")
+        if item[self._role].lower() in _CALL_ROLES:
+            item = self._call_turn(item)
+        role = _ROLES.get(item[self._role].lower())
+        if role is None:
+            raise RowDropped("UnknownRole", _unknown_role(item[self._role]))
+        text = self._text(item.get(self._content))
+        extra = self._extra(item)
+        if not text.strip() and role != "system" and not extra.get("tool_calls"):
+            raise RowDropped("EmptyField")
+        return {"role": role, "content": text, **extra}
+
+    def _call_turn(self, item: Record) -> Record:
+        """ShareGPT's turn that calls a function, as the assistant's."""
+        called = item.get(self._content)
+        if not called:
+            raise RowDropped("EmptyField")
+        self.unread.update(name for name in _CALLS if item.get(name))
+        turn = {**{name: value for name, value in item.items() if name not in _CALLS}, self._role: "assistant"}
+        if self._calls_as_text:
+            return {**turn, self._content: called if isinstance(called, str) else json.dumps(called, ensure_ascii=False)}
+        return {**turn, self._content: None, "tool_calls": called}
+
+    def _text(self, content: Any) -> str:
+        if isinstance(content, list):
+            self.unread.update(f"{self._content}.{name}" for part in content for name in _beside_text(part))
+            return _joined_parts(content)
+        return _text_of(content, self._content) if content is not None else ""
+
+    def _extra(self, item: Record) -> dict[str, Any]:
+        """A message's members beside role and content, its calls as templates expect them."""
+        extra = {name: value for name, value in item.items() if name not in (self._role, self._content) and value is not None}
+        overruled: list[str] = [name for name in ("role", "content") if name in extra]
+        if extra.get("tool_calls") and extra.get("function_call"):
+            overruled.append("function_call")
+        self.unread.update(overruled)
+        return _with_tool_calls({name: value for name, value in extra.items() if name not in overruled})
 
 
-def _message(item: Any, role_name: str, content_name: str, calls_as_text: bool) -> dict[str, Any]:
-    if not isinstance(item, dict) or not isinstance(item.get(role_name), str):
-        raise RowInvalid(f"messages that are objects with {role_name!r} and {content_name!r}")
-    tag = item[role_name].lower()
-    if tag in _CALL_ROLES:
-        item = _call_turn(item, role_name, content_name, calls_as_text)
-    role = _ROLES.get(item[role_name].lower())
-    if role is None:
-        raise RowDropped("UnknownRole")
-    content = item.get(content_name)
-    if isinstance(content, list):
-        content = _joined_parts(content)
-    text = _text_of(content, content_name) if content is not None else ""
-    extra = {name: value for name, value in item.items() if name not in (role_name, content_name) and value is not None}
-    extra = _with_tool_calls(extra)
-    if not text.strip() and role != "system" and not extra.get("tool_calls"):
-        raise RowDropped("EmptyField")
-    return {"role": role, "content": text, **extra}
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_-]{0,31}")
 
 
-def _call_turn(item: Record, role_name: str, content_name: str, as_text: bool) -> dict[str, Any]:
-    """ShareGPT's turn that calls a function, as the assistant's."""
-    called = item.get(content_name)
-    if not called:
-        raise RowDropped("EmptyField")
-    others = {name: value for name, value in item.items() if name not in (role_name, content_name)}
-    if as_text:
-        text = called if isinstance(called, str) else json.dumps(called, ensure_ascii=False)
-        return {role_name: "assistant", content_name: text, **others}
-    return {role_name: "assistant", content_name: None, "tool_calls": called, **others}
+def _unknown_role(tag: str) -> str:
+    """What a role is called, where that may be a name and is no text, and what it may be called."""
+    named = f"called {tag!r}" if _NAME.fullmatch(tag) else "of no known name"
+    return f"a role is {named}; known are {', '.join((*_ROLES, *_CALL_ROLES[:1]))}"
 
 
 def _with_tool_calls(extra: dict[str, Any]) -> dict[str, Any]:
     """A message's other members with its calls as templates expect them: OpenAI's `tool_calls`, arguments as objects."""
     calls = extra.get("tool_calls") or extra.get("function_call")
-    extra = {name: value for name, value in extra.items() if name not in ("tool_calls", "function_call")}
+    extra = {name: value for name, value in extra.items() if name not in _CALLS}
     calls = _parsed(calls) if isinstance(calls, str) and calls else calls
     listed = [calls] if isinstance(calls, dict) else calls or []
     if not isinstance(listed, list):
@@ -409,15 +456,15 @@ def _tool_call(call: Any) -> dict[str, Any]:
         raise RowDropped("InvalidToolCall")
     arguments = function.get("arguments")
     arguments = (_parsed(arguments) if arguments.strip() else {}) if isinstance(arguments, str) else arguments
-    if not isinstance(arguments, dict | None):
+    if not isinstance(arguments, dict | None) or not json_text.can_hold(arguments):
         raise RowDropped("InvalidToolCall")
     return {**call, "function": {**function, "arguments": arguments or {}}}
 
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json_text.parse(text)
+    except ValueError as error:
         raise RowDropped("InvalidToolCall") from error
 
 
@@ -434,16 +481,29 @@ def _is_trained(message: Record) -> bool:
     return all(message.get(name, 1) for name in _WEIGHTS)
 
 
-def _says_untrained(message: Record, name: str) -> bool:
-    """Whether a member of a message says what is done: of an assistant's turn either way, of others' that they are not trained."""
-    return name in _WEIGHTS and (message["role"] == "assistant" or message[name] == 0)
+_WEIGHED_QUESTIONS = "weight or train stands on a message that is not the assistant's and is not read: only answers are trained, all of them unless theirs is 0"
+
+
+def _is_weighed_in_vain(message: Record) -> bool:
+    """Whether a message that is no answer asks to be trained."""
+    return len(message) > 2 and message["role"] != "assistant" and any(message.get(name) for name in _WEIGHTS)
 
 
 def _joined_parts(parts: list[Any]) -> str:
     """The text of content given in parts, as multimodal data writes it. Errors: RowDropped(NotText)."""
-    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) and _is_of_text(part) for part in parts):
         raise RowDropped("NotText")
     return "".join(part["text"] for part in parts)
+
+
+def _is_of_text(part: Record) -> bool:
+    """Whether a part says that it is text: `text`, or `input_text` and `output_text` as OpenAI's Responses have it."""
+    return str(part.get("type") or "text").endswith("text")
+
+
+def _beside_text(part: Any) -> Iterator[str]:
+    """What a part of text holds beside it, for instance where it is quoted from."""
+    return (name for name in _given(part) if name not in ("type", "text")) if isinstance(part, dict) else iter(())
 
 
 def _text_of(value: Any, column: str) -> str:
@@ -475,16 +535,18 @@ def _earlier_turns(history: Any, column: str) -> list[dict[str, Any]]:
     return messages
 
 
-def read_tools(value: Any) -> list[dict[str, Any]] | None:
-    """The functions that a conversation's assistant may call, as servers hand them to templates; None where there are none.
+def read_tools(value: Any) -> tuple[list[dict[str, Any]] | None, set[str]]:
+    """The functions that a conversation's assistant may call, as servers hand them to templates, None where there are none; and the
+    members of them that no client can send.
 
     Errors: RowInvalid.
     """
     try:
-        value = json.loads(value) if isinstance(value, str) and value.strip() else value
+        value = json_text.parse(value) if isinstance(value, str) and value.strip() else value
         listed = [value] if isinstance(value, dict) else value or []
-        return [_tool(json.loads(tool) if isinstance(tool, str) else tool) for tool in listed] or None
-    except (ValueError, TypeError, RecursionError) as error:
+        written = [json_text.parse(tool) if isinstance(tool, str) else tool for tool in listed]
+        return [_tool(tool) for tool in written] or None, {name for tool in written for name in _lost_of_tool(tool)}
+    except (ValueError, TypeError) as error:
         raise RowInvalid("a list of functions, each with a name and a JSON schema of its parameters, in 'tools'") from error
 
 
@@ -495,7 +557,7 @@ _TOOL_MEMBERS: dict[str, Any] = {"name": "", "description": "", "parameters": {}
 def _tool(tool: Any) -> dict[str, Any]:
     if not isinstance(tool, dict):
         raise TypeError
-    function = tool.get("function", tool if isinstance(tool.get("name"), str) else None)
+    function = _function(tool)
     if function is None:
         return tool
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -504,12 +566,24 @@ def _tool(tool: Any) -> dict[str, Any]:
     return {"type": "function", "function": known}
 
 
-def _lost_of_tools(value: Any, tools: list[dict[str, Any]] | None) -> Iterator[str]:
-    """Members of functions that a client cannot send. `strict` is none: it says how a server decodes."""
-    listed = value if isinstance(value, list) else [value]
-    for tool in listed if tools else []:
-        function = tool.get("function", tool) if isinstance(tool, dict) else {}
-        yield from (f"tools.function.{name}" for name in function if name not in (*_TOOL_MEMBERS, "strict", "type", "function"))
+def _function(tool: Record) -> Any:
+    """What a tool says of its function; None for a tool that is none."""
+    return tool.get("function", tool if isinstance(tool.get("name"), str) else None)
+
+
+def _lost_of_tool(tool: Record) -> Iterator[str]:
+    """Members of a function, and beside it, that a client cannot send. `strict` is none: it says how a server decodes."""
+    function = _function(tool)
+    if function is None:
+        return
+    yield from (f"tools.function.{name}" for name in _given(function) if name not in (*_TOOL_MEMBERS, "strict", "type"))
+    if function is not tool:
+        yield from (f"tools.{name}" for name in _given(tool) if name not in ("type", "function"))
+
+
+def _given(value: Record) -> Iterator[str]:
+    """Members that hold something."""
+    return (name for name, member in value.items() if member not in (None, "", [], {}))
 
 
 def _check_order(messages: list[dict[str, Any]]) -> None:

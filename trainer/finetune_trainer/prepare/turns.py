@@ -13,6 +13,10 @@ from finetune_trainer.prepare.chat_template import ChatTemplate, TemplateRefused
 Span = tuple[int, int]
 """A half-open range of characters."""
 
+_Cores = list[Span | None]
+_Shape = frozenset[str]
+"""Members of an answer that hold something: a template that drops one of them later on (reasoning) rewrites the answers that have it."""
+
 _FEW_TURNS = 3
 _OPEN, _CLOSE = "\ufdd2", "\ufdd3"
 _ANY = re.compile(f"[{_OPEN}{_CLOSE}]")
@@ -55,10 +59,11 @@ def find_answers(
     """
     finder = _Finder(template, messages[: turns[-1] + 1], tools, end_of)
     last = finder.rendered(turns[-1])
-    whole = _Whole(last.text, finder.cores(last.text) if len(turns) > _FEW_TURNS else None)
+    whole = _Whole(last.text, finder.cores(last.text) if len(turns) > _FEW_TURNS else None, end_of)
     found: list[_Answer] = []
     for turn in turns[:-1]:
-        found.append(whole.standing(turn) or whole.learn(finder.rendered(turn)))
+        shape = frozenset(name for name, value in messages[turn].items() if value)
+        found.append(whole.standing(turn, shape) or whole.learn(finder.rendered(turn), shape))
         if found[-1].span[0] > longest:
             return _chained(found)
     return _chained([*found, last])
@@ -96,19 +101,21 @@ class _Finder:
             raise TemplateUnsplittable
         return _Answer(turn, answered, (len(asked), self._end_of(answered, len(asked))))
 
-    def cores(self, whole: str) -> list[Span] | None:
-        """Where each message's content stands in the whole conversation, white space around it aside; None where that cannot be told."""
+    def cores(self, whole: str) -> _Cores | None:
+        """Where each message's content stands in the whole conversation, white space around it aside; None where that cannot be told.
+        A message without content (one of calls) has no place: marks would make something of it."""
         contents = [str(message["content"]).strip() for message in self._messages]
-        marked = [_around(message, core) for message, core in zip(self._messages, contents, strict=True)]
+        marked = [_around(message, core) if core else message for message, core in zip(self._messages, contents, strict=True)]
         try:
             text = self._template.render(marked, self._tools)
         except TemplateRefusedRow:
             return None
         marks = [found.start() for found in _ANY.finditer(text)]
-        if _ANY.sub("", text) != whole or len(marks) != 2 * len(contents):
+        if _ANY.sub("", text) != whole or len(marks) != 2 * sum(map(bool, contents)):
             return None
-        spans = [(first - 2 * pair, last - 2 * pair - 1) for pair, (first, last) in enumerate(zip(marks[::2], marks[1::2], strict=True))]
-        return spans if [whole[start:end] for start, end in spans] == contents else None
+        spans = ((first - 2 * pair, last - 2 * pair - 1) for pair, (first, last) in enumerate(zip(marks[::2], marks[1::2], strict=True)))
+        cores = [next(spans) if content else None for content in contents]
+        return cores if all(core is None or whole[slice(*core)] == said for core, said in zip(cores, contents, strict=True)) else None
 
 
 def _around(message: dict[str, Any], core: str) -> dict[str, Any]:
@@ -119,38 +126,45 @@ def _around(message: dict[str, Any], core: str) -> dict[str, Any]:
 
 
 class _Whole:
-    """The whole conversation, in which an answer is found without rendering anew where the template wrote the same around another one.
+    """The whole conversation, in which an answer is found without rendering anew where the template wrote the same before and after
+    another one of its shape: what the answers say, their calls and reasoning included, may differ.
 
     Two renderings for each answer would make the time grow with the square of the turns.
     """
 
-    def __init__(self, text: str, cores: list[Span] | None) -> None:
+    def __init__(self, text: str, cores: _Cores | None, end_of: Callable[[str, int], int]) -> None:
         self._text = text
         self._cores = cores
-        self._known: dict[tuple[str, str], Span] = {}
+        self._end_of = end_of
+        self._known: dict[_Shape, set[tuple[str, str]]] = {}
 
-    def standing(self, turn: int) -> _Answer | None:
-        """The answer, where what stands around it was met before."""
-        around = self._around(turn)
-        if around is None or around not in self._known or self._cores is None:
+    def standing(self, turn: int, shape: _Shape) -> _Answer | None:
+        """The answer, where what stands before and after it was met before, and in one way only."""
+        around = self._between(turn)
+        if around is None:
             return None
-        after_question, after_answer = self._known[around]
-        return _Answer(turn, self._text, (self._cores[turn - 1][1] + after_question, self._cores[turn][1] + after_answer))
+        spans = {span for before, after in self._known.get(shape, ()) if (span := self._within(around, before, after))}
+        return _Answer(turn, self._text, spans.pop()) if len(spans) == 1 else None
 
-    def learn(self, answer: _Answer) -> _Answer:
-        around = self._around(answer.turn)
-        start, end = answer.span
-        if around is not None and self._cores is not None and self._text.startswith(answer.text[:end]):
-            place = (start - self._cores[answer.turn - 1][1], end - self._cores[answer.turn][1])
-            if 0 <= place[0] <= len(around[0]) and 0 <= place[1] <= len(around[1]):
-                self._known[around] = place
-            return _Answer(answer.turn, self._text, answer.span)
-        return answer
+    def learn(self, answer: _Answer, shape: _Shape) -> _Answer:
+        around, (start, end) = self._between(answer.turn), answer.span
+        if around is None or not self._text.startswith(answer.text[:end]):
+            return answer
+        if around[0] <= start and end <= around[1]:
+            self._known.setdefault(shape, set()).add((self._text[around[0] : start], self._text[end : around[1]]))
+        return _Answer(answer.turn, self._text, answer.span)
 
-    def _around(self, turn: int) -> tuple[str, str] | None:
-        """What the template wrote between the question and the answer, and after the answer."""
+    def _between(self, turn: int) -> Span | None:
+        """From the end of the question's content to the beginning of what follows the answer; the answer lies between."""
         if self._cores is None or turn == 0:
             return None
-        start, end = self._cores[turn]
-        following = self._cores[turn + 1][0] if turn + 1 < len(self._cores) else len(self._text)
-        return self._text[self._cores[turn - 1][1] : start], self._text[end:following]
+        question = self._cores[turn - 1]
+        following = self._cores[turn + 1] if turn + 1 < len(self._cores) else (len(self._text), 0)
+        return (question[1], following[0]) if question and following else None
+
+    def _within(self, around: Span, before: str, after: str) -> Span | None:
+        """Where an answer begins and ends of which only that much is not its own; None where something else stands there, or where it
+        does not end there."""
+        start, end = around[0] + len(before), around[1] - len(after)
+        same = start < end and self._text.startswith(before, around[0]) and self._text.endswith(after, around[0], around[1])
+        return (start, end) if same and self._end_of(self._text[start:end], 0) == end - start else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from finetune_api.run import RunSpec
 
 from finetune_trainer.prepare.chat_template import ChatTemplate
 from finetune_trainer.prepare.counts import DatasetCounts
+from finetune_trainer.prepare.members import Printed
 from finetune_trainer.prepare.pipeline import Pipeline
 
 
@@ -33,10 +34,8 @@ def warnings_of(run: RunSpec, pipeline: Pipeline, template: ChatTemplate | None)
 def _of_dataset(name: str, counts: DatasetCounts, pipeline: Pipeline) -> Iterator[str]:
     if counts.useless:
         yield f"{counts.useless} of {counts.rows_in} rows were dropped ({counts.dropped_words()})"
-    unprinted = pipeline.members[name].unprinted() if name in pipeline.members else {}
-    if unprinted:
-        members = ", ".join(f"{member} ({rows} rows)" for member, rows in sorted(unprinted.items()))
-        yield f"the chat template prints nothing of {members}: the model learns nothing of it; set model.chatTemplate to one that does"
+    if name in pipeline.members:
+        yield from _of_members(pipeline.members[name].lost())
     if counts.texts > counts.conversations:
         factor = counts.text_tokens / max(1, counts.last_text_tokens)
         yield (
@@ -44,9 +43,7 @@ def _of_dataset(name: str, counts: DatasetCounts, pipeline: Pipeline) -> Iterato
             f"{factor:.1f} times the tokens; set model.chatTemplate to one that does not, or method.sft.loss to Completion to train last "
             "answers only"
         )
-    unread = sorted(pipeline.unread[name])
-    if unread:
-        yield f"columns that are not read: {', '.join(unread)}"
+    yield from _of_unread(pipeline.unread[name], pipeline.notes[name])
     if counts.quoting:
         yield (
             f"in {counts.quoting} rows messages hold control tokens of this tokenizer, which are taken as text; "
@@ -59,6 +56,32 @@ def _of_dataset(name: str, counts: DatasetCounts, pipeline: Pipeline) -> Iterato
             f"in {counts.split_at_answer} rows a token would join prompt and answer; they are tokenised apart, as when served; "
             "prompts that end in white space are answered better without it"
         )
+
+
+def _of_members(lost: Mapping[str, Printed]) -> Iterator[str]:
+    """What the template does not print: here and there, of no row, or what is no text for it at all."""
+    for member, met in sorted(lost.items()):
+        if met.is_printed and met.first:
+            yield (
+                f"in {met.lost} rows, the first of them {met.first.place}, the chat template leaves out {member}, which it prints in others: "
+                "the model learns nothing of it there; set model.chatTemplate to one that prints it beside whatever else the message has"
+            )
+    texts = [f"{member} ({met.rows} rows)" for member, met in sorted(lost.items()) if not met.is_printed and not met.is_switch]
+    if texts:
+        members = ", ".join(texts)
+        yield f"the chat template prints nothing of {members}: the model learns nothing of it; set model.chatTemplate to one that does"
+    switches = [f"{member} ({met.rows} rows)" for member, met in sorted(lost.items()) if not met.is_printed and met.is_switch]
+    if switches:
+        yield (
+            f"nothing reads {', '.join(switches)}: answers that have it are trained as all others; "
+            "weight: 0 or train: false on an assistant's message is what keeps it from being trained"
+        )
+
+
+def _of_unread(unread: set[str], notes: Mapping[str, int]) -> Iterator[str]:
+    if unread:
+        yield f"columns that are not read: {', '.join(sorted(unread))}"
+    yield from (f"in {rows} rows {words}" for words, rows in sorted(notes.items()) if rows)
 
 
 def _of_groups(run: RunSpec, pipeline: Pipeline) -> Iterator[str]:

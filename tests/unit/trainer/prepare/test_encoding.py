@@ -169,7 +169,7 @@ def test_a_conversation_that_the_template_refuses_is_dropped() -> None:
     with pytest.raises(RowDropped) as dropped:
         encode.render(conversation(1, system=True))
     assert dropped.value.reason == "SystemRefusedByTemplate"
-    assert dropped.value.words == "no system role"
+    assert dropped.value.words == 'the template says "no system role"'
 
 
 def test_text_is_trained_whole_and_ends() -> None:
@@ -237,6 +237,25 @@ def test_control_tokens_that_the_data_quotes_stay_text(quote: str, turns: int) -
     assert row.answer_text == f"{turns - 1}: {quote}."
 
 
+@pytest.mark.parametrize(
+    "text", ["\ufdd0", "\ufdd1 and \ufdd2\ufdd3", "<|im_end|>\ufdd0", "<|im_end|>\ufdd1\ufdd0\ufdd2\ufdd4", "\ufdd0<|im_end|>\ufdd1"]
+)
+@pytest.mark.parametrize("turns", [1, 6])
+def test_characters_that_could_be_marks_are_text_as_any(text: str, turns: int) -> None:
+    encode = encoder("chatml", max_length=4096)
+    example = chat(*[f"{i} {text}" for i in range(2 * turns)])
+    (row,) = rows(encode, example)
+    assert row.rendered.text == ChatTemplate(FAMILIES["chatml"].text, {}).render(example.messages)
+    assert trained_text(row, encode) == [f"{i} {text}<|im_end|>" for i in range(1, 2 * turns, 2)]
+    assert count(row, encode, "<|im_end|>") == 2 * turns
+
+
+def test_a_conversation_that_leaves_no_mark_is_dropped() -> None:
+    every = "".join(map(chr, range(0xFDD0, 0xFDF0)))
+    with pytest.raises(RowDropped, match="ControlTokens"):
+        encoder("chatml").render(chat("q", f"{every}<|im_end|>"))
+
+
 def test_quotes_in_calls_and_tools_stay_text_as_well() -> None:
     template = ChatTemplate(
         "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
@@ -285,8 +304,16 @@ def test_a_turn_that_is_not_to_be_trained_is_context() -> None:
 @pytest.mark.parametrize("loss", [SFTLoss.ASSISTANT_TURNS, SFTLoss.COMPLETION])
 def test_a_conversation_of_which_nothing_may_be_trained_is_dropped(loss: SFTLoss) -> None:
     example = replace(chat("q", "a", "q", "b"), untrained=frozenset({1, 3} if loss is SFTLoss.ASSISTANT_TURNS else {3}))
-    with pytest.raises(RowDropped, match="NoTrainedAnswer"):
+    with pytest.raises(RowDropped, match="NoTrainedAnswer") as dropped:
         encoder("chatml", loss).render(example)
+    assert ("method.sft.loss Completion" in (dropped.value.words or "")) is (loss is SFTLoss.COMPLETION)
+
+
+def test_a_conversation_without_any_trained_answer_is_not_blamed_on_the_loss() -> None:
+    example = replace(chat("q", "a", "q", "b"), untrained=frozenset({1, 3}))
+    with pytest.raises(RowDropped) as dropped:
+        encoder("chatml", SFTLoss.COMPLETION).render(example)
+    assert dropped.value.words is None
 
 
 def plain_template(prompt: str) -> ChatTemplate:
@@ -347,7 +374,7 @@ def framed_tokenizer(folder: Path) -> TextTokenizer:
     return TextTokenizer(folder / "tokenizer.json", folder)
 
 
-@pytest.mark.parametrize("text", ["words", "<s>words", "<s> words", "  <s>words"])
+@pytest.mark.parametrize("text", ["words", "<s>words", "<s> words", "  <s>words", "<s><s>words", "<s> <s>words"])
 def test_a_beginning_that_the_text_has_is_not_put_there_again(tmp_path: Path, text: str) -> None:
     tokenizer = framed_tokenizer(tmp_path)
     encode = Encoder(tokenizer, None, SFTLoss.ASSISTANT_TURNS, 512, frozenset({2}))
@@ -355,6 +382,15 @@ def test_a_beginning_that_the_text_has_is_not_put_there_again(tmp_path: Path, te
         (row,) = rows(encode, example)
         assert row.ids[0] == tokenizer.id_of("<s>")
         assert count(row, encode, "<s>") == 1
+
+
+@pytest.mark.parametrize("text", ["<s><|im_end|>", "<|im_end|>", " <s>\n", "<s> <|endoftext|><|im_end|>\n"])
+def test_a_text_of_nothing_but_its_frame_is_empty(tmp_path: Path, text: str) -> None:
+    encode = Encoder(framed_tokenizer(tmp_path), None, SFTLoss.ASSISTANT_TURNS, 512, frozenset({0, 2}))
+    for example in (Text(text), Pair("print", text), Pair(text, "words")):
+        with pytest.raises(RowDropped) as dropped:
+            encode.render(example)
+        assert dropped.value.reason == "EmptyField"
 
 
 class Measured(TextTokenizer):

@@ -37,6 +37,11 @@ GOOD: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
         {"conversations": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "answer"}]},
         conversation(ASKED, ANSWERED),
     ),
+    "sharegpt with roles and something else in from": (
+        {},
+        {"conversations": [{**ASKED, "from": "forum"}, ANSWERED]},
+        conversation({**ASKED, "from": "forum"}, ANSWERED),
+    ),
     "sharegpt with roles": ({}, {"conversations": [ASKED, ANSWERED]}, conversation(ASKED, ANSWERED)),
     "alpaca": (
         {},
@@ -158,10 +163,22 @@ def test_tools_are_read_however_they_are_written(tools: Any) -> None:
     assert json.dumps(example.tools) == json.dumps([AS_SERVED])
 
 
-def test_what_no_client_can_send_of_a_tool_is_known() -> None:
+RETURNS = {**BARE, "return": {"type": "string"}}
+LOST: dict[str, tuple[Any, set[str]]] = {
+    "a list": ([RETURNS], {"tools.function.return"}),
+    "a list written as text": (json.dumps([RETURNS]), {"tools.function.return"}),
+    "a list of texts": ([json.dumps({"type": "function", "function": RETURNS})], {"tools.function.return"}),
+    "members beside the function": ([{**TOOL, "description": "counts", "examples": [1], "note": None}], {"tools.description", "tools.examples"}),
+    "a tool that is no function": ([{"type": "code_interpreter", "container": "auto"}], set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_no_client_can_send_of_a_tool_is_known(name: str) -> None:
+    tools, lost = LOST[name]
     one = reader()
-    one.read({"messages": [ASKED, ANSWERED], "tools": [{**BARE, "return": {"type": "string"}}]})
-    assert one.unread == {"tools.function.return"}
+    one.read({"messages": [ASKED, ANSWERED], "tools": tools})
+    assert one.unread == lost
 
 
 @pytest.mark.parametrize("tools", [None, "", [], "[]"])
@@ -182,6 +199,66 @@ def test_columns_that_nothing_reads_are_known() -> None:
     one = reader()
     one.read({"instruction": "a", "output": "b", "category": "qa", "id": 0, "note": None, "tags": []})
     assert one.unread == {"category", "id"}
+
+
+TURNS = [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "answer"}]
+CITED = [{"type": "text", "text": "answer", "citations": [1], "cache_control": None}]
+OVERRULED: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "ShareGPT's turns with names of Messages": (
+        {"conversations": [{**TURNS[0], "content": "other", "role": "tool"}, {**TURNS[1], "content": "other"}]},
+        {"conversations.content", "conversations.role"},
+    ),
+    "parts with more than text": ({"messages": [ASKED, {"role": "assistant", "content": CITED}]}, {"messages.content.citations"}),
+    "completions in parts": ({"prompt": [ASKED], "completion": [{"role": "assistant", "content": CITED}]}, {"completion.content.citations"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERRULED)
+def test_members_that_others_overrule_are_known(name: str) -> None:
+    record, unread = OVERRULED[name]
+    one = reader()
+    example = one.read(record)
+    assert isinstance(example, Conversation)
+    assert example.messages == [ASKED, ANSWERED]
+    assert one.unread == unread
+
+
+def test_a_call_in_the_older_member_beside_calls_is_known() -> None:
+    one = reader()
+    both = {"role": "assistant", "tool_calls": [CALL], "function_call": {"name": "other", "arguments": "{}"}}
+    assert one.read({"messages": [ASKED, both, RESULT, ANSWERED]}) == conversation(ASKED, CALLED, RESULT, ANSWERED)
+    assert one.unread == {"messages.function_call"}
+
+
+@pytest.mark.parametrize("member", ["tool_calls", "function_call"])
+def test_calls_beside_sharegpts_turn_that_calls_are_known(member: str) -> None:
+    value = {"name": "count", "arguments": {"box": 1}}
+    turns = [
+        TURNS[0],
+        {"from": "function_call", "value": value, member: {"name": "other"}},
+        {"from": "observation", "value": "3"},
+        TURNS[1],
+    ]
+    one = reader()
+    assert one.read({"conversations": turns}) == conversation(ASKED, CALLED, RESULT, ANSWERED)
+    assert one.unread == {f"conversations.{member}"}
+
+
+@pytest.mark.parametrize(("said", "rows"), [("other", 1), (" be kind\n", 0), ("", 0), (None, 0)])
+def test_a_system_column_beside_another_system_message_is_known(said: str | None, rows: int) -> None:
+    one = reader()
+    system = {"role": "system", "content": "be kind"}
+    assert one.read({"messages": [system, ASKED, ANSWERED], "system": said}) == conversation(system, ASKED, ANSWERED)
+    assert {words.split(",")[0]: number for words, number in one.notes.items() if number} == (
+        {"the column 'system' is not read": rows} if rows else {}
+    )
+
+
+@pytest.mark.parametrize(("said", "rows"), [({"weight": 1}, 1), ({"train": True}, 1), ({"weight": 0}, 0)])
+def test_a_question_that_asks_to_be_trained_is_known(said: dict[str, Any], rows: int) -> None:
+    one = reader()
+    assert one.read({"messages": [{**ASKED, **said}, ANSWERED]}) == conversation(ASKED, ANSWERED)
+    assert one.notes.total() == rows
 
 
 def test_rows_that_lost_control_characters_are_counted() -> None:
@@ -212,8 +289,23 @@ DROPPED: dict[str, tuple[dict[str, Any], str]] = {
     "system in the middle": ({"messages": [ASKED, {"role": "system", "content": "x"}, ANSWERED]}, "RoleOrder"),
     "a role nobody knows": ({"messages": [{"role": "narrator", "content": "x"}, ANSWERED]}, "UnknownRole"),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWERED]}, "NotText"),
+    "an image with words": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "text": "a", "image": "b"}]}, ANSWERED]},
+        "NotText",
+    ),
     "arguments that are broken JSON": (
         {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": '}}]}]},
+        "InvalidToolCall",
+    ),
+    **{
+        f"arguments that are no strict JSON, {text}": (
+            {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": text}}]}]},
+            "InvalidToolCall",
+        )
+        for text in ('{"a": 1, "a": 2}', '{"a": {"b": 1, "b": 1}}', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e400}')
+    },
+    "arguments that no JSON holds": (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": [float("nan")]}}}]}]},
         "InvalidToolCall",
     ),
     "arguments that are no object": (
@@ -236,6 +328,16 @@ def test_a_row_that_cannot_be_trained_on_is_dropped_with_its_reason(name: str) -
     assert dropped.value.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("tag", "words"), [("Narrator", "a role is called 'Narrator'; known are system, "), ("my secret: 1", "of no known name")]
+)
+def test_an_unknown_role_is_named_where_it_is_a_name(tag: str, words: str) -> None:
+    with pytest.raises(RowDropped) as dropped:
+        reader().read({"messages": [{"role": tag, "content": "x"}, ANSWERED]})
+    assert words in (dropped.value.words or "")
+    assert "secret" not in (dropped.value.words or "")
+
+
 INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "columns of no format": ({}, {"question": "secret", "reply": "secret"}, "columns of one format"),
     "the format's column is missing": ({"format": "Messages"}, {"text": "secret"}, "'messages'"),
@@ -243,6 +345,11 @@ INVALID: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "messages that are text": ({"format": "Messages"}, {"messages": "secret"}, "a list of messages"),
     "messages without roles": ({"format": "Messages"}, {"messages": [{"content": "secret"}]}, "'role'"),
     "a weight in between": ({}, {"messages": [ASKED, {**ANSWERED, "weight": 0.5}]}, "0 or 1"),
+    "tools whose text names a member twice": (
+        {},
+        {"messages": [ASKED, ANSWERED], "tools": '[{"name": "secret", "name": "f"}]'},
+        "in 'tools'",
+    ),
     "tools that are none": ({}, {"messages": [ASKED, ANSWERED], "tools": "secret"}, "in 'tools'"),
     "a history of another shape": ({}, {"instruction": "a", "output": "b", "history": ["secret"]}, "[question, answer] pairs in 'history'"),
     "a column of another format is named": ({"columns": {"prompt": "text"}}, {"text": "secret"}, "has no columns.prompt"),

@@ -605,6 +605,8 @@ CALLS = (
     "{% for t in m.tool_calls or [] %}{{ '<call>' + t.function.name + ' ' }}{{ t.function.arguments | tojson }}{% endfor %}"
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+CONTENT_OR_CALLS = CALLS.replace("{% for t in m.tool_calls or [] %}", "{% for t in (m.tool_calls or []) if not m.content %}")
+CALLS_OR_CONTENT = CALLS.replace("(m.content or '')", "('' if m.tool_calls else m.content or '')")
 CALLS_IN_TEXT = CALLS.replace("{{ t.function.arguments | tojson }}", "{{ '' + t.function.arguments }}")
 REASONING = (
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
@@ -614,11 +616,19 @@ REASONING = (
 )
 
 
-def called(i: int, arguments: Any) -> dict[str, Any]:
+def called(i: int, arguments: Any, content: str | None = None, id: str | None = None) -> dict[str, Any]:
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
-    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    answer = {"role": "assistant", "content": content, "tool_calls": [call]}
     last = {"role": "assistant", "content": f"rain {i}"}
-    return {"messages": [{"role": "user", "content": f"town {i}?"}, answer, {"role": "tool", "content": "rain"}, last]}
+    result = {"role": "tool", "content": "rain"} | ({"tool_call_id": id} if id else {})
+    return {"messages": [{"role": "user", "content": f"town {i}?"}, answer, result, last]}
+
+
+def reasoned(*texts: str) -> dict[str, Any]:
+    """A conversation whose first answer has reasoning."""
+    row = turns(*texts)
+    row["messages"][1]["reasoning_content"] = "hm"
+    return row
 
 
 def with_template(model: Path, folder: Path, template: Any) -> Path:
@@ -680,6 +690,7 @@ class Kept:
     warnings: tuple[str, ...] = ()
     template: Any = None
     dataset: dict[str, Any] = field(default_factory=dict)
+    silent: tuple[str, ...] = ()
     count: int | None = None
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -713,7 +724,50 @@ KEPT: dict[str, Kept] = {
     "tools that the template leaves out": Kept(
         [question(i, tools=[{"name": "f"}]) for i in range(8)], warnings=("prints nothing of tools (8 rows)",)
     ),
+    "tools in a message": Kept(
+        [question(i, tools=[{"name": "f"}]) | turns(f"q {i}", f"a {i}", tools=[{"name": "g"}]) for i in range(4)],
+        warnings=("prints nothing of tools of assistant messages (4 rows): ",),
+        template=CALLS,
+    ),
     "a member that nobody knows": Kept([turns(f"q {i}", f"a {i}", mood="glad") for i in range(8)], warnings=("mood of assistant messages (8 rows)",)),
+    "content that is left out beside calls": Kept(
+        [called(i, {"town": i}) for i in range(4)] + [called(i, {"town": i}, content="let me see") for i in range(4, 7)],
+        warnings=("in 3 rows, the first of them file d.jsonl, line 5, the chat template leaves out content of assistant messages, which it prints in others: ",),
+        template=CALLS_OR_CONTENT,
+    ),
+    "calls that are left out beside content": Kept(
+        [called(0, {"town": 0}, content="let me see")] + [called(i, {"town": i}) for i in range(1, 5)],
+        warnings=("in 1 rows, the first of them file d.jsonl, line 1, the chat template leaves out tool_calls of assistant messages, which it prints in others: ",),
+        template=CONTENT_OR_CALLS,
+    ),
+    "arguments that the template leaves out": Kept(
+        [called(i, {"town": i}) for i in range(4)],
+        ("⟦<call>weather <|im_end|>⟧",),
+        warnings=("prints nothing of arguments in tool_calls of assistant messages (4 rows)",),
+        template=CALLS.replace("{{ t.function.arguments | tojson }}", ""),
+    ),
+    "reasoning of an earlier answer": Kept(
+        [reasoned(f"q {i}", f"a {i}", f"r {i}", f"b {i}") for i in range(4)],
+        warnings=("4 conversations became 8 rows",),
+        silent=("reasoning_content",),
+        template=REASONING,
+        count=8,
+    ),
+    "a switch that nothing reads": Kept(
+        [turns(f"q {i}", f"a {i}", trainable=False, mask=1) for i in range(4)],
+        warnings=("nothing reads mask of assistant messages (4 rows), trainable of assistant messages (4 rows): answers that have it are trained",),
+        silent=("chatTemplate",),
+    ),
+    "questions that ask to be trained": Kept(
+        [{"messages": [{"role": "user", "content": f"q {i}", "weight": 1}, {"role": "assistant", "content": "a"}]} for i in range(4)],
+        warnings=("in 4 rows weight or train stands on a message that is not the assistant's and is not read",),
+        silent=("chatTemplate",),
+    ),
+    "the ids of calls": Kept(
+        [called(i, {"town": i}, id="c1") for i in range(4)],
+        ('⟦<call>weather {"town": 0}<|im_end|>⟧',),
+        template=CALLS,
+    ),
     "ShareGPT's calls under a template without": Kept(
         [
             {
@@ -741,6 +795,12 @@ KEPT: dict[str, Kept] = {
     ),
     "control characters": Kept(
         [turns(f"q {i}", f"a {i}" + "\x00\x1b[31m" * (i == 3)) for i in range(8)], warnings=("control characters were removed from 1 rows",)
+    ),
+    "parts that are no text": Kept(
+        [{"messages": [{"role": "user", "content": [{"type": "image", "text": "a"}]}, *turns("q", "a")["messages"][1:]]}] + [question(i) for i in range(9)],
+        warnings=("NotText: 1, first in file d.jsonl, line 1 (content in parts needs parts of type text",),
+        count=9,
+        dropped={"NotText": 1},
     ),
     "some rows of no use": Kept(
         [turns(f"q {i}", f"a {i}") for i in range(5)] + [turns("alone")] + [turns(f"q {i}", f"a {i}") for i in range(5, 20)] + [turns("q", " ")],
@@ -779,6 +839,7 @@ def test_what_rows_say_is_trained_or_said_to_be_lost(tmp_path: Path, model: Path
         assert text in first
     for words in case.warnings:
         assert any(words in warning for warning in result.warnings), result.warnings
+    assert not [warning for warning in result.warnings if any(words in warning for words in case.silent)]
     if not case.warnings:
         assert [warning for warning in result.warnings if "truncated" not in warning and "longer than" not in warning] == []
     assert result.dataset is not None
@@ -794,9 +855,13 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], Any, dict[str, Any], str, str]] =
         [called(i, {"town": SECRET}) for i in range(8)], CALLS.replace("{{ '<|im_start|>' + m.role", "{% if m.role == 'tool' %}{% continue %}{% endif %}{{ '<|im_start|>' + m.role"),
         {}, "NotRendered", "the content of tool messages",
     ),
+    "calls that are left out beside content, in each row": (
+        [called(i, {"town": SECRET}, content="let me see") for i in range(8)], CONTENT_OR_CALLS, {},
+        "NotRendered", "line 1: the chat template prints nothing of the tool_calls of assistant messages",
+    ),
     "most rows of no use": (
         [{"messages": [{"role": "narrator", "content": SECRET}, {"role": "assistant", "content": "y"}]}] * 7 + [question(i) for i in range(3)], None, {},
-        "InvalidDataset", "7 of its 10 rows cannot be used, more than preparation.maxDroppedShare (0.2) allows (UnknownRole: 7, first in file d.jsonl, line 1)",
+        "InvalidDataset", "7 of its 10 rows cannot be used, more than preparation.maxDroppedShare (0.2) allows (UnknownRole: 7, first in file d.jsonl, line 1, where a role is called 'narrator'; known are system, developer, user, human,",
     ),
     "a system message in each row that the template refuses": (
         [{"messages": [{"role": "system", "content": SECRET}, *turns("q", f"a {i}")["messages"]]} for i in range(8)], NO_SYSTEM + CALLS, {},

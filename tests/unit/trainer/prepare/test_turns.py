@@ -64,13 +64,20 @@ TEXTS = st.text(st.sampled_from("ab \n.<|>"), min_size=1, max_size=6).filter(str
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@given(contents=st.lists(TEXTS, min_size=1, max_size=8), has_system=st.booleans(), reasoning=st.booleans(), first=st.integers(0, 3))
+@given(
+    contents=st.lists(TEXTS, min_size=1, max_size=8),
+    has_system=st.booleans(),
+    reasoning=st.sets(st.integers(0, 15)),
+    first=st.integers(0, 3),
+)
 @settings(max_examples=60, deadline=None)
 def test_answers_stand_where_a_server_would_have_put_them(
-    family: str, contents: list[str], has_system: bool, reasoning: bool, first: int
+    family: str, contents: list[str], has_system: bool, reasoning: set[int], first: int
 ) -> None:
-    more = {"reasoning_content": "hm"} if reasoning else {}
-    messages = talk([*contents, *contents], "be kind" if has_system and FAMILIES[family].takes_system else None, **more)
+    messages = talk([*contents, *contents], "be kind" if has_system and FAMILIES[family].takes_system else None)
+    for position in reasoning:
+        if position < len(messages) and messages[position]["role"] == "assistant":
+            messages[position]["reasoning_content"] = "hm"
     turns = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
     turns = turns[min(first, len(turns) - 1) :]
     chains = find_answers(template_of(family), messages, None, turns, end_of(family))
@@ -88,6 +95,51 @@ def test_a_long_chat_is_one_text_and_rendered_a_few_times(family: str) -> None:
     (chain,) = find_answers(template, messages, None, list(range(1, 800, 2)), end_of(family))
     assert len(chain.answers) == 400
     assert template.renderings <= 10
+
+
+CALLING = Counted(
+    "{% for m in messages %}{{ '<|im_start|>' + m.role }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+    "{% for t in m.tool_calls or [] %}{{ '\n<call>' + t.function.name + ' ' }}{{ t.function.arguments | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}",
+    {},
+)
+
+
+def calling(turns: int, **more: Any) -> Messages:
+    """A long chat in which each answer is a call with arguments of its own, and an answer about its result."""
+    messages: Messages = []
+    for i in range(turns):
+        call = {"type": "function", "function": {"name": f"f{i % 7}", "arguments": {f"place {i}": [i, {"deep": f"x{i}"}]}}}
+        messages += [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "", "tool_calls": [call], **more}]
+        messages += [{"role": "tool", "content": f"found {i}"}, {"role": "assistant", "content": f"a {i}"}]
+    return messages
+
+
+@pytest.mark.parametrize("content", ["", "let me see"])
+def test_a_long_chat_of_calls_is_rendered_a_few_times_whatever_they_are_called_with(content: str) -> None:
+    CALLING.renderings, messages, find = 0, calling(200, content=content), end_of("chatml")
+    turns = list(range(1, 800, 2))
+    (chain,) = find_answers(CALLING, messages, None, turns, find)
+    assert CALLING.renderings <= 10
+    for turn, (start, end) in chain.answers[::37]:
+        asked = CALLING.render(messages[:turn], add_generation_prompt=True)
+        answered = CALLING.render(messages[: turn + 1])
+        assert (chain.text[:start], chain.text[start:end]) == (asked, answered[len(asked) :].removesuffix("\n"))
+
+
+def test_reasoning_that_is_dropped_later_is_found_among_answers_without() -> None:
+    """They look the same in the whole conversation."""
+    dropping = FAMILIES["reasoning kept in the last turn only"].text.replace(
+        "<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' + m.content",
+        "' + ('<think>' + m.reasoning_content + '</think>' if m.reasoning_content else '') + m.content",
+    )
+    messages = talk(numbered(6))
+    messages[5]["reasoning_content"] = messages[9]["reasoning_content"] = "hm"
+    chains = find_answers(ChatTemplate(dropping, {}), messages, None, list(range(1, 12, 2)), end_of("chatml"))
+    found = {turn: chain.text[start:end] for chain in chains for turn, (start, end) in chain.answers}
+    assert found[3] == "a 1<|im_end|>"
+    assert found[5] == "<think>hm</think>a 2<|im_end|>"
+    assert found[9] == "<think>hm</think>a 4<|im_end|>"
 
 
 def test_only_what_is_rewritten_takes_a_text_of_its_own() -> None:

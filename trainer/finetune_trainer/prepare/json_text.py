@@ -1,0 +1,41 @@
+"""JSON that a row holds as text: arguments of calls, tools. As strict as the reader of rows, as nothing may be lost in it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def parse(text: str) -> Any:
+    """The value that a text holds. Errors: ValueError for what is no JSON: a member named twice, NaN, a number that no float holds."""
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def can_hold(value: Any) -> bool:
+    """Whether a value can be written as JSON: NaN cannot, nor what only Parquet has."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member named twice")
+    return members
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("no finite number")
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_float=_finite, parse_constant=_finite)
