@@ -231,6 +231,9 @@ _MEMBERS = {"activation_checkpointing_kwargs": _CHECKPOINTING, "gradient_checkpo
 """Members of arguments that are objects, and their types: others end the first step. Source: torch.utils.checkpoint.checkpoint,
 transformers.PreTrainedModel.activation_checkpointing_enable, TRL's SFTTrainer (selective)."""
 
+_OF_WORKERS = frozenset({"dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"})
+"""Arguments that torch's loader refuses without workers. Source: torch.utils.data.DataLoader."""
+
 _SCHEDULER_MEMBERS: dict[Scheduler, dict[str, str]] = {
     Scheduler.COSINE: {"num_cycles": "number"},
     Scheduler.POLYNOMIAL: {"lr_end": "number", "power": "number"},
@@ -281,11 +284,23 @@ def training_findings(training: Training) -> list[tuple[str, str]]:
 
 
 def _finding_beside(name: str, value: Any, training: Training) -> str | None:
-    if name in _MEMBERS and training.gradient_checkpointing is Switch.DISABLED:
-        return "training.gradientCheckpointing Disabled does not read it; remove it"
     if name == "lr_scheduler_kwargs":
         return _finding_of_scheduler(value, training.scheduler)
-    return _finding_of_optimizer(name, value, training.optimizer)
+    return _finding_of_companions(name, value, training) or _finding_of_optimizer(name, value, training.optimizer)
+
+
+def _finding_of_companions(name: str, value: Any, training: Training) -> str | None:
+    """What is not read, or crashes, for what another argument or field says."""
+    args = training.args
+    if name in _MEMBERS and training.gradient_checkpointing is Switch.DISABLED:
+        return "training.gradientCheckpointing Disabled does not read it; remove it"
+    if name == "gradient_checkpointing_kwargs" and args.get("activation_checkpointing_kwargs") is not None:
+        return "activation_checkpointing_kwargs is read instead of it; remove one"
+    if name in _OF_WORKERS and value and not args.get("dataloader_num_workers"):
+        return "only workers read it; set dataloader_num_workers too, or remove it"
+    if name == "torch_compile_mode" and args.get("torch_compile_backend") not in (None, "inductor"):
+        return "only the backend inductor reads it; remove it"
+    return None
 
 
 def _finding_of_scheduler(value: Any, scheduler: Scheduler) -> str | None:

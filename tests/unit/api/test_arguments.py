@@ -121,6 +121,10 @@ def test_values_that_mean_nothing_are_refused_before_a_library_is_asked(name: st
             {"gradientCheckpointing": "Disabled", "args": {"gradient_checkpointing_kwargs": {"use_reentrant": True}}},
             "training.gradientCheckpointing Disabled does not read it",
         ),
+        ({"args": {"gradient_checkpointing_kwargs": {}, "activation_checkpointing_kwargs": {}}}, "activation_checkpointing_kwargs is read"),
+        ({"args": {"dataloader_prefetch_factor": 2}}, "only workers read it; set dataloader_num_workers too"),
+        ({"args": {"dataloader_persistent_workers": True, "dataloader_num_workers": 0}}, "only workers read it"),
+        ({"args": {"torch_compile_mode": "default", "torch_compile_backend": "eager"}}, "only the backend inductor reads it"),
     ],
 )
 def test_what_the_other_fields_would_not_read_is_refused(training: dict[str, Any], sentence: str) -> None:
@@ -226,6 +230,10 @@ def test_what_the_optimizer_would_not_read_is_refused(optimizer: str, args: dict
         ("SGD", {"optim_args": "momentum=0.9, nesterov=True"}),
         ("AdamW", {"optim_args": None}),
         ("SGD", {"tf32": None}),
+        ("AdamW", {"dataloader_persistent_workers": False}),
+        ("AdamW", {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4, "dataloader_num_workers": 2}),
+        ("AdamW", {"torch_compile_mode": "max-autotune"}),
+        ("AdamW", {"torch_compile_mode": "max-autotune", "torch_compile_backend": "inductor"}),
     ],
 )
 def test_what_the_optimizer_reads_passes(optimizer: str, args: dict[str, Any]) -> None:
