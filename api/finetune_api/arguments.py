@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -17,9 +18,9 @@ from difflib import get_close_matches
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from finetune_api.sections.training import Optimizer, Training
+from finetune_api.sections.training import Optimizer, Scheduler, Switch, Training
 
 SCHEMA_FILE = Path(__file__).with_name("training_arguments.json")
 
@@ -172,7 +173,73 @@ _NARROWED: dict[str, tuple[list[str], str]] = {
         ["random", "sequential"],
         "random or sequential: padding-free batches gain nothing from rows grouped by length, and such an order does not resume exactly",
     ),
+    "torch_compile_mode": (["default", "lite", "max-autotune", "max-autotune-no-cudagraphs", "reduce-overhead"], ""),
+    # Those that accelerate and torch both know and that need no package of their own.
+    "torch_compile_backend": (["aot_eager", "cudagraphs", "eager", "inductor"], ""),
 }
+"""Choices that are fewer than the schema's, or that it does not tell, and why. Source: torch._inductor.list_mode_options;
+torch._dynamo.list_backends and accelerate's DynamoBackend."""
+
+
+class Range(NamedTuple):
+    """Numbers from `least` to `most`; without `most` to the largest that is finite."""
+
+    least: float
+    most: float = sys.float_info.max
+    below_most: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the value is one of them; NaN is none."""
+        return self.least <= value <= self.most and not (self.below_most and value == self.most)
+
+    def __str__(self) -> str:
+        if self.most == sys.float_info.max:
+            return f"a number from {self.least:g} on"
+        return f"from {self.least:g} to {'below ' if self.below_most else ''}{self.most:g}"
+
+
+_RANGES: dict[str, Range] = {
+    "adam_beta1": Range(0, 1, below_most=True),
+    "adam_beta2": Range(0, 1, below_most=True),
+    "adam_epsilon": Range(0),
+    "dataloader_num_workers": Range(0),
+    "dataloader_prefetch_factor": Range(1),
+    "ddp_bucket_cap_mb": Range(1),
+    "ddp_timeout": Range(1),
+    "eval_accumulation_steps": Range(1),
+    "eval_delay": Range(0),
+    "every_n_layers": Range(1),
+    "label_smoothing_factor": Range(0, 1),
+    "router_aux_loss_coef": Range(0),
+    "torch_empty_cache_steps": Range(1),
+}
+"""Numbers that mean something. Some the libraries refuse too, when a GPU is taken already; others they take in silence. Source:
+torch.optim.Adam, torch.utils.data.DataLoader, torch.nn.CrossEntropyLoss, transformers.TrainingArguments."""
+
+_CHECKPOINTING = {
+    "debug": "boolean",
+    "determinism_check": "string",
+    "early_stop": "boolean",
+    "every_n_layers": "integer",
+    "offload": "boolean",
+    "preserve_rng_state": "boolean",
+    "respect_saved_tensors_hooks": "boolean",
+    "selective": "boolean",
+    "use_reentrant": "boolean",
+}
+_MEMBERS = {"activation_checkpointing_kwargs": _CHECKPOINTING, "gradient_checkpointing_kwargs": _CHECKPOINTING}
+"""Members of arguments that are objects, and their types: others end the first step. Source: torch.utils.checkpoint.checkpoint,
+transformers.PreTrainedModel.activation_checkpointing_enable, TRL's SFTTrainer (selective)."""
+
+_OF_WORKERS = frozenset({"dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"})
+"""Arguments that torch's loader refuses without workers. Source: torch.utils.data.DataLoader."""
+
+_SCHEDULER_MEMBERS: dict[Scheduler, dict[str, str]] = {
+    Scheduler.COSINE: {"num_cycles": "number"},
+    Scheduler.POLYNOMIAL: {"lr_end": "number", "power": "number"},
+    Scheduler.INVERSE_SQRT: {"timescale": "integer"},
+}
+"""What each schedule reads of `lr_scheduler_kwargs`; the others read none. Source: transformers.optimization."""
 
 
 _ADAM = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FUSED, Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT, Optimizer.PAGED_ADAMW_32BIT})
@@ -208,12 +275,39 @@ def argument_findings(args: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def training_findings(training: Training) -> list[tuple[str, str]]:
-    """What is wrong with the `args` of a `training` section: as `argument_findings`, and what its optimizer would not read."""
+    """What is wrong with the `args` of a `training` section: as `argument_findings`, and what its other fields would not read."""
     return argument_findings(training.args) + [
         (name, finding)
         for name, value in training.args.items()
-        if value is not None and (finding := _finding_of_optimizer(name, value, training.optimizer))
+        if value is not None and (finding := _finding_beside(name, value, training))
     ]
+
+
+def _finding_beside(name: str, value: Any, training: Training) -> str | None:
+    if name == "lr_scheduler_kwargs":
+        return _finding_of_scheduler(value, training.scheduler)
+    return _finding_of_companions(name, value, training) or _finding_of_optimizer(name, value, training.optimizer)
+
+
+def _finding_of_companions(name: str, value: Any, training: Training) -> str | None:
+    """What is not read, or crashes, for what another argument or field says."""
+    args = training.args
+    if name in _MEMBERS and training.gradient_checkpointing is Switch.DISABLED:
+        return "training.gradientCheckpointing Disabled does not read it; remove it"
+    if name == "gradient_checkpointing_kwargs" and args.get("activation_checkpointing_kwargs") is not None:
+        return "activation_checkpointing_kwargs is read instead of it; remove one"
+    if name in _OF_WORKERS and value and not args.get("dataloader_num_workers"):
+        return "only workers read it; set dataloader_num_workers too, or remove it"
+    if name == "torch_compile_mode" and args.get("torch_compile_backend") not in (None, "inductor"):
+        return "only the backend inductor reads it; remove it"
+    return None
+
+
+def _finding_of_scheduler(value: Any, scheduler: Scheduler) -> str | None:
+    members = _SCHEDULER_MEMBERS.get(scheduler)
+    if members is None:
+        return f"training.scheduler {scheduler} does not read it ({', '.join(sorted(_SCHEDULER_MEMBERS))} would); remove it"
+    return _finding_of_members(value, members) if isinstance(value, dict) else None
 
 
 def _finding_of_optimizer(name: str, value: Any, optimizer: Optimizer) -> str | None:
@@ -232,12 +326,39 @@ def _finding(name: str, value: Any) -> str | None:
         return OWNED[name]
     if name not in schema():
         return f"no such argument; {_hint(name)}"
-    entry = schema()[name]
-    if not any(_is_of(value, kind) for kind in entry["types"]):
-        return _type_sentence(value, entry["types"])
-    choices, why = _NARROWED.get(name, (entry.get("choices"), ""))
+    return _finding_of_type(name, value) or _finding_of_value(name, value)
+
+
+def _finding_of_type(name: str, value: Any) -> str | None:
+    kinds = schema()[name]["types"]
+    if "object" in kinds:
+        kinds = [kind for kind in kinds if kind != "string"]  # JSON in a string is for command lines
+    return None if any(_is_of(value, kind) for kind in kinds) else _type_sentence(value, kinds)
+
+
+def _finding_of_value(name: str, value: Any) -> str | None:
+    choices, why = _NARROWED.get(name, (schema()[name].get("choices"), ""))
     if choices and isinstance(value, str) and value not in choices:
         return f"must be {why}" if why else f"must be one of {', '.join(choices)}"
+    if name in _MEMBERS and value is not None:
+        return _finding_of_members(value, _MEMBERS[name])
+    return _finding_of_range(name, value)
+
+
+def _finding_of_range(name: str, value: Any) -> str | None:
+    bounds = _RANGES.get(name)
+    if bounds is None or value is None or bounds.holds(value):
+        return None
+    return f"must be {bounds}"
+
+
+def _finding_of_members(value: Mapping[str, Any], members: Mapping[str, str]) -> str | None:
+    for name, inner in value.items():
+        if name not in members:
+            return f"{name} is not read; {', '.join(members)} would be"
+        finding = _type_sentence(inner, [members[name]]) if not _is_of(inner, members[name]) else _finding_of_range(name, inner)
+        if finding:
+            return f"{name} {finding}"
     return None
 
 

@@ -232,7 +232,7 @@ class Reason(StrEnum):
         "InvalidTokenizer", "The tokenizer's files are missing, damaged or disagree.", "Use those of the model's own repository."
     )
     NO_CHAT_TEMPLATE = _refused("NoChatTemplate", "The data holds conversations and there is no chat template.", "Set model.chatTemplate.")
-    INVALID_TEMPLATE = _refused("InvalidTemplate", "The chat template does not parse.", "Mend the line that the message names.")
+    INVALID_TEMPLATE = _refused("InvalidTemplate", "The chat template cannot be read or does not parse.", "Mend what the message names.")
     HOSTILE_TEMPLATE = _refused("HostileTemplate", "The chat template asks for more than rendering text.", "Use a template that you trust.")
     TEMPLATE_UNSPLITTABLE = _refused(
         "TemplateUnsplittable",

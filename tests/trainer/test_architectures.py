@@ -63,7 +63,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Lfm2ForCausalLM": SIZES,
     "GptOssForCausalLM": SIZES | EXPERTS,
     "GraniteMoeForCausalLM": SIZES | EXPERTS,
+    "Mamba2ForCausalLM": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "FalconH1ForCausalLM": SIZES | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
 }
+BARRED = {"Mamba2ForCausalLM": ["mixer.out_proj"], "FalconH1ForCausalLM": ["mamba.out_proj"]}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -72,6 +75,8 @@ def test_what_is_recorded_is_what_peft_trains_and_what_merges(name: str, tmp_pat
     model.save_pretrained(tmp_path)
     built, stored = inspect(tmp_path), stored_tensors(tmp_path)
     assert built.total == sum(parameter.numel() for parameter in model.parameters())
+    assert [name for name in built.passed_over() if name.endswith("out_proj")] == BARRED.get(name, [])
+    assert any(layer.barred for layer in built.layers) == (name in BARRED)
     for saved in ([], ["lm_head"]):
         lora = LoRAAdapter(LoRA(rank=4, modules_to_save=saved))
         lora.refuse_unmergeable(built)
@@ -90,6 +95,30 @@ def test_parts_of_fused_experts_are_refused_by_name(tmp_path: Path) -> None:
         built.refuse_unmergeable(LoRA.model_validate({"targetModules": {"type": "Names", "names": ["w1"]}}))
     with pytest.raises(StageError, match=r"modulesToSave: .*experts.* is no single tensor of the checkpoint"):
         built.refuse_unmergeable(LoRA(modules_to_save=["experts"]))
+
+
+def untuned(folder: Path) -> tuple[Any, Any]:
+    """A Llama: as inspected, and as it is."""
+    build("LlamaForCausalLM", 96, **SIZES).save_pretrained(folder)
+    return inspect(folder), transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("saved", [["layers"], ["model"], ["mlp", "self_attn"], ["proj"]])
+def test_modules_to_save_that_peft_refuses_are_refused_before(saved: list[str], tmp_path: Path) -> None:
+    built, base = untuned(tmp_path)
+    with pytest.raises((ValueError, TypeError)):
+        peft.get_peft_model(base, peft.LoraConfig(target_modules="all-linear", modules_to_save=saved))
+    with pytest.raises(StageError, match=r"adapter.lora.modulesToSave: "):
+        built.refuse_unmergeable(LoRA(modules_to_save=saved))
+
+
+@pytest.mark.parametrize("saved", [["mlp"], ["norm"], ["layers.0.mlp"]])
+def test_modules_to_save_are_counted_as_peft_trains_them(saved: list[str], tmp_path: Path) -> None:
+    (built, base), lora = untuned(tmp_path), LoRAAdapter(LoRA(rank=4, modules_to_save=saved))
+    lora.refuse_unmergeable(built)
+    tuned = peft.get_peft_model(base, lora.make(base, "base", built))
+    assert built.count(lora.settings) == sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    lora.refuse_unmergeable_tensors(tuned, stored_tensors(tmp_path), built)
 
 
 def test_the_child_tells_the_same_and_what_transformers_lacks_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from finetune_trainer.errors import StageError
 
 Kind = Literal["Linear", "Conv1D", "Embedding"]
 _SHOWN_NAMES = 40
+_SAVED = "adapter.lora.modulesToSave"
 
 
 class Parameter(Answer):
@@ -39,6 +40,9 @@ class Layer(Answer):
     reserved: bool = False
     """PEFT takes this name for parts of fused experts, wherever it stands. Source: peft.utils.transformers_weight_conversion."""
 
+    barred: bool = False
+    """PEFT puts no LoRA on a module of this name in a model of this type: a fused kernel reads its weight past the update."""
+
     beside: bool = False
     """It is no part of the decoder: a vision tower, which rows of text never reach."""
 
@@ -48,13 +52,17 @@ class Layer(Answer):
 
 
 class Architecture(Answer):
-    """`embedding`, `head`: paths of the input embedding and of the output layer; `tied`: they share one tensor."""
+    """`embedding`, `head`: paths of the input embedding and of the output layer; `tied`: they share one tensor.
+
+    `containers`: paths of modules that only hold others, such as lists of layers.
+    """
 
     parameters: list[Parameter]
     layers: list[Layer]
     embedding: str | None = None
     head: str | None = None
     tied: bool = False
+    containers: list[str] = []
 
     @cached_property
     def by_name(self) -> dict[str, Parameter]:
@@ -73,11 +81,7 @@ class Architecture(Answer):
 
     def targets(self, lora: LoRA) -> list[Layer]:
         """The layers that get an update. Errors: StageError(UnknownModules | UnsupportedModules) for a name that cannot be adapted."""
-        names = lora.target_modules.names
-        if names is None:
-            return [layer for layer in self.layers if self._is_plain(layer)]
-        self._refuse_names(names)
-        return [layer for layer in self.layers if any(_matches(layer.path, name) for name in names)]
+        return [layer for layer in self._named(lora) if not any(_is_within(layer.path, saved) for saved in lora.modules_to_save)]
 
     def names_of(self, layers: Iterable[Layer]) -> list[str]:
         """How PEFT is told of layers, and of no other module: by last names, or by whole paths where those fit others too."""
@@ -87,16 +91,21 @@ class Architecture(Answer):
         return sorted(short if fit == paths else paths)
 
     def passed_over(self) -> list[str]:
-        """Names that all-linear leaves out beside the output head: fused experts, and layers that could not be merged or are never reached."""
+        """Names that all-linear leaves out beside the output head: fused experts, and layers that PEFT refuses, that could not be merged or
+        are never reached."""
         stacked = [parameter.name for parameter in self.parameters if len(parameter.shape) == 3 and min(parameter.shape[:2]) > 1]
         linear = [layer for layer in self.layers if layer.kind != "Embedding" and layer.path != self.head and not self._is_plain(layer)]
         return sorted({*map(_pattern, stacked), *(_branch(layer.path) if layer.beside else _pattern(layer.path) for layer in linear)})
 
     def saved(self, names: Iterable[str]) -> list[Parameter]:
-        """Parameters of the modules that are trained in full. Errors: StageError(UnknownModules) for a name that is no module's."""
+        """Parameters of the modules that are trained in full.
+
+        Errors: StageError(UnknownModules | UnsupportedModules) for a name that is no module's, or of one that only holds others.
+        """
         found: dict[str, Parameter] = {}
         for name in names:
-            modules = self._matching(name, "adapter.lora.modulesToSave", _ends_with)
+            modules = self._matching(name, _SAVED, _ends_with)
+            self._refuse_containers(name, modules)
             for parameter in self._within(modules):
                 found[parameter.name] = parameter
         return list(found.values())
@@ -108,14 +117,14 @@ class Architecture(Answer):
 
     def refuse_unmergeable(self, lora: LoRA) -> None:
         """Errors: StageError(UnknownModules | UnsupportedModules) for what could be trained, or not even that, and never be merged."""
-        if not self.targets(lora):
-            raise _unsupported(
-                "adapter.lora.targetModules", "no linear layer of this model can be adapted and merged; set adapter.type to None"
-            )
-        for layer in self.targets(lora):
+        saved, targets = self.saved(lora.modules_to_save), self.targets(lora)
+        if not targets:
+            raise self._nothing_left(lora)
+        for layer in targets:
             self._refuse_without_tensor(layer.weight, "adapter.lora.targetModules.names")
-        for parameter in self.saved(lora.modules_to_save):
-            self._refuse_without_tensor(parameter.name, "adapter.lora.modulesToSave")
+        for parameter in saved:
+            self._refuse_without_tensor(parameter.name, _SAVED)
+        self._refuse_saved_twice(lora, targets)
 
     def tensor_of(self, parameter: str) -> str | None:
         """The checkpoint's name of a parameter; its own where the checkpoint has not got it because it is tied to another."""
@@ -124,10 +133,17 @@ class Architecture(Answer):
             return parameter
         return found.tensor
 
+    def _named(self, lora: LoRA) -> list[Layer]:
+        names = lora.target_modules.names
+        if names is None:
+            return [layer for layer in self.layers if self._is_plain(layer)]
+        self._refuse_names(names)
+        return [layer for layer in self.layers if any(_matches(layer.path, name) for name in names)]
+
     def _is_plain(self, layer: Layer) -> bool:
         return (
             layer.kind != "Embedding"
-            and not (layer.reserved or layer.beside)
+            and not (layer.reserved or layer.barred or layer.beside)
             and layer.path != self.head
             and self.tensor_of(layer.weight) is not None
         )
@@ -158,6 +174,28 @@ class Architecture(Answer):
                     raise _unsupported(field, f"{name} is the output head, on which TRL trains no adapter; name it in modulesToSave")
                 if layer.reserved:
                     raise _unsupported(field, f"{name} is taken by PEFT for a part of this model's fused experts, which are not trained")
+                if layer.barred:
+                    raise _unsupported(field, f"PEFT puts no LoRA on {name} ({path}) of this kind of model; take it out")
+
+    def _refuse_containers(self, name: str, modules: Iterable[str]) -> None:
+        for path in modules:
+            if path in self.containers:
+                raise _unsupported(_SAVED, f"{name} ({path}) only holds other modules and cannot be trained as one{self._inside(path)}")
+
+    def _refuse_saved_twice(self, lora: LoRA, targets: Iterable[Layer]) -> None:
+        for layer in targets:
+            for name in lora.modules_to_save:
+                if _ends_with(layer.path, name):
+                    raise _unsupported(
+                        _SAVED, f"{name} is the end of {layer.path} too, which gets an update; write the module's whole name"
+                    )
+
+    def _nothing_left(self, lora: LoRA) -> StageError:
+        if self._named(lora):
+            return _unsupported(_SAVED, "every layer that would get an update lies inside these modules; name smaller ones")
+        return _unsupported(
+            "adapter.lora.targetModules", "no linear layer of this model can be adapted and merged; set adapter.type to None"
+        )
 
     def _inside(self, path: str) -> str:
         inner = sorted({layer.path.rpartition(".")[2] for layer in self.layers if layer.path.startswith(f"{path}.")})
@@ -171,6 +209,11 @@ class Architecture(Answer):
 def _matches(path: str, name: str) -> bool:
     """Source: peft.tuners.tuners_utils.check_target_module_exists."""
     return path == name or path.endswith(f".{name}")
+
+
+def _is_within(path: str, module: str) -> bool:
+    """Whether a layer is (part of) a module that is trained in full, where PEFT puts no update. Source: as `_matches`."""
+    return f".{module}." in f".{path}."
 
 
 def _ends_with(path: str, name: str) -> bool:

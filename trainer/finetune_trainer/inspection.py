@@ -89,6 +89,8 @@ def describe(model: Any, stored: Iterable[str]) -> Architecture:
     places, converted = _places(model, stored)
     embedding, head = _path_of(model, model.get_input_embeddings()), _path_of(model, model.get_output_embeddings())
     decoder = _path_of(model, _decoder(model))
+    layers = list(_layers(model))
+    barred = _barred(model, {layer.path.rpartition(".")[2] for layer in layers})
     return Architecture(
         parameters=[
             # One that the checkpoint lacks keeps its name: loading says so, and in other words.
@@ -96,12 +98,19 @@ def describe(model: Any, stored: Iterable[str]) -> Architecture:
             for name, parameter in model.named_parameters()
         ],
         layers=[
-            layer.model_copy(update={"reserved": _is_reserved(model, layer.path), "beside": _is_beside(layer.path, decoder, head)})
-            for layer in _layers(model)
+            layer.model_copy(
+                update={
+                    "reserved": _is_reserved(model, layer.path),
+                    "barred": layer.path.rpartition(".")[2] in barred,
+                    "beside": _is_beside(layer.path, decoder, head),
+                }
+            )
+            for layer in layers
         ],
         embedding=embedding,
         head=head,
         tied=_is_tied(model),
+        containers=_containers(model),
     )
 
 
@@ -161,6 +170,28 @@ def _is_reserved(model: Any, path: str) -> bool:
     except ValueError:
         return True
     return path not in asked.target_modules
+
+
+def _barred(model: Any, names: Iterable[str]) -> set[str]:
+    """Those of the layers' last names that PEFT refuses in a model of this type. Source: peft.tuners.tuners_utils.BaseTuner.inject_adapter."""
+    import peft
+
+    def is_barred(name: str) -> bool:
+        try:
+            # Its own check alone, which needs no tuner: to have the adapter put on would change the model.
+            peft.LoraModel._check_target_module_compatiblity(None, peft.LoraConfig(target_modules=[name]), model, name)
+        except ValueError:
+            return True
+        return False
+
+    return {name for name in names if is_barred(name)}
+
+
+def _containers(model: Any) -> list[str]:
+    """Modules without a forward pass of their own: PEFT cannot put a trained copy in their place, for nobody calls them."""
+    import torch
+
+    return [path for path, module in model.named_modules() if path and type(module).forward is torch.nn.Module.forward]
 
 
 def _is_beside(path: str, decoder: str | None, head: str | None) -> bool:

@@ -23,6 +23,7 @@ from finetune_trainer.batches import BatchSplit, choose_split, refuse_no_batch, 
 from finetune_trainer.device import ASSUMED_CPU, ASSUMED_GPU, GIB, GPUS, Device
 from finetune_trainer.model_shape import ModelShape, linear_parameters
 from finetune_trainer.precision import Dtypes, choose_dtypes, shown_dtypes
+from finetune_trainer.settings import refuse_no_evaluation
 
 DEFAULT_EPOCHS = 3.0
 _USABLE_SHARE = 0.9
@@ -35,11 +36,12 @@ _UTILIZATION = 0.35
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Of the training set: rows (repeats counted), tokens, longest row in tokens."""
+    """Of the training set: rows (repeats counted), tokens, longest row in tokens. `validation_rows`: beside it."""
 
     rows: int
     tokens: int
     longest: int
+    validation_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def plan_memory(run: RunSpec, shape: ModelShape, statistics: RowStatistics, devi
         return activation_bytes(shape, micro_batch * length, sizes.activation, checkpointing)
 
     split, checkpointing = _choose(run, needed, room)
+    refuse_no_evaluation(run.training, statistics.validation_rows)
     if run.training.packing is Packing.NONE:  # how many packs there are is known when they are made
         refuse_no_batch(run.training, statistics.rows, split.micro_batch * world_size(run))
     activations = needed(split.micro_batch, checkpointing)

@@ -88,7 +88,8 @@ class PreparedFile(Answer):
     def statistics(self) -> RowStatistics:
         """Of the training set: what a memory plan needs."""
         train = next(entry for entry in self.sets if entry.name == "train")
-        return RowStatistics(train.rows, train.tokens, self.dataset.token_length.get("max", self.max_length))
+        validation = sum(entry.rows for entry in self.sets if entry.name == "validation")
+        return RowStatistics(train.rows, train.tokens, self.dataset.token_length.get("max", self.max_length), validation)
 
 
 class HeldOutRow(Answer):

@@ -29,9 +29,16 @@ def finding(name: str, value: Any) -> str | None:
     ("name", "value"),
     [
         ("adam_beta2", 0.95),
-        ("adam_beta2", 1),
+        ("adam_beta2", 0),
         ("adam_epsilon", 1e-6),
         ("label_smoothing_factor", 0),
+        ("label_smoothing_factor", 1.0),
+        ("adam_epsilon", 0),
+        ("eval_accumulation_steps", None),
+        ("torch_compile_mode", "max-autotune"),
+        ("torch_compile_backend", "inductor"),
+        ("gradient_checkpointing_kwargs", {"use_reentrant": False}),
+        ("activation_checkpointing_kwargs", {"every_n_layers": 2, "offload": True}),
         ("dataloader_num_workers", 2),
         ("tf32", None),
         ("tf32", True),
@@ -76,6 +83,53 @@ def test_arguments_of_the_right_type_pass(name: str, value: Any) -> None:
 )
 def test_others_are_refused_with_what_to_write(name: str, value: Any, sentence: str) -> None:
     assert finding(name, value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("label_smoothing_factor", 2.0, "must be from 0 to 1"),
+        ("label_smoothing_factor", -1, "must be from 0 to 1"),
+        ("label_smoothing_factor", float("nan"), "must be from 0 to 1"),
+        ("adam_beta2", 1, "must be from 0 to below 1"),
+        ("adam_beta1", -3, "must be from 0 to below 1"),
+        ("adam_epsilon", -1, "must be a number from 0 on"),
+        ("adam_epsilon", float("inf"), "must be a number from 0 on"),
+        ("ddp_timeout", -5, "must be a number from 1 on"),
+        ("eval_accumulation_steps", -2, "must be a number from 1 on"),
+        ("torch_empty_cache_steps", 0, "must be a number from 1 on"),
+        ("dataloader_num_workers", -1, "must be a number from 0 on"),
+        ("torch_compile_mode", "nope", "must be one of default, lite, "),
+        ("torch_compile_backend", "nope", "must be one of aot_eager, cudagraphs, "),
+        ("gradient_checkpointing_kwargs", {"nope": 1}, "nope is not read; debug, determinism_check, "),
+        ("gradient_checkpointing_kwargs", "{}", "must be null or object, is string"),
+        ("activation_checkpointing_kwargs", {"use_reentrant": "no"}, "use_reentrant must be boolean, is string"),
+        ("activation_checkpointing_kwargs", {"every_n_layers": 0}, "every_n_layers must be a number from 1 on"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_before_a_library_is_asked(name: str, value: Any, sentence: str) -> None:
+    assert (finding(name, value) or "").startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        ({"scheduler": "Cosine", "args": {"lr_scheduler_kwargs": {"num_cycle": 2}}}, "num_cycle is not read; num_cycles would be"),
+        ({"scheduler": "Polynomial", "args": {"lr_scheduler_kwargs": {"lr_end": "low"}}}, "lr_end must be number, is string"),
+        ({"scheduler": "Linear", "args": {"lr_scheduler_kwargs": {"power": 2}}}, "training.scheduler Linear does not read it (Cosine, "),
+        (
+            {"gradientCheckpointing": "Disabled", "args": {"gradient_checkpointing_kwargs": {"use_reentrant": True}}},
+            "training.gradientCheckpointing Disabled does not read it",
+        ),
+        ({"args": {"gradient_checkpointing_kwargs": {}, "activation_checkpointing_kwargs": {}}}, "activation_checkpointing_kwargs is read"),
+        ({"args": {"dataloader_prefetch_factor": 2}}, "only workers read it; set dataloader_num_workers too"),
+        ({"args": {"dataloader_persistent_workers": True, "dataloader_num_workers": 0}}, "only workers read it"),
+        ({"args": {"torch_compile_mode": "default", "torch_compile_backend": "eager"}}, "only the backend inductor reads it"),
+    ],
+)
+def test_what_the_other_fields_would_not_read_is_refused(training: dict[str, Any], sentence: str) -> None:
+    ((_, said),) = training_findings(Training.model_validate(training))
+    assert said.startswith(sentence)
 
 
 def test_what_is_suggested_for_an_exponent_is_a_number_in_yaml() -> None:
@@ -176,6 +230,10 @@ def test_what_the_optimizer_would_not_read_is_refused(optimizer: str, args: dict
         ("SGD", {"optim_args": "momentum=0.9, nesterov=True"}),
         ("AdamW", {"optim_args": None}),
         ("SGD", {"tf32": None}),
+        ("AdamW", {"dataloader_persistent_workers": False}),
+        ("AdamW", {"dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4, "dataloader_num_workers": 2}),
+        ("AdamW", {"torch_compile_mode": "max-autotune"}),
+        ("AdamW", {"torch_compile_mode": "max-autotune", "torch_compile_backend": "inductor"}),
     ],
 )
 def test_what_the_optimizer_reads_passes(optimizer: str, args: dict[str, Any]) -> None:

@@ -36,7 +36,10 @@ def made(tied: bool = False, **more: list[Any]) -> Architecture:
         *([] if tied else [parameter("lm_head.weight", 32, 8)]),
         *more.get("parameters", []),
     ]
-    return Architecture(parameters=parameters, layers=layers, embedding="model.embed_tokens", head="lm_head", tied=tied)
+    containers = more.get("containers", [])
+    return Architecture(
+        parameters=parameters, layers=layers, embedding="model.embed_tokens", head="lm_head", tied=tied, containers=containers
+    )
 
 
 FUSED = {
@@ -77,6 +80,41 @@ def lora(names: list[str] | None = None, saved: list[str] | None = None) -> LoRA
 def test_what_is_counted_is_what_is_trained(architecture: Architecture, asked: LoRA, trained: int) -> None:
     assert architecture.count(asked) == trained
     architecture.refuse_unmergeable(asked)
+
+
+BARRED = {
+    "parameters": [parameter("model.layers.0.mamba.out_proj.weight", 8, 8)],
+    "layers": [Layer(path="model.layers.0.mamba.out_proj", kind="Linear", inputs=8, outputs=8, barred=True)],
+    "containers": ["model.layers"],
+}
+
+
+def test_layers_that_peft_refuses_are_left_out_of_all_linear_and_refused_by_name() -> None:
+    built = made(**BARRED)
+    built.refuse_unmergeable(lora())
+    assert (built.count(lora()), built.passed_over()) == (made().count(lora()), ["mamba.out_proj"])
+    with pytest.raises(StageError, match=r"adapter.lora.targetModules.names: PEFT puts no LoRA on out_proj") as error:
+        built.refuse_unmergeable(lora(["q_proj", "out_proj"]))
+    assert (error.value.reason, error.value.exit_code) == ("UnsupportedModules", ExitCode.INVALID_INPUT)
+
+
+def test_a_layer_inside_a_module_that_is_trained_in_full_gets_no_update() -> None:
+    assert made().count(lora(saved=["mlp"])) == RANK * (16 + 16) + 16 * 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (lora(saved=["layers"]), r"layers \(model.layers\) only holds other modules.*name those inside it: .*q_proj"),
+        (lora(saved=["model"]), "every layer that would get an update lies inside these modules"),
+        (lora(["q_proj"], ["self_attn"]), "every layer that would get an update lies inside these modules"),
+        (lora(["q_proj"], ["proj"]), "proj is the end of model.layers.0.self_attn.q_proj too"),
+    ],
+)
+def test_modules_that_cannot_be_trained_in_full_are_refused(asked: LoRA, words: str) -> None:
+    with pytest.raises(StageError, match=f"adapter.lora.modulesToSave: {words}") as error:
+        made(**BARRED).refuse_unmergeable(asked)
+    assert (error.value.reason, error.value.exit_code) == ("UnsupportedModules", ExitCode.INVALID_INPUT)
 
 
 def test_what_all_linear_leaves_out_is_told() -> None:

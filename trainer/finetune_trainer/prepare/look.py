@@ -32,7 +32,8 @@ class Look:
     def __init__(self, run: RunSpec, folder: Path, model: PreparedModel, storage: JobStorage) -> None:
         self._run, self._folder, self._recorded, self._storage = run, folder, model, storage
         self._stored = stored_tensors(folder)
-        key = digest_of([hash_file(folder / "config.json"), sorted(self._stored), version("transformers"), version("peft")])
+        known = Architecture.model_json_schema()  # an older trainer's record may tell less
+        key = digest_of([hash_file(folder / "config.json"), sorted(self._stored), version("transformers"), version("peft"), known])
         self._cached = storage.cache_folder("architectures", key)
         self._inspection = None if is_whole(self._cached) else Inspection(folder)
         self._model: PreparedModel | None = None

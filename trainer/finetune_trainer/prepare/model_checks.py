@@ -31,7 +31,11 @@ def refuse_adapter(run: RunSpec, model: PreparedModel) -> list[str]:
     trained = adapter_of(run.adapter)
     trained.refuse_unmergeable(built)
     left_out = trained.passed_over(built)
-    return [f"not trained, because an update of it could not be merged, or no text reaches it: {', '.join(left_out)}"] if left_out else []
+    return (
+        [f"not trained, because PEFT refuses it, an update of it could not be merged, or no text reaches it: {', '.join(left_out)}"]
+        if left_out
+        else []
+    )
 
 
 def with_known_pad(stop: StopRule, embeddings: int) -> tuple[StopRule, list[str]]:

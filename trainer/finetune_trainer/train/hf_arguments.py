@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.answer import MemoryPlan
-from finetune_api.arguments import training_findings
-from finetune_api.outcome import Reason
 from finetune_api.run import RunSpec
 from finetune_api.sections.training import Optimizer, Scheduler, Switch, Training
 
 from finetune_trainer.batches import BatchSplit, choose_split, smallest_split
-from finetune_trainer.errors import StageError
 from finetune_trainer.memory import DEFAULT_EPOCHS
 from finetune_trainer.precision import Dtypes
+from finetune_trainer.settings import refuse_findings
 
 DEFAULT_WARMUP_RATIO = 0.03
 
@@ -54,9 +52,7 @@ def hf_arguments(run: RunSpec, around: Surroundings) -> dict[str, Any]:
     Errors: StageError(InvalidArgument | InvalidBatchSize), with the field to change.
     """
     training, plan = run.training, around.plan
-    findings = training_findings(training)
-    if findings:
-        raise StageError(Reason.INVALID_ARGUMENT, "; ".join(f"training.args.{name}: {sentence}" for name, sentence in findings))
+    refuse_findings(training)
     split = _split(training, around)
     return {
         **training.args,

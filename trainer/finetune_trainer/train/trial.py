@@ -15,7 +15,7 @@ from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
 
-_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError, NotImplementedError)
+_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, AssertionError, ImportError, NotImplementedError, ArithmeticError)
 """How the libraries say no to a setting."""
 _TRIED_STEPS = 100
 
@@ -67,6 +67,10 @@ def _try_out(configuration: Any) -> None:
     )
     if configuration.use_liger_kernel and not transformers.utils.is_liger_kernel_available():
         raise ImportError("the trainer image has no liger-kernel")  # transformers looks when the first step is due
+    if configuration.activation_offloading and configuration.device.type == "cpu":
+        raise ValueError("activations are offloaded from a GPU, and there is none")  # TRL asks torch for its accelerator, which crashes
+    if configuration.torch_compile:
+        _try_compiler(configuration)
     kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(configuration)
     optimizer = kind([torch.nn.Parameter(torch.zeros(1, device=configuration.device))], **settings)
     schedule = transformers.get_scheduler(
@@ -79,6 +83,18 @@ def _try_out(configuration: Any) -> None:
     for rate in schedule.lr_lambdas:
         for step in (0, 1, _TRIED_STEPS // 2, _TRIED_STEPS):
             rate(step)
+
+
+def _try_compiler(configuration: Any) -> None:
+    """Forward and backward pass of one number. Errors: ValueError in the compiler's words, which come as a RuntimeError, as do crashes."""
+    try:
+        model = torch.nn.Linear(1, 1, device=configuration.device)
+        compiled = torch.compile(model, backend=configuration.torch_compile_backend, mode=configuration.torch_compile_mode)
+        compiled(torch.ones(1, device=configuration.device)).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _fields(names: list[str]) -> str:

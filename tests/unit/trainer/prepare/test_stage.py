@@ -249,6 +249,26 @@ def test_a_prepare_that_is_taken_over_is_planned_for_the_new_job(tmp_path: Path,
     assert prepared.file.statistics.rows == 80
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"eval_on_start": True}, "training.args.eval_on_start: there are no validation rows"),
+        ({"adam_epsilon": -1}, "training.args.adam_epsilon: must be a number from 0 on"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_before_a_gpu_is_taken(
+    tmp_path: Path, model: Path, args: dict[str, Any], words: str
+) -> None:
+    source = {"name": "d", "source": write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])}
+    refused = Job(tmp_path, model, source, training={"args": args}, preparation={"split": EVERYTHING["split"]}).refused()
+    assert (refused.reason, refused.message.startswith(words)) == ("InvalidArgument", True)
+
+
+def test_an_evaluation_at_the_start_needs_validation_rows_and_no_more(tmp_path: Path, model: Path) -> None:
+    source = {"name": "d", "source": write_rows(tmp_path / "d.jsonl", [question(i) for i in range(100)])}
+    assert Job(tmp_path, model, source, training={"args": {"eval_on_start": True}}).prepare()[0].plan is not None
+
+
 def test_a_second_run_of_the_stage_is_free(tmp_path: Path, model: Path) -> None:
     source = write_rows(tmp_path / "d.jsonl", [question(i) for i in range(30)])
     job = Job(tmp_path, model, {"name": "d", "source": source})
