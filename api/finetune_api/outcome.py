@@ -283,7 +283,9 @@ class Reason(StrEnum):
 
     # --------------------------------------------------------------------------------------------------------------------- train
     INVALID_ARGUMENT = _refused(
-        "InvalidArgument", "training.args names an argument that does not exist, or that a field of the spec owns.", "Remove or rename it."
+        "InvalidArgument",
+        "training.args names an argument that does not exist or that a field of the spec owns, or gives one a value that cannot work.",
+        "Remove it, or do what the message says.",
     )
     INVALID_BATCH_SIZE = _refused(
         "InvalidBatchSize",
