@@ -10,7 +10,7 @@ help: ## this list, and how long a first run takes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  The first demo, test or cluster-up on a machine without Docker compiles Kubernetes, Traefik and llama.cpp: 15 to 20 minutes"
-	@echo "  on 2 idle cores, with a line every 20 seconds that says how far it is. A second demo takes about 8 minutes, test 40."
+	@echo "  on 2 idle cores, with a line every 20 seconds that says how far it is. A second demo takes about 8 minutes, test 35."
 
 demo: ## from nothing to a tuned model in production that answers; prints each step's time
 	@$(PYTHON) -m hack.demo
