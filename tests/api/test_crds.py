@@ -19,9 +19,9 @@ NAMES = {"FineTuneJob": ("finetunejobs", "ftj"), "ModelVersion": ("modelversions
 
 
 @pytest.mark.parametrize("kind", NAMES)
-def test_crd_is_accepted_and_structural(server: Api, crds: dict[str, Any], kind: str) -> None:
+def test_crd_is_accepted_and_structural(api: Api, crds: dict[str, Any], kind: str) -> None:
     assert crds[kind].ok, crds[kind].message
-    crd = server.call("GET", f"{CRD_PATH}/{NAMES[kind][0]}.finetune-operator.io").body
+    crd = api.call("GET", f"{CRD_PATH}/{NAMES[kind][0]}.finetune-operator.io").body
     conditions = {condition["type"]: condition["status"] for condition in crd["status"]["conditions"]}
     assert conditions.get("NonStructuralSchema", "False") == "False"
     assert conditions["NamesAccepted"] == "True"
