@@ -187,7 +187,7 @@ def _traffic_accepted(version: Version, outlook: Outlook) -> Condition:
 
 def _gateway_answer(version: Version, outlook: Outlook, settings: GatewayAPI) -> Condition:
     gate, route = outlook.gate, outlook.observed.route
-    refused = refused_route(version, outlook.observed)
+    refused = _refused_route(version, outlook.observed)
     if refused:
         return Condition(
             ConditionType.TRAFFIC_ACCEPTED, "False", refused.reason, f"{refused.message}{_fields_of(refused.message, version)}"
@@ -292,7 +292,7 @@ def _problem_of(version: Version, observed: Observed) -> ActionProblem | None:
     )
 
 
-def refused_route(version: Version, observed: Observed) -> ActionProblem | None:
+def _refused_route(version: Version, observed: Observed) -> ActionProblem | None:
     """Why the model's route could not be written as it is wanted."""
     return next((p for p in observed.problems if (p.kind, p.name) == ("HTTPRoute", version.spec.model)), None)
 

@@ -24,10 +24,15 @@ def can_hold(value: Any) -> bool:
     return True
 
 
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class RepeatedMember(ValueError):
+    """An object that names one member twice: one of the two would be lost."""
+
+
+def members_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object from its members, as a decoder's hook. Errors: RepeatedMember."""
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("a member named twice")
+        raise RepeatedMember
     return members
 
 
@@ -38,4 +43,4 @@ def _finite(text: str) -> float:
     return number
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_float=_finite, parse_constant=_finite)
+_DECODER = json.JSONDecoder(object_pairs_hook=members_once, parse_float=_finite, parse_constant=_finite)

@@ -17,6 +17,7 @@ from finetune_api.section import digest_of
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.json_shapes import other_shape
+from finetune_trainer.prepare.json_text import RepeatedMember, members_once
 from finetune_trainer.storage import hash_file
 
 if TYPE_CHECKING:
@@ -138,25 +139,14 @@ def refuse_other_content(path: Path, dataset: str) -> None:
         raise StageError(Reason.INVALID_DATASET, f"data set {dataset}, file {path.name} is a Parquet file; name it .parquet")
 
 
-class _RepeatedMember(ValueError):
-    """An object that names one member twice: one of the two would be lost."""
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise _RepeatedMember
-    return members
-
-
 def _expected_by(error: ValueError | RecursionError) -> str:
     """What the decoder would have read in place of JSON that is whole."""
-    if isinstance(error, _RepeatedMember):
+    if isinstance(error, RepeatedMember):
         return "an object that names each member once"
     return _DEPTH_WORDS if isinstance(error, RecursionError) else _NUMBER_WORDS
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_members)
+_DECODER = json.JSONDecoder(object_pairs_hook=members_once)
 
 
 def _read_jsonl(path: Path, dataset: str) -> _Numbered:
