@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +26,21 @@ printf '%s\\n%s\\n' '{good}' '{{"messages": [' > /claim/bad/broken/train.jsonl
 """
     on_claim(JOB, script, namespace)
     return f"pvc://{JOB}/bad"
+
+
+LATE_SECRET = "hub-token-late"
+TOO_MANY_GPUS = {"gpusPerNode": 8, "memory": "2Gi", "cpu": "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def waiting(base: str, namespace: str) -> Iterator[None]:
+    """Two jobs that are Stalled only after a minute of waiting, which is not waited for here: the last cases look at them."""
+    cluster.delete("secret", LATE_SECRET, namespace)
+    model = {"source": "hf://org/nothing", "tokenSecretRef": {"name": LATE_SECRET, "key": "token"}}
+    training = {"maxSteps": 3, "globalBatchSize": 8, "maxLength": 128}
+    cluster.apply(quick_job("late-secret", model=model), quick_job("too-many-gpus", resources=TOO_MANY_GPUS, training=training))
+    yield
+    kubectl("delete", "finetunejob", "late-secret", "too-many-gpus", "-n", namespace, "--ignore-not-found", "--wait=false")
 
 
 def gpu_jobs(name: str, namespace: str) -> list[Object]:
@@ -82,23 +98,6 @@ def test_an_unknown_training_argument_is_named_within_seconds(base: str, namespa
     assert "output_dir" in message
     assert condition(job, "Validated")["reason"] == "InvalidArgument"
     assert cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}") == []
-
-
-def test_a_missing_secret_is_named_and_picked_up_by_itself(base: str, namespace: str, job_name: str) -> None:
-    secret = {"name": "hub-token-late", "key": "token"}
-    cluster.delete("secret", "hub-token-late", namespace)
-    model = {"source": "hf://org/nothing", "tokenSecretRef": secret}
-    cluster.apply(quick_job(job_name, model=model))
-    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Stalled", timeout_s=60)
-    assert 'secret "hub-token-late" not found' in condition(job, "Stalled")["message"]
-    canary = "hf_canarytokenthatmustnotleak"
-    kubectl("create", "secret", "generic", "hub-token-late", "-n", namespace, f"--from-literal=token={canary}")
-    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Succeeded", "False", timeout_s=180)
-    everything = (
-        json.dumps(job) + cluster.stage_logs(job_name, namespace) + kubectl("get", "events,jobs,pods", "-n", namespace, "-o", "json")
-    )
-    assert canary not in everything
-    assert gpu_jobs(job_name, namespace) == []
 
 
 def test_a_missing_claim_is_named_and_picked_up_by_itself(base: str, namespace: str, job_name: str) -> None:
@@ -184,9 +183,20 @@ def test_what_would_stop_a_later_stage_is_said_before_the_first_and_can_be_mende
     wait(lambda: cluster.items("jobs", namespace, f"finetune-operator.io/finetunejob={job_name}"), "mended, it starts", 30)
 
 
-def test_more_gpus_than_any_node_has_is_said_and_not_terminal(base: str, namespace: str, job_name: str) -> None:
-    resources = {"gpusPerNode": 8, "memory": "2Gi", "cpu": "1"}
-    cluster.apply(quick_job(job_name, resources=resources, training={"maxSteps": 3, "globalBatchSize": 8, "maxLength": 128}))
-    job = cluster.wait_for_condition("finetunejob", job_name, namespace, "Stalled", timeout_s=300, says="Insufficient nvidia.com/gpu")
+def test_a_missing_secret_is_named_and_picked_up_by_itself(waiting: None, namespace: str) -> None:
+    job = cluster.wait_for_condition("finetunejob", "late-secret", namespace, "Stalled")
+    assert f'secret "{LATE_SECRET}" not found' in condition(job, "Stalled")["message"]
+    canary = "hf_canarytokenthatmustnotleak"
+    kubectl("create", "secret", "generic", LATE_SECRET, "-n", namespace, f"--from-literal=token={canary}")
+    job = cluster.wait_for_condition("finetunejob", "late-secret", namespace, "Succeeded", "False", timeout_s=180)
+    everything = (
+        json.dumps(job) + cluster.stage_logs("late-secret", namespace) + kubectl("get", "events,jobs,pods", "-n", namespace, "-o", "json")
+    )
+    assert canary not in everything
+    assert gpu_jobs("late-secret", namespace) == []
+
+
+def test_more_gpus_than_any_node_has_is_said_and_not_terminal(waiting: None, namespace: str) -> None:
+    job = cluster.wait_for_condition("finetunejob", "too-many-gpus", namespace, "Stalled", says="Insufficient nvidia.com/gpu")
     assert any("8 GPUs" in warning for warning in job["status"]["plan"]["warnings"])
     assert condition(job, "Succeeded")["status"] == "Unknown"
