@@ -55,11 +55,19 @@ BAD_DATA = {
 """Folder → (reason, what the message names)."""
 
 
+@pytest.fixture(scope="module")
+def bad_data(planted: str, namespace: str) -> Iterator[None]:
+    """A job for each folder, all at once."""
+    jobs = [quick_job(f"bad-{folder}", datasets=[{"name": "faq", "source": f"{planted}/{folder}"}]) for folder in BAD_DATA]
+    cluster.apply(*jobs)
+    yield
+    kubectl("delete", "finetunejob", *(job["metadata"]["name"] for job in jobs), "-n", namespace, "--ignore-not-found", "--wait=false")
+
+
 @pytest.mark.parametrize("folder", BAD_DATA)
-def test_bad_data_ends_the_job_before_a_gpu(folder: str, planted: str, namespace: str, job_name: str) -> None:
+def test_bad_data_ends_the_job_before_a_gpu(folder: str, bad_data: None, namespace: str) -> None:
     reason, says = BAD_DATA[folder]
     name = f"bad-{folder}"
-    cluster.apply(quick_job(name, datasets=[{"name": "faq", "source": f"{planted}/{folder}"}]))
     job = cluster.wait_for_condition("finetunejob", name, namespace, "Succeeded", "False", timeout_s=180)
     prepared = condition(job, "Prepared")
     print(prepared["reason"], prepared["message"])
@@ -68,7 +76,6 @@ def test_bad_data_ends_the_job_before_a_gpu(folder: str, planted: str, namespace
     assert says in prepared["message"]
     assert gpu_jobs(name, namespace) == []
     assert len(job["status"]["attempts"]) == 1, "a wrong input is not tried again"
-    cluster.delete("finetunejob", name, namespace, "--wait=false")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
