@@ -19,7 +19,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -170,10 +170,43 @@ class Engine:
 # --- building --------------------------------------------------------------------------------------------------------
 
 
+def build_all(engine: Engine, *, again: bool) -> None:
+    """Builds every image."""
+    trainer = IMAGES["trainer"]
+    with packages_beside(engine, trainer) if not engine.has(reference(trainer)) else nullcontext():
+        build(engine, IMAGES["llama"], again=again)
+    for image in IMAGES.values():
+        if image.name != "llama":
+            build(engine, image, again=again)
+
+
+@contextmanager
+def packages_beside(engine: Engine, image: Image) -> Iterator[None]:
+    """Has the image's stage `packages` built while the block compiles: it downloads gigabytes. Should it fail, building the image will say so."""
+    command = [*build_command(image), "--target", "packages"]
+    with log_of(f"{image.name}-packages").open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=engine.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            yield
+            process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def log_of(build: str) -> Path:
+    """Where a build's output goes."""
+    folder = cache_folder(os.environ) / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{build}.log"
+
+
 def build_command(image: Image) -> list[str]:
-    """The command that builds the image with its content tag, with all that this machine's builds need."""
+    """The command that builds the image, with all that this machine's builds need; its tag is left to say."""
     # The context comes first: argparse, over there, hands on only what follows a word without a dash.
-    command = [*CLUSTER, "build", ".", "--progress", "plain", "--file", image.dockerfile, "--tag", reference(image)]
+    command = [*CLUSTER, "build", ".", "--progress", "plain", "--file", image.dockerfile]
     if image.uses_llama:
         command += ["--build-arg", f"LLAMA={reference(IMAGES['llama'])}"]
     if image.runs_in:
@@ -193,7 +226,7 @@ def build(engine: Engine, image: Image, *, again: bool = False) -> None:
         if image.runs_in:
             build(engine, IMAGES[image.runs_in])
         say(f"{name}: building …")
-        run_logged(build_command(image), engine.environment, cache_folder(os.environ) / "images" / f"{image.name}.log")
+        run_logged([*build_command(image), "--tag", name], engine.environment, log_of(image.name))
     engine.docker("tag", name, f"finetune-operator/{image.name}:dev")
     size = int(engine.docker("image", "inspect", "--format", "{{.Size}}", name))
     say(f"{name}: {size / 1e6:,.0f} MB, {time.monotonic() - began:.1f} s")
@@ -201,7 +234,6 @@ def build(engine: Engine, image: Image, *, again: bool = False) -> None:
 
 def run_logged(command: list[str], environment: Mapping[str, str], log: Path) -> None:
     """Runs a program with its output in a new `log`; shows the last line now and then, the end of it on failure."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
@@ -302,8 +334,10 @@ def main() -> int:
         with one_at_a_time():
             if arguments.again or arguments.what != "llama":
                 engine = Engine.ensure()
-                for image in IMAGES.values() if arguments.what == "all" else (IMAGES[arguments.what],):
-                    build(engine, image, again=arguments.again)
+                if arguments.what == "all":
+                    build_all(engine, again=arguments.again)
+                else:
+                    build(engine, IMAGES[arguments.what], again=arguments.again)
             if arguments.what in ("llama", "all"):
                 print(ensure_llama_home())
     except BuildFailed as failure:
