@@ -24,7 +24,7 @@ from finetune_operator.finetunejob.resources.run_spec import StageRequest
 from finetune_operator.finetunejob.resources.stage_job import make_dry_run_pod, make_stage_job
 from finetune_operator.kube.client import Client, Request, Response
 from finetune_operator.modelversion.observed import our_part, route_fact
-from finetune_operator.modelversion.resources.deployment import make_deployment, make_template
+from finetune_operator.modelversion.resources.deployment import make_deployment, make_template, owners_of_server
 from finetune_operator.modelversion.resources.disruption_budget import make_disruption_budget
 from finetune_operator.modelversion.resources.http_route import make_http_route, route_mark
 from finetune_operator.modelversion.resources.service import make_service
@@ -275,9 +275,15 @@ def test_children_are_accepted_and_then_as_wanted(api: Api, one_node: bool, reso
     live = api.create(VERSIONS, version(serving={"resources": resources, "replicas": 2})).body
     item = read_versions([live])[0][0]
     assert item.artifact
-    deployment = make_deployment(item, make_template(item, item.artifact, "server:dev", one_node=one_node, settings=Settings()))
+    deployment = make_deployment(
+        item, make_template(item, item.artifact, "server:dev", one_node=one_node, settings=Settings()), owners_of_server(item, None)
+    )
     budget = make_disruption_budget(item)
-    for path, body in (("apis/apps/v1", deployment), ("api/v1", make_service(item)), ("apis/policy/v1", budget)):
+    for path, body in (
+        ("apis/apps/v1", deployment),
+        ("api/v1", make_service(item, owners_of_server(item, None))),
+        ("apis/policy/v1", budget),
+    ):
         plural = f"{body['kind'].lower()}s"
         answer = api.apply(f"/{path}/namespaces/{NAMESPACE}/{plural}/{item.name}", body)
         assert answer.ok, answer.message
@@ -333,7 +339,9 @@ def test_replicas_that_an_autoscaler_sets_are_applied_as_found_and_never_over_a_
     live = api.create(VERSIONS, version(serving={"replicas": 3})).body
     item = read_versions([live])[0][0]
     assert item.artifact
-    body = make_deployment(item, make_template(item, item.artifact, "server:dev", one_node=True, settings=Settings()))
+    body = make_deployment(
+        item, make_template(item, item.artifact, "server:dev", one_node=True, settings=Settings()), owners_of_server(item, None)
+    )
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{item.name}"
     made = api.apply(path, body).body
 

@@ -60,6 +60,8 @@ def versions(example: Object, namespace: str) -> Iterator[None]:
         version("both", 1, gateway("both") | {"steps": STEPS}),
         version("both", 2, gateway("both") | {"steps": STEPS}),
         version("back", 1, gateway("back")),
+        version("gone", 1, gateway("gone"), keepPrevious="0s"),
+        version("gone", 2, gateway("gone"), keepPrevious="0s"),
         version("unset", 1, NO_TRAFFIC, **ANYWHERE),
     ]
     names = [item["metadata"]["name"] for item in everything]
@@ -183,6 +185,20 @@ def evict(pod: str, namespace: str) -> bool:
             return False
         raise
     return True
+
+
+def test_a_version_deleted_in_production_fails_no_request_while_the_former_one_starts(versions: None, namespace: str) -> None:
+    in_stage("gone-v2", namespace, "Production")
+    wait(lambda: cluster.find("deployment", "gone-v1", namespace) is None, "the former one's pods are gone", 120)
+    with Load("gone.example.com") as load:
+        cluster.delete("modelversion", "gone-v2", namespace)
+        cluster.wait_for_condition("modelversion", "gone-v1", namespace, "Ready")
+        wait(lambda: cluster.find("deployment", "gone-v2", namespace) is None, "the deleted one's pods are gone", 60)
+        time.sleep(5)
+    print(dict(load.answers))
+    assert cluster.get("modelversion", "gone-v1", namespace)["status"]["stage"] == "Production"
+    assert load.answers["200"] >= 20
+    assert load.failed == 0
 
 
 def test_what_people_change_in_a_route_is_put_right_or_kept(versions: None, namespace: str) -> None:

@@ -70,6 +70,7 @@ class History:
         self.served: dict[tuple[str, int | None], timedelta] = {}
         self.places: dict[str, tuple[str, int | None]] = {}
         self.said: list[str] = []
+        self.services: set[str] = set()
         for number in NUMBERS:
             claim = {"metadata": {"name": f"files-{number}", "namespace": NAMESPACE}, "spec": {}, "status": {"phase": "Bound"}}
             self.cluster.put_new("persistentvolumeclaims", claim)
@@ -115,6 +116,12 @@ class History:
         if self.version(number):
             self.cluster.remove(_id(number))
             self.create(number)
+
+    def delete(self) -> None:
+        number = self.rng.choice(NUMBERS)
+        if self.version(number):
+            self.cluster.remove(_id(number))
+            self._forget(number)
 
     def restore(self) -> None:
         """Statuses of some versions are lost, as by a backup that has none."""
@@ -183,8 +190,20 @@ class History:
 
     async def _turn(self, operator: OperatorProcess) -> bool:
         if self.rng.random() < 0.5:
-            return await operator.one_pass() or self.kubelet.step()
-        return self.kubelet.step() or await operator.one_pass()
+            return await operator.one_pass() or self._step()
+        return self._step() or await operator.one_pass()
+
+    def _step(self) -> bool:
+        """Of everything but the operator: the garbage collector takes no Service that the route sends to."""
+        acted = self.kubelet.step()
+        services = {id[2] for id in self.cluster.objects if id[0] == "services"}
+        route = self.cluster.objects.get(ROUTE)
+        if route and "deletionTimestamp" not in route["metadata"]:
+            lost = {name for name, weight in _weights(route).items() if weight and name in self.services - services}
+            if lost:
+                raise Broken(f"{lost} went while the route sent there: {self.said[-5:]}")
+        self.services = services
+        return acted
 
     def time_passes(self, seconds: int = 0) -> None:
         dt = timedelta(seconds=seconds or self.rng.choice([5, 40, 300, 605, 3700]))
@@ -238,9 +257,10 @@ class History:
     def at_rest(self) -> None:
         """What must be so once the weather is fine and everybody waits."""
         route = self.cluster.objects.get(ROUTE)
-        weights = {ref["name"]: ref["weight"] for ref in route["spec"]["rules"][0]["backendRefs"]} if route else {}
+        weights = _weights(route)
         live = [number for number in NUMBERS if self._place(number)[0] in ("Canary", "Staging", "Production")]
-        assert bool(route) == bool(live)
+        awaited = any(self._place(number)[0] == "Registered" for number in NUMBERS if self.version(number))
+        assert bool(route) == bool(live) or (route and awaited), "a deleted one answers only until another does"
         for number in NUMBERS:
             version = self.version(number)
             if version is None:
@@ -248,7 +268,14 @@ class History:
             assert version["status"]["weight"] == weights.get(f"bot-v{number}", 0), "status tells another weight than the route has"
             aborted = version["spec"]["rollout"].get("abort", False)
             assert not aborted or weights.get(f"bot-v{number}", 0) == 0 or version["status"]["stage"] == "Production"
-        assert not live or sum(weights.values()) == 100
+        assert not weights or sum(weights.values()) == 100
+        servers = {id[2] for id in self.cluster.objects if id[0] in ("deployments", "services") and id[2] not in weights}
+        gone = {f"bot-v{number}" for number in NUMBERS if self.version(number) is None}
+        assert not servers & gone, f"of deleted versions {servers & gone} are still there"
+
+
+def _weights(route: Object | None) -> dict[str, int]:
+    return {ref["name"]: ref["weight"] for ref in route["spec"]["rules"][0]["backendRefs"]} if route else {}
 
 
 def _id(number: int) -> Id:
@@ -258,7 +285,16 @@ def _id(number: int) -> Id:
 async def live(history: History, rounds: int = 40) -> int:
     """A random history, then fine weather; returns how much an operator that starts anew still writes: nothing."""
     history.publish()
-    events = [history.publish, history.edit, history.edit_route, history.weather, history.weather, history.make_again, history.restore]
+    events = [
+        history.publish,
+        history.edit,
+        history.edit_route,
+        history.weather,
+        history.weather,
+        history.make_again,
+        history.delete,
+        history.restore,
+    ]
     for _ in range(rounds):
         history.rng.choice([*events, history.time_passes, history.time_passes, history.time_passes])()
         away = history.rng.random() < 0.15

@@ -52,7 +52,7 @@ def _same_quantity(live: str, desired: str) -> bool:
     return amount is not None and amount == amount_of(desired)
 
 
-def owners_of(live: Object) -> set[str]:
+def owners_of(live: Mapping[str, Any]) -> set[str]:
     """Uids of an object's owners."""
     return {owner["uid"] for owner in live["metadata"].get("ownerReferences") or ()}
 

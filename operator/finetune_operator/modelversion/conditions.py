@@ -46,10 +46,17 @@ class Outlook:
     weight: int
     edited: tuple[str, ...] = ()
     """Members of the route that somebody changed, to be told under this version."""
+    lingering: tuple[str, ...] = ()
+    """Deleted versions whose servers still get traffic."""
 
     @property
     def observed(self) -> Observed:
         return self.gate.observed
+
+    @property
+    def meanwhile(self) -> str:
+        """Who answers until this version does, where nobody would expect it; empty where that is not so."""
+        return f"; until then {', '.join(self.lingering)} answers, though deleted" if self.lingering else ""
 
 
 def conditions_of(version: Version, outlook: Outlook) -> list[Condition]:
@@ -83,8 +90,8 @@ def _ready(version: Version, outlook: Outlook) -> Condition:
         return Condition(ConditionType.READY, "True", Reason.SERVING, words + scaled)
     trouble = _pod_trouble(version, outlook.observed)
     if _was(version, ConditionType.READY, Reason.SERVING) or _was(version, ConditionType.READY, Reason.PODS_NOT_READY):
-        return Condition(ConditionType.READY, "False", Reason.PODS_NOT_READY, trouble or "no pod answers any more")
-    return Condition(ConditionType.READY, "False", Reason.PODS_STARTING, trouble or "no pod answers yet")
+        return Condition(ConditionType.READY, "False", Reason.PODS_NOT_READY, (trouble or "no pod answers any more") + outlook.meanwhile)
+    return Condition(ConditionType.READY, "False", Reason.PODS_STARTING, (trouble or "no pod answers yet") + outlook.meanwhile)
 
 
 def _verified(version: Version, observed: Observed) -> Condition:
@@ -181,7 +188,7 @@ def _traffic_accepted(version: Version, outlook: Outlook) -> Condition:
             "name others in spec.rollout.traffic.gatewayAPI.hostnames",
         )
     if version.place.stage == Stage.REGISTERED:
-        return condition("Unknown", Reason.NO_TRAFFIC_YET, "it joins the route when its pods are ready")
+        return condition("Unknown", Reason.NO_TRAFFIC_YET, "it joins the route when its pods are ready" + outlook.meanwhile)
     return _gateway_answer(version, outlook, settings)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from finetune_operator.core.conditions import moment
+from finetune_operator.core.containment import owners_of
 from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, unschedulable
 from finetune_operator.core.names import MANAGED_BY, MANAGED_BY_VALUE, MODEL_LABEL, VERSION_LABEL, Object
 from finetune_operator.core.plan import ActionProblem
@@ -49,6 +50,8 @@ class DeploymentFact:
     unavailable_since: datetime | None = None
     """Since when fewer are; None where that is not so, or not told."""
     noted: NotedTemplate | None = None
+    owners: frozenset[str] = frozenset()
+    """Uids."""
 
     @property
     def serving(self) -> bool:
@@ -62,6 +65,7 @@ class ChildFact:
     name: str
     uid: str
     selector: Mapping[str, Any] = field(default_factory=dict)
+    owners: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,13 @@ class Observed:
     """Since when nothing that happens to the model has escaped a pass; None: always."""
     problems: tuple[ActionProblem, ...] = ()
 
+    def left_behind(self, versions: Collection[str]) -> tuple[str, ...]:
+        """Names of servers whose version is none of these: it was deleted, and the route, which owns them as well, keeps them."""
+        if self.route is None:
+            return ()
+        children = (*self.deployments.values(), *self.services.values())
+        return tuple(sorted({child.name for child in children if self.route.uid in child.owners} - set(versions)))
+
 
 def observed_of(
     children: Mapping[str, Iterable[Object]],
@@ -212,6 +223,7 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
         available_since=since if available_is.get("status") == "True" else None,
         unavailable_since=since if available_is.get("status") == "False" else None,
         noted=_noted((metadata.get("annotations") or {}).get(TEMPLATE_ANNOTATION, "")),
+        owners=frozenset(owners_of(deployment)),
     )
 
 
@@ -372,10 +384,12 @@ def _first(items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _named(items: Iterable[Object]) -> dict[str, ChildFact]:
-    facts = (
-        ChildFact(item["metadata"]["name"], item["metadata"]["uid"], item["spec"].get("selector") or {}) for item in items if _is_ours(item)
-    )
-    return {fact.name: fact for fact in facts}
+    return {fact.name: fact for fact in map(_child_fact, filter(_is_ours, items))}
+
+
+def _child_fact(item: Mapping[str, Any]) -> ChildFact:
+    metadata = item["metadata"]
+    return ChildFact(metadata["name"], metadata["uid"], item["spec"].get("selector") or {}, frozenset(owners_of(item)))
 
 
 def _is_ours(item: Mapping[str, Any]) -> bool:

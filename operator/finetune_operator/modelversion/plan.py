@@ -39,12 +39,13 @@ from finetune_operator.modelversion.policies.restore import restored_moves
 from finetune_operator.modelversion.policies.steps import next_step, too_much
 from finetune_operator.modelversion.policies.succession import after_departures, departure, displacements, surplus
 from finetune_operator.modelversion.policies.traffic import followed_traffic
-from finetune_operator.modelversion.resources.deployment import asked_of, make_deployment, make_template
+from finetune_operator.modelversion.resources.deployment import asked_of, make_deployment, make_template, owners_of_server
 from finetune_operator.modelversion.resources.disruption_budget import API_VERSION as BUDGET_API_VERSION
 from finetune_operator.modelversion.resources.disruption_budget import KIND as BUDGET_KIND
 from finetune_operator.modelversion.resources.disruption_budget import make_disruption_budget
 from finetune_operator.modelversion.resources.http_route import API_VERSION as ROUTE_API_VERSION
 from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KIND
+from finetune_operator.modelversion.resources.http_route import reference_to
 from finetune_operator.modelversion.resources.service import endpoint, make_service
 from finetune_operator.modelversion.situation import Situation
 from finetune_operator.modelversion.versions import Move, Version, find_version, is_live, moved, read_versions
@@ -76,7 +77,8 @@ def plan_model(versions: Sequence[Object], observed: Observed, settings: Setting
     said = tuple((name, event) for name, (_, events) in told.items() for event in events)
     if any(map(is_live, unreadable)):
         return ModelPlan(complaints, events=said)
-    situation = Situation(readable, observed, settings, now)
+    present = {item["metadata"]["name"] for item in versions if "deletionTimestamp" not in item["metadata"]}
+    situation = Situation(readable, observed, settings, now, observed.left_behind(present) if readable else ())
     moves = decide_moves(situation)
     after = replace(situation, versions=moved(readable, moves))
     statuses, events = _statuses(after, moves)
@@ -131,6 +133,7 @@ def _actions(situation: Situation) -> list[Action]:
         *chain.from_iterable(_children(version, situation) for version in situation.versions if situation.pods_wanted(version)),
         *_route(situation),
         *chain.from_iterable(_removals(version, situation) for version in situation.versions),
+        *chain.from_iterable(_clearance(name, situation) for name in situation.left_behind if situation.is_done_with(name)),
     ]
 
 
@@ -162,7 +165,7 @@ def _children(version: Version, situation: Situation) -> list[Action]:
     if artifact is None or situation.findings[version.name]:
         return []
     scaled = version.name in situation.observed.autoscalers
-    deployment = make_deployment(version, _template(version, artifact, situation))
+    deployment = make_deployment(version, _template(version, artifact, situation), _owners(version, situation))
     return [
         Apply(deployment, version.name, yields=("replicas",) if scaled else ()),
         _service(version, situation),
@@ -172,9 +175,14 @@ def _children(version: Version, situation: Situation) -> list[Action]:
 
 def _service(version: Version, situation: Situation) -> Action:
     """By itself: a route that names no Service for a share would send it to others. One more label in the selector ends all traffic."""
-    wanted, there = make_service(version), situation.observed.services.get(version.name)
+    wanted, there = make_service(version, _owners(version, situation)), situation.observed.services.get(version.name)
     differs = there is not None and there.selector != wanted["spec"]["selector"]
     return Apply(wanted, f"Service {version.name}", exactly=differs)
+
+
+def _owners(version: Version, situation: Situation) -> list[Object]:
+    route = situation.observed.route
+    return owners_of_server(version, reference_to(route) if route else None)
 
 
 def _disruption_budget(version: Version, artifact: PublishedArtifact, situation: Situation, *, several: bool) -> list[Action]:
@@ -203,7 +211,7 @@ def _route(situation: Situation) -> list[Action]:
     route, body = situation.observed.route, situation.route_body
     if body:
         return [Apply(body, _ROUTE, exactly=bool(situation.route_differs))]
-    live = any(version.live for version in situation.versions)
+    live = any(version.live for version in situation.versions) or situation.lingering
     if route and situation.versions and not (live and followed_traffic(situation.versions).gateway_api):
         where = (ROUTE_API_VERSION, ROUTE_KIND, situation.versions[0].namespace, route.name)
         return [Delete(*where, route.uid, concern=_ROUTE)]
@@ -216,13 +224,18 @@ _ROUTE = "route"
 def _removals(version: Version, situation: Situation) -> list[Action]:
     if not keep.may_stop(situation.idle_since(version), situation.now):
         return []
-    observed, name = situation.observed, version.name
+    return _clearance(version.name, situation)
+
+
+def _clearance(name: str, situation: Situation) -> list[Action]:
+    """Everything that serves under a version's name goes."""
+    observed, namespace = situation.observed, situation.versions[0].namespace
     there = (
         ("apps/v1", "Deployment", observed.deployments.get(name)),
         ("v1", "Service", observed.services.get(name)),
         (BUDGET_API_VERSION, BUDGET_KIND, observed.disruption_budgets.get(name)),
     )
-    return [Delete(api_version, kind, version.namespace, name, fact.uid, concern=name) for api_version, kind, fact in there if fact]
+    return [Delete(api_version, kind, namespace, name, fact.uid, concern=name) for api_version, kind, fact in there if fact]
 
 
 # ------------------------------------------------------------------------------------------------------------------------- status
@@ -251,6 +264,7 @@ def _outlook(version: Version, situation: Situation) -> Outlook:
         pods_wanted=situation.pods_wanted(version),
         weight=situation.weights[version.name],
         edited=situation.edited_under(version),
+        lingering=situation.lingering,
     )
 
 

@@ -19,7 +19,7 @@ from finetune_operator.modelversion.policies.steps import Gate, Obstacle, obstac
 from finetune_operator.modelversion.policies.traffic import followed_traffic, followed_version, grants, shares, wanted_backends
 from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KIND
 from finetune_operator.modelversion.resources.http_route import make_http_route, route_mark
-from finetune_operator.modelversion.versions import Hold, Version
+from finetune_operator.modelversion.versions import Hold, Version, may_follow
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Situation:
     observed: Observed
     settings: Settings
     now: datetime
+    left_behind: Sequence[str] = ()
+    """Servers of versions that were deleted, by name."""
     weights: Mapping[str, int] = field(init=False)
     findings: Mapping[str, Finding | None] = field(init=False)
     gate: Gate = field(init=False)
 
     def __post_init__(self) -> None:
-        weights = shares(self.versions, self.observed)
+        weights = shares(self.versions, self.observed, self.left_behind)
         findings = {version.name: first_finding(version, self.observed, self.settings) for version in self.versions}
         object.__setattr__(self, "weights", weights)
         object.__setattr__(self, "findings", findings)
@@ -92,7 +94,17 @@ class Situation:
         settings = self._route_settings()
         if not live or not backends or settings is None or not self.observed.gateway_api:
             return None
-        return make_http_route(live, backends, settings, self.observed.route.theirs if self.observed.route else {})
+        theirs = self.observed.route.theirs if self.observed.route else {}
+        return make_http_route(live, backends, settings, theirs, [version for version in self.versions if may_follow(version)])
+
+    @property
+    def lingering(self) -> tuple[str, ...]:
+        """Those of the servers left behind that still get traffic."""
+        return tuple(name for name in self.left_behind if self.weights.get(name))
+
+    def is_done_with(self, left_behind: str) -> bool:
+        """Whether no request goes to a server whose version was deleted."""
+        return self.observed.route is not None and left_behind not in self.observed.route.weights and self.route_accepted
 
     def _route_settings(self) -> GatewayAPI | None:
         """What the followed version asks for; while its host names are another model's, those that the route has already."""

@@ -224,5 +224,11 @@ def production_of(versions: Sequence[Version]) -> Version | None:
     return next((version for version in versions if version.place.stage == Stage.PRODUCTION), None)
 
 
+def may_follow(version: Version) -> bool:
+    """Whether one that is not live may be next: its first step lies ahead, or it held production and returns when the present one goes."""
+    formerly = version.place.stage == Stage.ARCHIVED and version.place.successor is not None and version.stands
+    return not version.live and (version.in_service or formerly)
+
+
 def find_version(versions: Sequence[Version], name: str | None) -> Version | None:
     return next((version for version in versions if version.name == name), None)

@@ -29,24 +29,37 @@ def followed_traffic(versions: Sequence[Version]) -> Traffic:
     return followed.spec.rollout.traffic if followed else Traffic()
 
 
-def shares(versions: Sequence[Version], observed: Observed) -> dict[str, int]:
+def shares(versions: Sequence[Version], observed: Observed, left_behind: Sequence[str] = ()) -> dict[str, int]:
     """Percent of traffic by version name: 100 in all while any version is live, else 0.
 
     Steps before Production get their weight while their pods answer; Production, or the oldest live version where there is none, gets
     what is left. While its pods do not answer, what is left goes to a version that was in production before: never to one that was only
-    let have some percent.
+    let have some percent. `left_behind`: servers of deleted versions; those keep what they have until the one that takes it answers.
     """
     live = [version for version in versions if version.live and not differs(version, versions)]
     weights = {version.name: 0 for version in versions}
     if not live:
-        return weights
+        awaited = any(version.in_service for version in versions)
+        return weights | (_kept(left_behind, 100, observed) if awaited else {})
     taker = production_of(versions) or live[0]
     if followed_traffic(versions).type != "None":
         granted = grants(versions)
         weights |= {version.name: granted[version.name] for version in live if version.name in granted and answers(version, observed)}
         taker = taker if answers(taker, observed) else _stand_in(taker, versions, observed)
+        if not answers(taker, observed):
+            weights |= _kept(left_behind, 100 - sum(weights.values()), observed)
     weights[taker.name] += 100 - sum(weights.values())
     return weights
+
+
+def _kept(left_behind: Sequence[str], left: int, observed: Observed) -> dict[str, int]:
+    """Percent by name of servers whose version is gone: what the route sends them now, at most `left` in all, while they answer."""
+    sent = observed.route.weights if observed.route else {}
+    kept: dict[str, int] = {}
+    for name in left_behind:
+        if _answers(name, observed):
+            kept[name] = min(sent.get(name, 0), left - sum(kept.values()))
+    return kept
 
 
 def grants(versions: Sequence[Version]) -> dict[str, int]:
@@ -76,8 +89,12 @@ def _stand_in(taker: Version, versions: Sequence[Version], observed: Observed) -
 
 def answers(version: Version, observed: Observed) -> bool:
     """Whether a request sent to the version's Service finds a pod."""
-    deployment = observed.deployments.get(version.name)
-    return deployment is not None and deployment.serving and version.name in observed.services
+    return _answers(version.name, observed)
+
+
+def _answers(name: str, observed: Observed) -> bool:
+    deployment = observed.deployments.get(name)
+    return deployment is not None and deployment.serving and name in observed.services
 
 
 def wanted_backends(versions: Sequence[Version], weights: Mapping[str, int], observed: Observed) -> dict[str, int]:
@@ -86,8 +103,5 @@ def wanted_backends(versions: Sequence[Version], weights: Mapping[str, int], obs
     One that gets nothing is named only when its Service is there: the Gateway would refuse the route. One that gets a share always is:
     a Gateway sends in proportion, so without production's 95 a canary's 5 would be all.
     """
-    return {
-        version.name: weights[version.name]
-        for version in versions
-        if weights[version.name] > 0 or (version.name in observed.services and version.live and not differs(version, versions))
-    }
+    ready = {version.name for version in versions if version.name in observed.services and version.live and not differs(version, versions)}
+    return {name: weight for name, weight in weights.items() if weight > 0 or name in ready}

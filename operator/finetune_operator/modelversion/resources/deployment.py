@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 from finetune_api.environment import MODEL_PATH, MODEL_SHA256
 from finetune_api.modelversion import PublishedArtifact
@@ -55,7 +56,7 @@ def make_template(version: Version, artifact: PublishedArtifact, image: str, *, 
     return NotedTemplate(asked_of(version), {"metadata": {"labels": labels | own}, "spec": spec})
 
 
-def make_deployment(version: Version, template: NotedTemplate) -> Object:
+def make_deployment(version: Version, template: NotedTemplate, owners: Sequence[Object]) -> Object:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -64,7 +65,7 @@ def make_deployment(version: Version, template: NotedTemplate) -> Object:
             "namespace": version.namespace,
             "labels": version_labels(version),
             "annotations": {TEMPLATE_ANNOTATION: json.dumps({"asked": template.asked, "template": template.template}, sort_keys=True)},
-            "ownerReferences": [names.owner_reference(version.object)],
+            "ownerReferences": list(owners),
         },
         "spec": {
             "replicas": version.spec.serving.replicas,
@@ -75,6 +76,12 @@ def make_deployment(version: Version, template: NotedTemplate) -> Object:
             "template": template.template,
         },
     }
+
+
+def owners_of_server(version: Version, route: Object | None) -> list[Object]:
+    """Of Deployment and Service. `route`: reference to the model's HTTPRoute, where there is one: it keeps what it sends to when the version
+    is deleted, until others answer."""
+    return [names.owner_reference(version.object), *([route] if route else [])]
 
 
 def version_labels(version: Version) -> dict[str, str]:

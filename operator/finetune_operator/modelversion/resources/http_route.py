@@ -10,7 +10,14 @@ from finetune_api.sections.rollout import GatewayAPI
 
 from finetune_operator.core import names
 from finetune_operator.core.names import Object
-from finetune_operator.modelversion.observed import CONTENTS_ANNOTATION, ROUTE_ANNOTATION, STEPS_ANNOTATION, format_notes, our_part
+from finetune_operator.modelversion.observed import (
+    CONTENTS_ANNOTATION,
+    ROUTE_ANNOTATION,
+    STEPS_ANNOTATION,
+    RouteFact,
+    format_notes,
+    our_part,
+)
 from finetune_operator.modelversion.resources.deployment import PUBLIC_PATHS
 from finetune_operator.modelversion.resources.service import SERVICE_PORT
 from finetune_operator.modelversion.versions import Version
@@ -19,8 +26,14 @@ API_VERSION = "gateway.networking.k8s.io/v1"
 KIND = "HTTPRoute"
 
 
-def make_http_route(live: Sequence[Version], backends: Mapping[str, int], settings: GatewayAPI, theirs: Mapping[str, Any] = {}) -> Object:
-    """One per model, owned by every live version (at least one), so that it goes with the last.
+def make_http_route(
+    live: Sequence[Version],
+    backends: Mapping[str, int],
+    settings: GatewayAPI,
+    theirs: Mapping[str, Any] = {},
+    heirs: Sequence[Version] = (),
+) -> Object:
+    """One per model, owned by every live version (at least one) and by the `heirs`, who may follow them: so that it goes with the last.
 
     `backends`: weight by Service name. `theirs`: members of the rule that people set (filters, timeouts, …); they are kept.
     """
@@ -47,10 +60,15 @@ def make_http_route(live: Sequence[Version], backends: Mapping[str, int], settin
                 CONTENTS_ANNOTATION: format_notes({version.name: version.content for version in live}),
                 ROUTE_ANNOTATION: _mark(spec),
             },
-            "ownerReferences": [names.owner_reference(version.object, controller=False) for version in live],
+            "ownerReferences": [names.owner_reference(version.object, controller=False) for version in (*live, *heirs)],
         },
         "spec": spec,
     }
+
+
+def reference_to(route: RouteFact) -> Object:
+    """An owner reference to the route."""
+    return {"apiVersion": API_VERSION, "kind": KIND, "name": route.name, "uid": route.uid}
 
 
 def route_mark(route: Object) -> str:

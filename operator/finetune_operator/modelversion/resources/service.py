@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from finetune_operator.core import names
+from collections.abc import Sequence
+
 from finetune_operator.core.names import Object
 from finetune_operator.modelversion.resources.deployment import selector, version_labels
 from finetune_operator.modelversion.versions import Version
@@ -10,7 +11,7 @@ from finetune_operator.modelversion.versions import Version
 SERVICE_PORT = 80
 
 
-def make_service(version: Version) -> Object:
+def make_service(version: Version, owners: Sequence[Object]) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -18,7 +19,7 @@ def make_service(version: Version) -> Object:
             "name": version.name,
             "namespace": version.namespace,
             "labels": version_labels(version),
-            "ownerReferences": [names.owner_reference(version.object)],
+            "ownerReferences": list(owners),
         },
         "spec": {
             "type": "ClusterIP",

@@ -14,7 +14,7 @@ from finetune_operator.core.names import Object
 from finetune_operator.core.settings import NamespacePolicy, Settings
 from finetune_operator.modelversion.checks import first_finding, repository_of
 from finetune_operator.modelversion.observed import Observed, deployment_fact, format_notes, parse_steps, pod_fact, route_fact
-from finetune_operator.modelversion.resources.deployment import claim_label, make_deployment, make_template
+from finetune_operator.modelversion.resources.deployment import claim_label, make_deployment, make_template, owners_of_server
 from finetune_operator.modelversion.resources.disruption_budget import make_disruption_budget
 from finetune_operator.modelversion.resources.http_route import make_http_route
 from finetune_operator.modelversion.resources.service import make_service
@@ -38,7 +38,7 @@ def version(number: int = 1, serving: Object | None = None, status: Object | Non
 def deployment(item: Version, *, one_node: bool) -> Object:
     assert item.artifact
     template = make_template(item, item.artifact, "finetune-operator/server:dev", one_node=one_node, settings=Settings())
-    return make_deployment(item, template)
+    return make_deployment(item, template, owners_of_server(item, None))
 
 
 def route() -> Object:
@@ -69,7 +69,7 @@ MADE: dict[str, Callable[[], Object]] = {
     ),
     "mver_deployment_placed": lambda: deployment(version(serving=PLACED), one_node=True),
     "mver_disruption_budget": lambda: make_disruption_budget(version()),
-    "mver_service": lambda: make_service(version()),
+    "mver_service": lambda: make_service(version(), owners_of_server(version(), None)),
     "mver_http_route": route,
 }
 

@@ -94,6 +94,19 @@ class World:
                 name = artifact["uri"].removeprefix("pvc://").partition("/")[0]
                 self.claims.setdefault(name, claim(name))
 
+    def delete(self, name: str) -> None:
+        """With what the garbage collector does about it: what has no owner left goes."""
+        gone = {self.versions.pop(name)["metadata"]["uid"]}
+        while gone:
+            orphans = [key for key, child in self.children.items() if self._lost_all(child, gone)]
+            gone = {self.children.pop(key)["metadata"]["uid"] for key in orphans}
+
+    @staticmethod
+    def _lost_all(child: Object, gone: set[str]) -> bool:
+        owners = child["metadata"].get("ownerReferences") or []
+        child["metadata"]["ownerReferences"] = left = [owner for owner in owners if owner["uid"] not in gone]
+        return bool(owners) and not left
+
     def edit(self, name: str, **rollout: Any) -> None:
         self.versions[name]["spec"]["rollout"].update(rollout)
         self.versions[name]["metadata"]["generation"] += 1
@@ -286,6 +299,9 @@ class World:
     def routed(self) -> dict[str, int]:
         route = self.children.get(("HTTPRoute", "bot"))
         return {ref["name"]: ref["weight"] for ref in route["spec"]["rules"][0]["backendRefs"]} if route else {}
+
+    def message(self, name: str, type: str) -> str:
+        return next(str(c.get("message", "")) for c in self.status(name)["conditions"] if c["type"] == type)
 
     def condition(self, name: str, type: str) -> tuple[str, str] | None:
         found = [c for c in self.status(name)["conditions"] if c["type"] == type]
