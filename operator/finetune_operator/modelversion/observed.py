@@ -164,7 +164,7 @@ class Observed:
         """Names of servers whose version is none of these: it was deleted, and the route, which owns them as well, keeps them."""
         if self.route is None:
             return ()
-        children = (*self.deployments.values(), *self.services.values())
+        children: list[DeploymentFact | ChildFact] = [*self.deployments.values(), *self.services.values()]
         return tuple(sorted({child.name for child in children if self.route.uid in child.owners} - set(versions)))
 
 
