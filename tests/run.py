@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -22,6 +23,9 @@ from hack import environment, install
 
 REPOSITORY = environment.REPOSITORY
 _SUMMARY = re.compile(r"^=*\s*(\d+ (passed|failed|error|skipped|deselected|warning)[^=]*)\s*=*$")
+
+
+_running: set[subprocess.Popen[str]] = set()
 
 
 @dataclass
@@ -50,6 +54,7 @@ def _stream(command: list[str], extra: dict[str, str]) -> tuple[int, str]:
         command, cwd=REPOSITORY, env={**os.environ, **extra}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
     assert process.stdout is not None
+    _running.add(process)
     try:
         for line in process.stdout:
             print(line, end="", flush=True)
@@ -57,6 +62,7 @@ def _stream(command: list[str], extra: dict[str, str]) -> tuple[int, str]:
                 summary = found[1].strip()
         return process.wait(), summary
     finally:
+        _running.discard(process)
         if process.poll() is None:
             process.terminate()
             process.wait(60)
@@ -143,9 +149,8 @@ def main(wanted: list[str]) -> int:
     report = Report()
     environment.sync()
     try:
-        for suite in suites:
-            if "e2e" in suites and suite == next(one for one in suites if one in _USE_PROGRAMS):
-                _run("bring up", bring_up, report)
+        rest = _beside_bringing_up(suites, report) if "e2e" in suites else suites
+        for suite in rest:
             _run(suite, known[suite], report)
     finally:
         if on_cluster and not os.environ.get("FINETUNE_KEEP_CLUSTER"):
@@ -153,6 +158,16 @@ def main(wanted: list[str]) -> int:
     print("\n" + "\n".join(report.lines))
     print(report.total(), flush=True)
     return 1 if report.failed else 0
+
+
+def _beside_bringing_up(suites: list[str], report: Report) -> list[str]:
+    """Suites that are left once the cluster stands: those that need nothing of it ran meanwhile, as it mostly waits."""
+    with ThreadPoolExecutor(1) as beside:
+        done = [beside.submit(_run, suite, SUITES[suite], report) for suite in suites if suite not in _USE_PROGRAMS]
+        _run("bring up", bring_up, report)
+        for suite in done:
+            suite.result()
+    return [suite for suite in suites if suite in _USE_PROGRAMS]
 
 
 def _run(name: str, suite: Callable[[], tuple[int, str]], report: Report) -> None:
@@ -166,6 +181,8 @@ def _run(name: str, suite: Callable[[], tuple[int, str]], report: Report) -> Non
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
+    for process in tuple(_running):
+        process.terminate()
     raise KeyboardInterrupt
 
 
