@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.core.conditions import moment
+from finetune_operator.core.containment import DESIRED_ANNOTATION
 from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, unschedulable
 from finetune_operator.core.names import MANAGED_BY, MANAGED_BY_VALUE, MODEL_LABEL, VERSION_LABEL, Object
 from finetune_operator.core.plan import ActionProblem
@@ -19,6 +20,10 @@ PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
 
 TEMPLATE_ANNOTATION = "finetune-operator.io/template"
 """On a Deployment: the pod template as it was made, and for what. Taking it away has the template made anew."""
+
+
+SERVER = "server"
+"""Name of the container that serves: others may put some beside it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,12 @@ class DeploymentFact:
     unavailable_since: datetime | None = None
     """Since when fewer are; None where that is not so, or not told."""
     noted: NotedTemplate | None = None
+    paused: bool = False
+    held_back: bool = False
+    """Paused while not every pod is of the present template."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    applied: str = ""
+    """Digest of what this operator applied last."""
 
     @property
     def serving(self) -> bool:
@@ -62,6 +73,9 @@ class ChildFact:
     name: str
     uid: str
     selector: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    applied: str = ""
+    """Digest of what this operator applied last."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +216,7 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
     return DeploymentFact(
         name=metadata["name"],
         uid=metadata["uid"],
-        image=spec["template"]["spec"]["containers"][0].get("image", ""),
+        image=_server(spec["template"]["spec"]["containers"]).get("image", ""),
         replicas=replicas,
         available=available,
         ready=seen and complete and available > 0,
@@ -212,6 +226,10 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
         available_since=since if available_is.get("status") == "True" else None,
         unavailable_since=since if available_is.get("status") == "False" else None,
         noted=_noted((metadata.get("annotations") or {}).get(TEMPLATE_ANNOTATION, "")),
+        paused=bool(spec.get("paused")),
+        held_back=bool(spec.get("paused")) and status.get("updatedReplicas", 0) < replicas,
+        spec=spec,
+        applied=_applied(metadata),
     )
 
 
@@ -227,7 +245,7 @@ def _noted(text: str) -> NotedTemplate | None:
 def pod_fact(pod: Mapping[str, Any]) -> PodFact:
     labels, status = pod["metadata"].get("labels", {}), pod.get("status", {})
     conditions = conditions_of(status)
-    container = _first(status.get("containerStatuses", []))
+    container = _server(status.get("containerStatuses", []))
     state, last = container.get("state", {}), container.get("lastState", {})
     ended = state.get("terminated") or last.get("terminated") or {}
     waiting = state.get("waiting", {})
@@ -367,15 +385,25 @@ def _parent_fact(parent: Mapping[str, Any], route_namespace: str) -> ParentFact:
     )
 
 
+def _server(containers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return _first([*(container for container in containers if container.get("name") == SERVER), *containers])
+
+
+def _applied(metadata: Mapping[str, Any]) -> str:
+    return str((metadata.get("annotations") or {}).get(DESIRED_ANNOTATION, ""))
+
+
 def _first(items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return items[0] if items else {}
 
 
 def _named(items: Iterable[Object]) -> dict[str, ChildFact]:
-    facts = (
-        ChildFact(item["metadata"]["name"], item["metadata"]["uid"], item["spec"].get("selector") or {}) for item in items if _is_ours(item)
-    )
-    return {fact.name: fact for fact in facts}
+    return {fact.name: fact for fact in map(_child_fact, filter(_is_ours, items))}
+
+
+def _child_fact(item: Object) -> ChildFact:
+    metadata, spec = item["metadata"], item["spec"]
+    return ChildFact(metadata["name"], metadata["uid"], spec.get("selector") or {}, spec, _applied(metadata))
 
 
 def _is_ours(item: Mapping[str, Any]) -> bool:
