@@ -136,9 +136,7 @@ class Reason(StrEnum):
         "Raise the stage's memory; where it is the GPU's, lower training.perDeviceBatchSize or training.maxLength.",
         ExitCode.OUT_OF_MEMORY,
     )
-    TERMINATED = Row(
-        "Terminated", "The stage was stopped from outside; the next attempt goes on from what it saved.", exit_code=ExitCode.TERMINATED
-    )
+    TERMINATED = Row("Terminated", "The stage was stopped from outside; what it had saved is kept.", exit_code=ExitCode.TERMINATED)
     INVALID_RUN_FILE = Row(
         "InvalidRunFile",
         "The trainer cannot read what it was told to run.",
@@ -177,8 +175,9 @@ class Reason(StrEnum):
     )
     STAGE_MISSING = Row(
         "StageMissing",
-        "A stage before this one left nothing on the storage.",
-        "Look whether the storage was emptied; a new job runs all stages.",
+        "What a stage before this one had left is not on the storage.",
+        "Nothing while the run looks for it and runs again what is gone. Where it ended, see whether the storage keeps what pods write to it "
+        "and shows it to the next one; another job runs all stages.",
         ExitCode.STORAGE,
     )
     STORAGE_CONFLICT = _refused(
@@ -223,8 +222,8 @@ class Reason(StrEnum):
     BASE_MODEL_CHANGED = _refused(
         "BaseModelChanged", "The base model's files are not those that prepare saw.", "Put them back, or start a new job."
     )
-    BASE_MODEL_MISSING = Row(
-        "BaseModelMissing", "The base model is no longer in the storage's cache.", "Run the job anew.", ExitCode.STORAGE
+    BASE_MODEL_MISSING = _refused(
+        "BaseModelMissing", "The base model is no longer in the storage's cache.", "Create another job, which fetches it again."
     )
 
     # ------------------------------------------------------------------------------------------------ tokenizer and chat template
@@ -397,7 +396,7 @@ class Reason(StrEnum):
     VALID = Row("Valid", "The spec passed every check.")
     INVALID_SPEC = Row(
         "InvalidSpec",
-        "The spec cannot be read; of a ModelVersion: no version of its model is moved.",
+        "The spec cannot be read; of a ModelVersion in traffic: no version of its model takes a step, and its own pods and traffic stay as they are.",
         "Mend the field that the message names.",
     )
     INVALID_STATUS = Row(
@@ -457,6 +456,10 @@ class Reason(StrEnum):
     RUNNING = Row("Running", "The stage is under way.")
     STAGE_WARNING = Row("StageWarning", "A stage found something to mind and went on.", "Look at status.warnings.")
     RETRYING = Row("Retrying", "An attempt failed; another follows.")
+    RESULT_SOUGHT = Row(
+        "ResultSought",
+        "The claim came back, or a later stage did not find what this one had left: it is looked for on the storage, and made anew where it is gone.",
+    )
     STOPPING = Row("Stopping", "A pod is being stopped and saves its work.")
     SUSPENDING = Row("Suspending", "Pods are being stopped for spec.suspend and save their work.")
     SUSPENDED = Row(
@@ -550,6 +553,11 @@ class Reason(StrEnum):
     PODS_CANNOT_START = Row(
         "PodsCannotStart", "The pods cannot be created, scheduled or started.", "Mend what the message names in the cluster's words."
     )
+    DEPLOYMENT_PAUSED = Row(
+        "DeploymentPaused",
+        "Somebody paused the version's Deployment, and a change of its pods waits for that.",
+        "Let it go on with: kubectl rollout resume deployment/<version>.",
+    )
     DIGEST_MATCHES = Row("DigestMatches", "A server read the artifact and found the digest that was published.")
     NOT_READ_YET = Row("NotReadYet", "No server has read the artifact yet.")
     ARTIFACT_REFUSED = Row(
@@ -600,6 +608,11 @@ class Reason(StrEnum):
         "Change spec.rollout instead; filters, timeouts and the like of the rule may be set, and rules of one's own in another HTTPRoute.",
     )
     GATEWAY_API_MISSING = Row("GatewayAPIMissing", "The cluster does not serve HTTPRoutes.", "Install the Gateway API and a Gateway.")
+    SERVER_PUT_RIGHT = Row(
+        "ServerPutRight",
+        "Somebody changed what belongs to the operator in a version's Deployment or Service; it was put right.",
+        "Change spec.serving instead; containers, volumes, node labels and the like may be added beside what is there, and are kept.",
+    )
     DIFFERS_FROM_PRODUCTION = Row(
         "DiffersFromProduction",
         "rollout.traffic is not the same as that of the version which the route follows.",

@@ -43,7 +43,14 @@ SecretKey = Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)]
 
 Column = Annotated[str, Field(min_length=1, max_length=256)]
 
-Duration = Annotated[str, Field(pattern=r"^([0-9]{1,5}(h|m|s|ms)){1,4}$", max_length=24)]
+Duration = Annotated[
+    str,
+    Field(
+        pattern=r"^([0-9]{1,5}(h|m|s|ms)){1,4}$",
+        max_length=24,
+        json_schema_extra=rules(("duration(self) <= duration('8760h')", "a duration is at most a year (8760h)")),
+    ),
+]
 
 ExtendedResource = Annotated[str, Field(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)]
 

@@ -41,6 +41,14 @@ def named(name: str) -> Make:
     return lambda: with_(job(), "metadata.name", name)
 
 
+AMOUNTS: list[tuple[Make, str]] = [
+    (job, "spec.resources"),
+    (job, "spec.stages.package"),
+    (lambda: job(**PUBLISHED), "spec.publish.serving.resources"),
+    (version, "spec.serving.resources"),
+]
+"""Where pods' resources are asked for."""
+
 RULES: list[tuple[str, Make, Make]] = [
     # words of the refusal, a case that is refused, the nearest one that is not
     ("at most 40 lower-case letters", named("x" * 41), named("x" * 40)),
@@ -148,7 +156,58 @@ RULES: list[tuple[str, Make, Make]] = [
             ("weight is required before Production", some(steps=[STEPS[1] | {"weight": 5}]), some(steps=[STEPS[1]])),
             ("a Production step has no hold", some(steps=[STEPS[1] | {"hold": "5s"}]), some(steps=[STEPS[1] | {"hold": "0s"}])),
             ("a Production step has no hold", some(steps=[STEPS[1] | {"hold": "1m"}]), some(steps=STEPS[1:])),
+            ("a Production step has no hold", some(steps=[STEPS[1] | {"hold": "1ms"}]), some(steps=[STEPS[1] | {"hold": "0h0m"}])),
+            (
+                "approvedStep is the index of a step",
+                some(approval="Manual", approvedStep=2),
+                some(approval="Manual", approvedStep=1),
+            ),
+            ("approvedStep is the index of a step", some(approval="Manual", approvedStep=0, steps=[]), some(approval="Manual", steps=[])),
+            (
+                "a duration is at most a year",
+                some(steps=[STEPS[0] | {"hold": "8760h1ms"}, STEPS[1]]),
+                some(steps=[STEPS[0] | {"hold": "8760h"}, STEPS[1]]),
+            ),
         )
+    ),
+    (
+        "a duration is at most a year",
+        edited(version, "spec.serving.keepPrevious", "99999h"),
+        edited(version, "spec.serving.keepPrevious", "0s"),
+    ),
+    *(
+        ("memory is in bytes, from 16Mi to 1Pi", edited(make, f"{path}.memory", bad), edited(make, f"{path}.memory", good))
+        for make, path in AMOUNTS
+        for bad, good in [(8, "16Mi"), ("0", 16 * 2**20), (0, "8Gi"), ("64m", "64M"), ("1e99", "1Ti"), ("2Pi", "1Pi")]
+    ),
+    *(
+        ("a limit of cores is from 1m", edited(make, f"{path}.cpuLimit", bad), edited(make, f"{path}.cpuLimit", good))
+        for make, path in AMOUNTS
+        for bad, good in [(0, 8), ("0", "8"), ("1e99", "64")]
+    ),
+    *(
+        ("cpuLimit must not be less than cpu", edited(make, path, bad), edited(make, path, good))
+        for make, path in AMOUNTS
+        for bad, good in [
+            ({"cpu": "2", "cpuLimit": 1}, {"cpu": 2, "cpuLimit": "2000m"}),
+            ({"cpuLimit": "400m"}, {"cpuLimit": "2"}),
+        ]
+    ),
+    ("the size of /dev/shm is in bytes", lambda: job(resources={"sharedMemory": 1}), lambda: job(resources={"sharedMemory": "64Mi"})),
+    ("the size of /dev/shm is in bytes", lambda: job(resources={"sharedMemory": "0"}), lambda: job(resources={"sharedMemory": "1Mi"})),
+    *(
+        ("the size of a claim is in bytes", edited(job, f"{CLAIM}.size", bad), edited(job, f"{CLAIM}.size", good))
+        for bad, good in [("0", "1Mi"), (20, "20Gi"), ("1e99", "1Pi")]
+    ),
+    ("the metric is a share: min and max", gate(min=95), gate(min=0.95)),
+    ("the metric is a share: min and max", gate(max=-0.1), gate(max=0)),
+    ("the metric is a share: minImprovement", gate(minImprovement=2, against="Base"), gate(minImprovement=0.02, against="Base")),
+    ("the metric is a share: minImprovement", gate(maxRegression=5, against="Base"), gate(maxRegression=0.05, against="Base")),
+    ("no perplexity is below 1", gate(metric="Perplexity", max=0.9), gate(metric="facts/Perplexity", max=12.5)),
+    (
+        "minSamples is more than maxSamples",
+        lambda: job(evaluation={"maxSamples": 20, "gates": [GATE | {"min": 0.5}]}),
+        lambda: job(evaluation={"maxSamples": 20}),
     ),
     ("metadata.name must be <spec.model>-v<spec.version>", edited(version, "spec.version", 123456), version),
     ("metadata.name must be <spec.model>-v<spec.version>", edited(version, "spec.model", "other"), version),

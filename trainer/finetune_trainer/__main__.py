@@ -47,7 +47,7 @@ def run_stage(stage: Stage, run: RunSpec, writer: str, progress: Progress, *, re
         log.info("stage %s was finished before; nothing to do", stage)
         return done.result
     if report_only:
-        raise StageError(Reason.STAGE_MISSING, f"stage {stage} left no manifest on this storage")
+        raise StageError(Reason.STAGE_MISSING, f"nothing of stage {stage} is at {storage.uri(storage.folder)}")
     folder = storage.new_folder(stage)
     result = _take_over(stage, run, wanted, storage, folder)
     if result is None:
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _tell(launch(stage, options.run, run.gpus_per_node))
     progress = Progress.from_environment(os.environ)
     # A container's first process ignores SIGTERM unless it has a handler; the train stage puts its own in place of this one.
-    interruption = Interruption() if STAGES[stage].resumes else Interruption(f"begins stage {stage} anew")
+    interruption = Interruption() if STAGES[stage].resumes else Interruption(f"nothing of what stage {stage} did is kept")
     try:
         with interruption.armed():
             result = run_stage(stage, run, _writer(os.environ), progress, report_only=options.report, rank=_rank(os.environ))
@@ -159,7 +159,7 @@ _CURES = {
 
 def _storage_message(error: OSError) -> str:
     where = f" at {error.filename}" if isinstance(error.filename, str) else ""
-    cure = _CURES.get(error.errno or 0, "tried again; where it stays, look at the claim and its node")
+    cure = _CURES.get(error.errno or 0, "look at the claim and its node")
     return f"{error.strerror}{where}; {cure}. The pod's log has the traceback"
 
 

@@ -14,7 +14,7 @@ from finetune_trainer.errors import StageError
 
 
 def terminated(saved: str, result: StageResult | None = None) -> StageError:
-    """How a stage ends that was stopped from outside; `saved` says in words what the next start goes on from."""
+    """How a stage ends that was stopped from outside; `saved` says what is kept of its work. Whether it starts again, it cannot know."""
     return StageError(Reason.TERMINATED, f"stopped by SIGTERM; {saved}", result)
 
 
@@ -24,9 +24,9 @@ class Interruption:
     Within it only `requested` turns true, and whoever deferred it must look, save and raise `terminated(…)`.
     """
 
-    def __init__(self, next_start: str = "goes on from the last checkpoint") -> None:
+    def __init__(self, saved: str = "the last checkpoint is kept") -> None:
         self.requested = False
-        self._next_start = next_start
+        self._saved = saved
         self._deferred = False
 
     @contextlib.contextmanager
@@ -49,13 +49,13 @@ class Interruption:
     def end_if_requested(self) -> None:
         """Errors: StageError(Terminated). Catches up on a signal whose exception a library swallowed."""
         if self.requested:
-            raise terminated(f"the next start {self._next_start}")
+            raise terminated(self._saved)
 
     def cause(self, error: Exception) -> Exception:
         """What really ended the stage: SIGTERM where it came, whatever a library made of its exception, else `error`."""
         if not self.requested or (isinstance(error, StageError) and error.reason is Reason.TERMINATED):
             return error
-        return terminated(f"the next start {self._next_start}")
+        return terminated(self._saved)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -208,7 +208,9 @@ def _find_model(model: PreparedModel, storage: JobStorage, run: RunSpec) -> Path
     for root in roots:
         if (root / model.cached).is_dir():
             return root / model.cached
-    raise StageError(Reason.BASE_MODEL_MISSING, "the base model is no longer in the storage's cache; run the job anew")
+    raise StageError(
+        Reason.BASE_MODEL_MISSING, "the base model is no longer in the storage's cache; create another job, which fetches it again"
+    )
 
 
 def _changed(problem: str) -> StageError:

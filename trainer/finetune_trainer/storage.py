@@ -270,9 +270,7 @@ class JobStorage:
         """
         manifest = self.manifest(stage)
         if manifest is None:
-            raise StageError(
-                Reason.STAGE_MISSING, f"stage {stage} has not finished on this storage: run it first, or restore what was there"
-            )
+            raise StageError(Reason.STAGE_MISSING, f"nothing of stage {stage}, which comes before, is at {self.uri(self.folder)}")
         content = self.content(manifest)
         problem = verify_files(content, manifest.files)
         if problem:

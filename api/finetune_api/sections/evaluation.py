@@ -30,6 +30,20 @@ class Gate(Section):
                 "(has(self.minImprovement) || has(self.maxRegression)) == has(self.against)",
                 "against (Base or Production) goes with minImprovement or maxRegression, and with these only",
             ),
+            (
+                "self.metric.endsWith('Perplexity') || ((!has(self.min) || (self.min >= 0.0 && self.min <= 1.0))"
+                " && (!has(self.max) || (self.max >= 0.0 && self.max <= 1.0)))",
+                "the metric is a share: min and max are from 0 to 1 (0.95 for 95 %)",
+            ),
+            (
+                "self.metric.endsWith('Perplexity') || ((!has(self.minImprovement) || (self.minImprovement > -1.0 && self.minImprovement < 1.0))"
+                " && (!has(self.maxRegression) || (self.maxRegression >= -1.0 && self.maxRegression <= 1.0)))",
+                "the metric is a share: minImprovement and maxRegression are differences of shares, between -1 and 1 (0.02 for 2 points)",
+            ),
+            (
+                "!self.metric.endsWith('Perplexity') || !has(self.max) || self.max >= 1.0",
+                "no perplexity is below 1: a gate with a smaller max never passes",
+            ),
         )
     )
 
@@ -55,6 +69,15 @@ class Gate(Section):
 
 
 class Evaluation(Section):
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "size(self.gates) == 0 || self.minSamples <= self.maxSamples",
+                "minSamples is more than maxSamples: every gate would be inconclusive",
+            )
+        )
+    )
+
     min_samples: int = Field(default=30, ge=1, le=100_000, description="Fewer samples than this leave a gate Inconclusive. Default: 30.")
     max_samples: int = Field(default=2000, ge=1, le=1_000_000, description="Rows scored at most per metric, drawn by seed. Default: 2000.")
     max_new_tokens: int = Field(

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 from pydantic.config import JsonDict
 
-from finetune_api.quantity import Quantity
-from finetune_api.section import ExtendedResource, ObjectName, Section, mutable
+from finetune_api.quantity import CpuLimit, Memory, Quantity, SharedMemory, in_cel
+from finetune_api.section import ExtendedResource, ObjectName, Section, mutable, rules
 
 Label = Annotated[str, Field(max_length=317)]
 
 LabelValue = Annotated[str, Field(max_length=63)]
 
 
+def cpu_within_its_limit(default: str) -> JsonDict:
+    """The rule that a pod has as well, told at apply. `default`: the request where none is set."""
+    request = f"quantity(has(self.cpu) ? string(self.cpu) : '{default}')"
+    rule = f"!has(self.cpuLimit) || {request}.compareTo({in_cel('self.cpuLimit')}) <= 0"
+    return rules((rule, f"cpuLimit must not be less than cpu ({default} where it is not set): raise the one or lower the other"))
+
+
 class Resources(Section):
     """Resources of the train stage."""
+
+    model_config = ConfigDict(json_schema_extra=cpu_within_its_limit("2"))
 
     nodes: Literal[1] = Field(default=1, description="Nodes that train together. Default: 1.")
     gpus_per_node: int = Field(default=1, ge=0, le=16, description="GPUs of each node; 0 trains on CPU. Default: 1.")
@@ -24,11 +33,11 @@ class Resources(Section):
         default="nvidia.com/gpu", description="Extended resource that names a GPU. Default: nvidia.com/gpu."
     )
     cpu: Quantity = Field(default="2", description="CPU request of the train pod, in cores. Default: 2.")
-    cpu_limit: Quantity | None = Field(
+    cpu_limit: CpuLimit | None = Field(
         default=None, description="CPU limit of the pods of all stages, in cores; of none less than its request. Default: no limit."
     )
-    memory: Quantity = Field(default="8Gi", description="Memory request and limit of the train pod, in bytes. Default: 8Gi.")
-    shared_memory: Quantity = Field(default="1Gi", description="Size of /dev/shm, in bytes; counts towards memory. Default: 1Gi.")
+    memory: Memory = Field(default="8Gi", description="Memory request and limit of the train pod, in bytes. Default: 8Gi.")
+    shared_memory: SharedMemory = Field(default="1Gi", description="Size of /dev/shm, in bytes; counts towards memory. Default: 1Gi.")
 
 
 NodeSelector = Annotated[dict[Label, LabelValue], Field(max_length=32)]
@@ -41,9 +50,11 @@ _FREE: JsonDict = {"x-kubernetes-preserve-unknown-fields": True}
 
 
 class StageResources(Section):
+    model_config = ConfigDict(json_schema_extra=cpu_within_its_limit("1"))
+
     cpu: Quantity | None = Field(default=None, description="CPU request, in cores. Default: 1.")
-    cpu_limit: Quantity | None = Field(default=None, description="CPU limit, in cores. Default: that of spec.resources.")
-    memory: Quantity | None = Field(default=None, description="Memory request and limit, in bytes. Default: 4Gi.")
+    cpu_limit: CpuLimit | None = Field(default=None, description="CPU limit, in cores. Default: that of spec.resources.")
+    memory: Memory | None = Field(default=None, description="Memory request and limit, in bytes. Default: 4Gi.")
     node_selector: NodeSelector | None = Field(
         default=None, description="Node labels that the stage's pod requires; {} for none. Default: those of spec.scheduling."
     )

@@ -56,7 +56,7 @@ class Step(Section):
                 "weight is required before Production, and Production has none: it gets what is left",
             ),
             (
-                "self.stage != 'Production' || !has(self.hold) || self.hold == '0s'",
+                "self.stage != 'Production' || !has(self.hold) || duration(self.hold) == duration('0s')",
                 "a Production step has no hold: it lasts until another version takes over",
             ),
         )
@@ -86,6 +86,10 @@ class Rollout(Section):
             (
                 "self.approval == 'Manual' || !has(self.approvedStep)",
                 "approvedStep goes with approval Manual",
+            ),
+            (
+                "!has(self.approvedStep) || self.approvedStep < size(self.steps)",
+                "approvedStep is the index of a step, counted from 0: it must be less than the number of steps",
             ),
         )
     )

@@ -10,12 +10,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from finetune_api.quantity import Quantity
+from finetune_api.quantity import CpuLimit, Memory, Quantity
 from finetune_api.section import Duration, ExtendedResource, Section
 from finetune_api.sections.export import GGUFType
 from finetune_api.sections.placement import Placement
+from finetune_api.sections.pods import cpu_within_its_limit
 from finetune_api.union import Union, member_of
 
 
@@ -26,9 +27,11 @@ class ServerType(StrEnum):
 class ServerResources(Section):
     """Resources of each server pod."""
 
+    model_config = ConfigDict(json_schema_extra=cpu_within_its_limit("500m"))
+
     cpu: Quantity | None = Field(default=None, description="CPU request of a server pod, in cores. Default: 500m for LlamaCpp.")
-    cpu_limit: Quantity | None = Field(default=None, description="CPU limit of a server pod, in cores. Default: no limit.")
-    memory: Quantity | None = Field(
+    cpu_limit: CpuLimit | None = Field(default=None, description="CPU limit of a server pod, in cores. Default: no limit.")
+    memory: Memory | None = Field(
         default=None, description="Memory request and limit of a server pod, in bytes. Default: 1Gi for LlamaCpp."
     )
     gpus: int | None = Field(default=None, ge=0, le=16, description="GPUs of a server pod; 0 serves from the CPU. Default: 0 for LlamaCpp.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from finetune_api.quantity import Quantity
+from finetune_api.quantity import StorageSize
 from finetune_api.section import ObjectName, Section, rules
 from finetune_api.union import Union, member_of
 
@@ -20,7 +20,7 @@ class ClaimTemplate(Section):
     )
 
     claim_name: ObjectName | None = Field(default=None, description="An existing PersistentVolumeClaim in the job's namespace. No default.")
-    size: Quantity | None = Field(default=None, description="Size of a claim made for this job, in bytes. No default.")
+    size: StorageSize | None = Field(default=None, description="Size of a claim made for this job, in bytes. No default.")
     storage_class_name: ObjectName | None = Field(default=None, description="StorageClass of the claim made. Default: the cluster's.")
     access_modes: Annotated[list[Literal["ReadWriteOnce", "ReadWriteMany"]], Field(min_length=1, max_length=2)] = Field(
         default=["ReadWriteOnce"],

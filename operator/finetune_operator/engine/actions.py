@@ -8,11 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from finetune_api.outcome import Reason
-from finetune_api.section import digest_of
 from finetune_api.status import cut
 
 from finetune_operator.core import names
-from finetune_operator.core.containment import contains, owners_of
+from finetune_operator.core.containment import DESIRED_ANNOTATION, contains, desired_mark, owners_of
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, ActionProblem, Apply, Create, Delete, SetOwners
 from finetune_operator.engine.store import Key, Name, Store, name_of
@@ -21,9 +20,6 @@ from finetune_operator.kube.errors import AlreadyExists, ApiError, Conflict, For
 from finetune_operator.kube.resources import CLAIM, HTTPROUTE, MODELVERSION, Resource, resource_of
 
 log = logging.getLogger(__name__)
-
-DESIRED_ANNOTATION = f"{names.GROUP}/desired"
-"""Digest of what was last applied: a member that is no longer wanted changes it, which containment alone would not see."""
 
 
 class NotLeading(Exception):
@@ -276,5 +272,5 @@ def _pinned(body: Object, live: Object, *, to_version: bool) -> Object:
 
 def _marked(body: Object) -> Object:
     metadata = body["metadata"]
-    annotations = {**(metadata.get("annotations") or {}), DESIRED_ANNOTATION: digest_of(body)[:16]}
+    annotations = {**(metadata.get("annotations") or {}), DESIRED_ANNOTATION: desired_mark(body)}
     return {**body, "metadata": {**metadata, "annotations": annotations}}

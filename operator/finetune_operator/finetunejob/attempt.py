@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from finetune_api.finetunejob import ATTEMPTS_KEPT, AttemptRecord, ConditionType, CurrentAttempt, FineTuneJobSpec, ProgressStatus
-from finetune_api.outcome import Reason
+from finetune_api.outcome import Reason, Retry
 from finetune_api.run import Stage
 from finetune_api.status import timestamp
 
@@ -45,9 +45,17 @@ class Failure:
 
 
 def begin(draft: Draft, stage: Stage) -> None:
-    """Records the stage's first attempt; its Job is made in the pass after that is durable."""
-    _set_attempt(draft, CurrentAttempt(stage=stage, number=1, failures=0))
-    draft.set(CONDITION[stage], "False", Reason.RUNNING, f"stage {stage} is under way")
+    """Records the stage's next attempt; its Job is made in the pass after that is durable.
+
+    That is the first one, unless a later stage did not find what this one had left, or this one what earlier ones had.
+    """
+    records, sought = draft.status.attempts, draft.reason_of(CONDITION[stage]) == Reason.RESULT_SOUGHT
+    failures = 0 if sought else retry.failures(stage, records)
+    number = retry.next_number(stage, draft.observed.jobs, records)
+    not_before = draft.now + retry.backoff(failures) if failures else None
+    _set_attempt(draft, CurrentAttempt(stage=stage, number=number, failures=failures, not_before=not_before, report=sought or None))
+    words = f"what stage {stage} left is looked for on the storage" if sought else f"stage {stage} is under way"
+    draft.set(CONDITION[stage], "False", Reason.RUNNING, words)
     kept = progress_policy.kept(draft.status.progress)
     draft.status.progress = ProgressStatus(stage=stage.value, **kept) if kept else None
 
@@ -158,6 +166,8 @@ def _resume(draft: Draft) -> None:
 
 def _failed(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt, fact: JobFact) -> bool | Failure:
     stage, outcome = attempt.stage, retry.outcome(fact)
+    if attempt.report and outcome.reason == Reason.STAGE_MISSING:
+        return _make_anew(draft, attempt, fact, outcome)
     if outcome.result:
         absorb(draft, outcome.result)
     failures = attempt.failures + (1 if outcome.counted else 0)
@@ -167,7 +177,11 @@ def _failed(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt, fact: 
     if outcome.final:
         return Failure(stage, outcome.reason, outcome.message)
     if failures >= spec.recovery.max_attempts:
-        return Failure(stage, outcome.reason, f"{outcome.message} (attempt {failures} of {spec.recovery.max_attempts})")
+        return Failure(stage, outcome.reason, f"{outcome.message}{_LAST_CURES.get(outcome.reason, '')} ({_counted(spec, failures)})")
+    if outcome.reason == Reason.STAGE_MISSING and stage.upstream:
+        _tell_retry(draft, attempt, outcome, "stages before it are looked for there, and run again where they are gone")
+        look_again(draft, before=stage)
+        return True
     wait = retry.backoff(failures if outcome.counted else 0, interrupted)
     following = CurrentAttempt(
         stage=stage,
@@ -175,11 +189,54 @@ def _failed(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt, fact: 
         failures=failures,
         interruptions=interrupted or None,
         not_before=draft.now + wait if wait else None,
-        report=True if attempt.report and outcome.reason != Reason.STAGE_MISSING else None,
+        report=attempt.report,
     )
     _set_attempt(draft, following)
-    draft.set(CONDITION[stage], "False", Reason.RETRYING, f"{outcome.reason}: {outcome.message}")
-    draft.event(Reason.RETRYING, f"stage {stage}, attempt {attempt.number} ended: {outcome.reason}: {outcome.message}", warning=True)
+    _tell_retry(draft, attempt, outcome, "another attempt follows" + (f" ({_counted(spec, failures)} failed)" if outcome.counted else ""))
+    return True
+
+
+_LAST_CURES: dict[str, str] = {
+    Reason.STAGE_MISSING: "; does the storage keep what pods write to it, and show it to the next pod? Another job runs all stages",
+}
+"""What a person does who reads that no attempt follows, where the stage itself cannot say it."""
+
+
+def _counted(spec: FineTuneJobSpec, failures: int) -> str:
+    return f"attempt {failures} of {spec.recovery.max_attempts}"
+
+
+def _tell_retry(draft: Draft, attempt: CurrentAttempt, outcome: retry.Outcome, what_follows: str) -> None:
+    """What follows is said here: a stage does not know whether it was the last attempt."""
+    words = f"{outcome.reason}: {outcome.message}; {what_follows}"
+    draft.set(CONDITION[attempt.stage], "False", Reason.RETRYING, words)
+    draft.event(Reason.RETRYING, f"stage {attempt.stage}, attempt {attempt.number} ended: {words}", warning=True)
+
+
+def look_again(draft: Draft, *, before: Stage) -> None:
+    """The storage is not what it was when stages were done, so each one before `before` has to say that its result is still there.
+
+    That takes no GPU. One that is gone is made anew, as those after it then are.
+    """
+    stages = list(Stage)
+    for stage in stages[: stages.index(before)]:
+        draft.set(CONDITION[stage], "False", Reason.RESULT_SOUGHT, f"what stage {stage} left is looked for on the storage")
+    draft.status.checkpoint = draft.status.progress = None
+    begin(draft, Stage.PREPARE)
+
+
+def _make_anew(draft: Draft, attempt: CurrentAttempt, fact: JobFact, outcome: retry.Outcome) -> bool | Failure:
+    """A finished stage of which nothing is left, once: storage that loses it again would lose it for ever."""
+    stage, lost_before = attempt.stage, retry.was_made_anew(attempt.stage, draft.status.attempts)
+    outcome = replace(outcome, retry=Retry.UNCOUNTED)
+    _record(draft, fact, outcome)
+    if lost_before:
+        return Failure(stage, outcome.reason, f"{outcome.message}, for the second time{_LAST_CURES[Reason.STAGE_MISSING]}")
+    for later in list(Stage)[list(Stage).index(stage) + 1 :]:
+        if draft.is_true(CONDITION[later]):
+            draft.set(CONDITION[later], "False", Reason.RESULT_SOUGHT, f"stage {stage}, which it stands on, is made anew")
+    _set_attempt(draft, CurrentAttempt(stage=stage, number=attempt.number + 1, failures=attempt.failures))
+    _tell_retry(draft, attempt, outcome, "the stage is run again")
     return True
 
 
@@ -207,6 +264,9 @@ def _create(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt) -> boo
     if obstacles.another_goes_first(draft, attempt):
         return True
     if obstacles.lacks_its_template(draft, spec, attempt.stage) or obstacles.lacks_its_claim(draft, spec, CONDITION[attempt.stage]):
+        return True
+    if draft.reason_was(CONDITION[attempt.stage]) == Reason.CLAIM_LOST and attempt.stage.upstream:
+        look_again(draft, before=attempt.stage)  # it is back, with or without its files
         return True
     _drop_oldest(draft, attempt)
     images = draft.before.images or images_of(spec, draft.settings)

@@ -54,6 +54,10 @@ class Draft:
     def set(self, type: ConditionType, status: Status, reason: str, message: str = "") -> None:
         self._conditions[type] = Condition(type, status, reason, message)
 
+    def reason_of(self, type: ConditionType) -> str:
+        """As it will be."""
+        return self._conditions[type].reason
+
     def is_true(self, type: ConditionType) -> bool:
         return self._conditions[type].status == "True"
 
@@ -70,6 +74,11 @@ class Draft:
         """Its pod gets its grace; the Job is there until the pod is gone."""
         if not fact.deleting:
             self.actions.append(Delete("batch/v1", "Job", self.job["metadata"]["namespace"], fact.name, fact.uid, "Foreground"))
+
+    @property
+    def has_been_prepared(self) -> bool:
+        """Whether files of the run were ever on its claim, also while stages are looked for there again."""
+        return self.is_true(ConditionType.PREPARED) or self.status_of(ConditionType.TRAINED) != "Unknown"
 
     @property
     def live_jobs(self) -> list[JobFact]:

@@ -64,7 +64,7 @@ def lacks_its_claim(draft: Draft, spec: FineTuneJobSpec, about: ConditionType) -
     """An empty claim in place of the lost one would fail the stage, or be taken for the result."""
     name = storage_claim(spec, draft.job)
     claim = draft.observed.claims.get(name)
-    is_gone = name in draft.observed.claims and claim is None and draft.is_true(ConditionType.PREPARED)
+    is_gone = name in draft.observed.claims and claim is None and draft.has_been_prepared
     if not is_gone and not (claim and (claim.phase == "Lost" or claim.deleting)):
         return False
     message = f"PersistentVolumeClaim {name} with the run's files {_lost(claim, draft.job['metadata']['name'])}, else create another job"

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from finetune_api.finetunejob import ConditionType, FineTuneJobSpec
 from finetune_api.outcome import Reason
+from finetune_api.run import Stage
 
 from finetune_operator.core import names
 from finetune_operator.core.facts import SCHEDULING_GRACE
@@ -105,7 +106,7 @@ def _ensure_claim(draft: Draft, spec: FineTuneJobSpec) -> bool:
     assert template is not None
     name = names.claim_name(draft.job["metadata"]["name"], draft.job["metadata"]["uid"])
     # later an empty one would stand in for what the stages left on it
-    if template.size and not draft.is_true(ConditionType.PREPARED) and draft.observed.claims.get(name) is None:
+    if template.size and not draft.has_been_prepared and draft.observed.claims.get(name) is None:
         draft.actions.append(Create(make_claim(template, spec.retention, draft.job)))
     return False
 
@@ -122,6 +123,10 @@ def _publish(draft: Draft, spec: FineTuneJobSpec) -> bool:
     if spec.publish is None:
         return False
     if draft.status_of(ConditionType.PUBLISHED) != "True" and obstacles.lacks_its_claim(draft, spec, ConditionType.PUBLISHED):
+        return True
+    if draft.reason_was(ConditionType.PUBLISHED) == Reason.CLAIM_LOST:  # it is back, with or without its files
+        draft.set(ConditionType.PUBLISHED, "Unknown", Reason.WAITING)
+        attempt.look_again(draft, before=Stage.EVALUATE)
         return True
     refused = publish.run(draft, spec)
     if isinstance(refused, publish.Refused):

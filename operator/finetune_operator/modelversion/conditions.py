@@ -12,6 +12,7 @@ from finetune_api.sections.rollout import GatewayAPI
 
 from finetune_operator.core.conditions import Condition, Status, find
 from finetune_operator.core.facts import SCHEDULING_GRACE, ClaimFact
+from finetune_operator.core.names import Object
 from finetune_operator.core.plan import PASSING_PROBLEMS, ActionProblem
 from finetune_operator.modelversion.checks import Finding
 from finetune_operator.modelversion.observed import Observed, PodFact, RouteFact
@@ -44,8 +45,10 @@ class Outlook:
     obstacle: Obstacle | None
     pods_wanted: bool
     weight: int
-    edited: tuple[str, ...] = ()
-    """Members of the route that somebody changed, to be told under this version."""
+    put_right: tuple[tuple[Reason, str], ...] = ()
+    """What others changed that is put right, to be told under this version: (reason, sentence) each."""
+    added: tuple[str, ...] = ()
+    """What others set in its Deployment and Service beside that, which is kept."""
     lingering: tuple[str, ...] = ()
     """Deleted versions whose servers still get traffic."""
 
@@ -65,8 +68,8 @@ def conditions_of(version: Version, outlook: Outlook) -> list[Condition]:
     applied = _resources_applied(version, outlook.observed)
     serving = [_ready(version, outlook), _traffic_accepted(version, outlook)] if version.in_service else []
     stalled = _stalled(version, outlook, [verified, reachable, applied, *serving])
-    reconciling = _reconciling(version, outlook, serving, applied) if stalled is None else None
     progressing = _progressing(version, outlook, serving)
+    reconciling = _reconciling(version, outlook, serving, applied=applied, progressing=progressing) if stalled is None else None
     if stalled is not None and version.in_service:
         progressing = Condition(ConditionType.PROGRESSING, "False", stalled.reason, stalled.message)
     every = [
@@ -87,11 +90,30 @@ def _ready(version: Version, outlook: Outlook) -> Condition:
         words = f"{deployment.available} of {deployment.replicas} pods answer"
         scaler = outlook.observed.autoscalers.get(version.name)
         scaled = f"; HorizontalPodAutoscaler {scaler} says how many, not spec.serving.replicas" if scaler else ""
-        return Condition(ConditionType.READY, "True", Reason.SERVING, words + scaled)
-    trouble = _pod_trouble(version, outlook.observed)
+        return Condition(ConditionType.READY, "True", Reason.SERVING, words + scaled + _by_others(version, outlook))
+    trouble, beside = _pod_trouble(version, outlook.observed), outlook.meanwhile + _by_others(version, outlook)
     if _was(version, ConditionType.READY, Reason.SERVING) or _was(version, ConditionType.READY, Reason.PODS_NOT_READY):
-        return Condition(ConditionType.READY, "False", Reason.PODS_NOT_READY, (trouble or "no pod answers any more") + outlook.meanwhile)
-    return Condition(ConditionType.READY, "False", Reason.PODS_STARTING, (trouble or "no pod answers yet") + outlook.meanwhile)
+        words = trouble or "no pod answers any more"
+        return Condition(ConditionType.READY, "False", Reason.PODS_NOT_READY, words + beside)
+    return Condition(ConditionType.READY, "False", Reason.PODS_STARTING, (trouble or "no pod answers yet") + beside)
+
+
+_TOLD = 5
+
+
+def _by_others(version: Version, outlook: Outlook) -> str:
+    """What of its Deployment and Service is not the operator's, for whoever wonders at the pods."""
+    deployment, added = outlook.observed.deployments.get(version.name), outlook.added
+    more = f" and {len(added) - _TOLD} more" if len(added) > _TOLD else ""
+    kept = f"; set by others and kept: {', '.join(added[:_TOLD])}{more}" if added else ""
+    return kept + (f"; {_paused(version)}" if deployment and deployment.paused else "")
+
+
+def _paused(version: Version) -> str:
+    return (
+        f"Deployment {version.name} is paused by others, so that no change of spec.serving reaches its pods: "
+        f"kubectl rollout resume deployment/{version.name} -n {version.namespace}"
+    )
 
 
 def _verified(version: Version, observed: Observed) -> Condition:
@@ -196,9 +218,7 @@ def _gateway_answer(version: Version, outlook: Outlook, settings: GatewayAPI) ->
     gate, route = outlook.gate, outlook.observed.route
     refused = _refused_route(version, outlook.observed)
     if refused:
-        return Condition(
-            ConditionType.TRAFFIC_ACCEPTED, "False", refused.reason, f"{refused.message}{_fields_of(refused.message, version)}"
-        )
+        return Condition(ConditionType.TRAFFIC_ACCEPTED, "False", refused.reason, _said(refused, version))
     name = f"{settings.gateway.namespace}/{settings.gateway.name}"
     kept = f" ({', '.join(sorted(route.theirs))} set by others are kept)" if route and route.theirs else ""
     accepted = Condition(ConditionType.TRAFFIC_ACCEPTED, "True", Reason.ACCEPTED, f"Gateway {name} accepted the route{kept}")
@@ -280,13 +300,14 @@ def _resources_applied(version: Version, observed: Observed) -> Condition:
     problem = _problem_of(version, observed)
     if problem is None:
         return Condition(ConditionType.RESOURCES_APPLIED, "True", Reason.APPLIED)
-    return Condition(ConditionType.RESOURCES_APPLIED, "False", problem.reason, _named(problem) + _fields_of(problem.message, version))
+    return Condition(ConditionType.RESOURCES_APPLIED, "False", problem.reason, _said(problem, version))
 
 
-def _named(problem: ActionProblem) -> str:
-    """Its own words, with the object's name where they lack it."""
+def _said(problem: ActionProblem, version: Version) -> str:
+    """Its own words, with the object's name where they lack it, and the fields that they are about."""
     name = f"{problem.kind} {problem.name}"
-    return problem.message if problem.message.startswith(name) else f"{name}: {problem.message}"
+    words = problem.message if problem.message.startswith(name) else f"{name}: {problem.message}"
+    return words + _fields_of(problem.message, version)
 
 
 def _problem_of(version: Version, observed: Observed) -> ActionProblem | None:
@@ -318,6 +339,9 @@ def _stalled(version: Version, outlook: Outlook, so_far: Sequence[Condition]) ->
         passing = condition.type == ConditionType.READY or condition.reason in PASSING_PROBLEMS
         if condition.status == "False" and not passing:
             return Condition(ConditionType.STALLED, "True", condition.reason, condition.message)
+    deployment = outlook.observed.deployments.get(version.name)
+    if deployment and deployment.held_back:
+        return Condition(ConditionType.STALLED, "True", Reason.DEPLOYMENT_PAUSED, _paused(version))
     trouble = _pod_trouble(version, outlook.observed, outlook.gate.now)
     if trouble and not outlook.gate.pods_ready(version):
         return Condition(ConditionType.STALLED, "True", Reason.PODS_CANNOT_START, trouble)
@@ -380,7 +404,9 @@ def _fields_of(words: str, version: Version) -> str:
     return f" (see {', '.join(named)})" if named else ""
 
 
-def _reconciling(version: Version, outlook: Outlook, serving: Sequence[Condition], applied: Condition) -> Condition | None:
+def _reconciling(
+    version: Version, outlook: Outlook, serving: Sequence[Condition], *, applied: Condition, progressing: Condition
+) -> Condition | None:
     """What goes on by itself towards what is wanted; None where all is as wanted or waits for a person's word."""
 
     def yes(reason: Reason | str, message: str) -> Condition:
@@ -390,15 +416,14 @@ def _reconciling(version: Version, outlook: Outlook, serving: Sequence[Condition
         return yes(applied.reason, applied.message)
     if not version.in_service:
         return _leaving(version, outlook)
-    if outlook.edited:
-        return yes(Reason.ROUTE_PUT_RIGHT, put_right(version, outlook.edited))
+    if outlook.put_right:
+        return yes(*outlook.put_right[0])
     for condition in serving:
         if condition.status != "True" and condition.reason != Reason.NO_TRAFFIC_YET:
             reason = Reason.MOVING_TRAFFIC if condition.type == ConditionType.TRAFFIC_ACCEPTED else condition.reason
             return yes(reason, condition.message)
     if not outlook.gate.pods_ready(version):
         return yes(Reason.ROLLING_OUT, "not every pod is of the present template and ready")
-    progressing = _progressing(version, outlook, serving)
     return yes(progressing.reason, progressing.message) if progressing.status == "True" else None
 
 
@@ -415,6 +440,14 @@ def put_right(version: Version, edited: Sequence[str]) -> str:
     return (
         f"HTTPRoute {version.spec.model}: {', '.join(edited)} changed by others, put right as spec.rollout says; of its rule filters, "
         "timeouts and the like may be set, and rules of your own belong into another HTTPRoute"
+    )
+
+
+def server_put_right(body: Object, edited: Sequence[str]) -> str:
+    """The same of a version's own objects."""
+    return (
+        f"{body['kind']} {body['metadata']['name']}: {', '.join(edited[:_TOLD])} changed by others, put right as spec.serving says; "
+        "change it there"
     )
 
 

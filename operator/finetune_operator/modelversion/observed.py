@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.core.conditions import moment
-from finetune_operator.core.containment import owners_of
+from finetune_operator.core.containment import DESIRED_ANNOTATION, owners_of
 from finetune_operator.core.facts import ClaimFact, claim_fact, conditions_of, unschedulable
 from finetune_operator.core.names import MANAGED_BY, MANAGED_BY_VALUE, MODEL_LABEL, VERSION_LABEL, Object
 from finetune_operator.core.plan import ActionProblem
@@ -20,6 +20,10 @@ PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
 
 TEMPLATE_ANNOTATION = "finetune-operator.io/template"
 """On a Deployment: the pod template as it was made, and for what. Taking it away has the template made anew."""
+
+
+SERVER = "server"
+"""Name of the container that serves: others may put some beside it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class DeploymentFact:
     noted: NotedTemplate | None = None
     owners: frozenset[str] = frozenset()
     """Uids."""
+    paused: bool = False
+    held_back: bool = False
+    """Paused while not every pod is of the present template."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    applied: str = ""
+    """Digest of what this operator applied last."""
 
     @property
     def serving(self) -> bool:
@@ -66,6 +76,9 @@ class ChildFact:
     uid: str
     selector: Mapping[str, Any] = field(default_factory=dict)
     owners: frozenset[str] = frozenset()
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    applied: str = ""
+    """Digest of what this operator applied last."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +226,7 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
     return DeploymentFact(
         name=metadata["name"],
         uid=metadata["uid"],
-        image=spec["template"]["spec"]["containers"][0].get("image", ""),
+        image=_server(spec["template"]["spec"]["containers"]).get("image", ""),
         replicas=replicas,
         available=available,
         ready=seen and complete and available > 0,
@@ -224,6 +237,10 @@ def deployment_fact(deployment: Mapping[str, Any]) -> DeploymentFact:
         unavailable_since=since if available_is.get("status") == "False" else None,
         noted=_noted((metadata.get("annotations") or {}).get(TEMPLATE_ANNOTATION, "")),
         owners=frozenset(owners_of(deployment)),
+        paused=bool(spec.get("paused")),
+        held_back=bool(spec.get("paused")) and status.get("updatedReplicas", 0) < replicas,
+        spec=spec,
+        applied=_applied(metadata),
     )
 
 
@@ -239,7 +256,7 @@ def _noted(text: str) -> NotedTemplate | None:
 def pod_fact(pod: Mapping[str, Any]) -> PodFact:
     labels, status = pod["metadata"].get("labels", {}), pod.get("status", {})
     conditions = conditions_of(status)
-    container = _first(status.get("containerStatuses", []))
+    container = _server(status.get("containerStatuses", []))
     state, last = container.get("state", {}), container.get("lastState", {})
     ended = state.get("terminated") or last.get("terminated") or {}
     waiting = state.get("waiting", {})
@@ -379,6 +396,14 @@ def _parent_fact(parent: Mapping[str, Any], route_namespace: str) -> ParentFact:
     )
 
 
+def _server(containers: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return _first([*(container for container in containers if container.get("name") == SERVER), *containers])
+
+
+def _applied(metadata: Mapping[str, Any]) -> str:
+    return str((metadata.get("annotations") or {}).get(DESIRED_ANNOTATION, ""))
+
+
 def _first(items: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return items[0] if items else {}
 
@@ -387,9 +412,9 @@ def _named(items: Iterable[Object]) -> dict[str, ChildFact]:
     return {fact.name: fact for fact in map(_child_fact, filter(_is_ours, items))}
 
 
-def _child_fact(item: Mapping[str, Any]) -> ChildFact:
-    metadata = item["metadata"]
-    return ChildFact(metadata["name"], metadata["uid"], item["spec"].get("selector") or {}, frozenset(owners_of(item)))
+def _child_fact(item: Object) -> ChildFact:
+    metadata, spec = item["metadata"], item["spec"]
+    return ChildFact(metadata["name"], metadata["uid"], spec.get("selector") or {}, frozenset(owners_of(item)), spec, _applied(metadata))
 
 
 def _is_ours(item: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ pass can be interrupted anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
@@ -18,6 +18,7 @@ from finetune_api.status import timestamp
 
 from finetune_operator.core import names
 from finetune_operator.core.conditions import Condition, merge
+from finetune_operator.core.containment import desired_mark
 from finetune_operator.core.facts import SCHEDULING_GRACE
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, Apply, Delete, Event, SetOwners
@@ -31,10 +32,11 @@ from finetune_operator.modelversion.conditions import (
     is_one_node,
     newly_stalled,
     put_right,
+    server_put_right,
     silent_from,
 )
-from finetune_operator.modelversion.observed import NotedTemplate, Observed
-from finetune_operator.modelversion.policies import keep
+from finetune_operator.modelversion.observed import ChildFact, DeploymentFact, NotedTemplate, Observed
+from finetune_operator.modelversion.policies import edits, keep
 from finetune_operator.modelversion.policies.restore import restored_moves
 from finetune_operator.modelversion.policies.steps import next_step, too_much
 from finetune_operator.modelversion.policies.succession import after_departures, departure, displacements, surplus
@@ -48,7 +50,8 @@ from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KI
 from finetune_operator.modelversion.resources.http_route import reference_to
 from finetune_operator.modelversion.resources.service import endpoint, make_service
 from finetune_operator.modelversion.situation import Situation
-from finetune_operator.modelversion.versions import Move, Version, find_version, is_live, moved, read_versions
+from finetune_operator.modelversion.unread import held_place
+from finetune_operator.modelversion.versions import Move, Version, by_number, find_version, is_live, moved, read_versions
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class ModelPlan:
     recheck_at: datetime | None = None
 
 
-_UNREADABLE = "no version of the model is moved until this one is repaired or deleted"
+_UNREADABLE = "no version of the model takes a step, and pods and traffic of this one stay as they are, until it is mended or deleted"
 
 
 def plan_model(versions: Sequence[Object], observed: Observed, settings: Settings, now: datetime) -> ModelPlan:
@@ -75,16 +78,19 @@ def plan_model(versions: Sequence[Object], observed: Observed, settings: Setting
     told = {item.object["metadata"]["name"]: complaint(item, _UNREADABLE, now) for item in unreadable}
     complaints = {name: status for name, (status, _) in told.items()}
     said = tuple((name, event) for name, (_, events) in told.items() for event in events)
-    if any(map(is_live, unreadable)):
+    held = [held_place(item, observed.route) for item in unreadable if is_live(item)]
+    known = [version for version in (*readable, *held) if version]
+    if None in held:
         return ModelPlan(complaints, events=said)
     present = {item["metadata"]["name"] for item in versions if "deletionTimestamp" not in item["metadata"]}
-    situation = Situation(readable, observed, settings, now, observed.left_behind(present) if readable else ())
+    situation = Situation(by_number(known), observed, settings, now, observed.left_behind(present) if known else ())
     moves = decide_moves(situation)
-    after = replace(situation, versions=moved(readable, moves))
-    statuses, events = _statuses(after, moves)
+    after = replace(situation, versions=moved(situation.versions, moves))
+    children = {version.name: _children(version, after) for version in after.versions}
+    statuses, events = _statuses(after, moves, children)
     return ModelPlan(
         statuses=complaints | statuses,
-        actions=() if moves else tuple(_actions(after)),
+        actions=() if moves else tuple(_actions(after, children)),
         events=(*said, *events),
         recheck_at=_recheck_at(after),
     )
@@ -94,7 +100,13 @@ def plan_model(versions: Sequence[Object], observed: Observed, settings: Setting
 
 
 def decide_moves(situation: Situation) -> list[Move]:
-    """At most one move per version and one promotion per pass; versions restored without status first find their places."""
+    """At most one move per version and one promotion per pass. One that cannot be read stays where it is."""
+    unread = {version.name for version in situation.versions if version.is_unread}
+    return [move for move in _moves(situation) if move.version not in unread]
+
+
+def _moves(situation: Situation) -> list[Move]:
+    """Versions restored without status first find their places."""
     versions, now = situation.versions, situation.now
     found = [*surplus(versions, now), *restored_moves(versions, situation.observed.route, now)]
     placed = moved(versions, found)
@@ -126,13 +138,17 @@ def _advances(situation: Situation) -> list[Move]:
 # ------------------------------------------------------------------------------------------------------------------------- actions
 
 
-def _actions(situation: Situation) -> list[Action]:
-    """Claims are secured first, servers come before the route that sends to them, and leave after it."""
+def _actions(situation: Situation, children: Mapping[str, Sequence[Action]]) -> list[Action]:
+    """Claims are secured first, servers come before the route that sends to them, and leave after it.
+
+    Beside a version that cannot be read none leaves: how long it wants others to be kept is not known.
+    """
+    unread = any(version.is_unread for version in situation.versions)
     return [
         *_claim_owners(situation),
-        *chain.from_iterable(_children(version, situation) for version in situation.versions if situation.pods_wanted(version)),
+        *chain.from_iterable(children.values()),
         *_route(situation),
-        *chain.from_iterable(_removals(version, situation) for version in situation.versions),
+        *chain.from_iterable(_removals(version, situation) for version in situation.versions if not unread),
         *chain.from_iterable(_clearance(name, situation) for name in situation.left_behind if situation.is_done_with(name)),
     ]
 
@@ -161,8 +177,8 @@ def _lies_on(version: Version, claim: str) -> bool:
 
 def _children(version: Version, situation: Situation) -> list[Action]:
     """What is already there stays as it is while a check fails: a bad edit takes nothing down."""
-    artifact = version.artifact
-    if artifact is None or situation.findings[version.name]:
+    artifact, may_change = version.artifact, not version.is_unread and not situation.findings[version.name]
+    if artifact is None or not may_change or not situation.pods_wanted(version):
         return []
     scaled = version.name in situation.observed.autoscalers
     deployment = make_deployment(version, _template(version, artifact, situation), _owners(version, situation))
@@ -171,6 +187,39 @@ def _children(version: Version, situation: Situation) -> list[Action]:
         _service(version, situation),
         *_disruption_budget(version, artifact, situation, several=scaled or version.spec.serving.replicas > 1),
     ]
+
+
+def _put_right(version: Version, situation: Situation, children: Sequence[Action]) -> list[tuple[Reason, str]]:
+    """What others changed that this pass puts right: (reason, sentence) each."""
+    told = [(Reason.ROUTE_PUT_RIGHT, put_right(version, edited))] if (edited := situation.edited_under(version)) else []
+    for action, fact in _there(version, situation, children):
+        spec = {name: member for name, member in action.body["spec"].items() if name not in action.yields}
+        changed = list(edits.edited(fact.spec, spec))
+        # else it was not yet applied as it is wanted now
+        if changed and fact.applied == desired_mark(action.body):
+            told.append((Reason.SERVER_PUT_RIGHT, server_put_right(action.body, changed)))
+    return told
+
+
+def _added(version: Version, situation: Situation, children: Sequence[Action]) -> list[str]:
+    """What others set beside that: it is kept."""
+    return [
+        f"{action.body['kind']} {path}"
+        for action, fact in _there(version, situation, children)
+        for path in edits.added(fact.spec, action.body["spec"])
+    ]
+
+
+def _there(version: Version, situation: Situation, children: Sequence[Action]) -> Iterator[tuple[Apply, DeploymentFact | ChildFact]]:
+    """Its Deployment and Service as they are wanted and as they are."""
+    facts: dict[str, DeploymentFact | ChildFact | None] = {
+        "Deployment": situation.observed.deployments.get(version.name),
+        "Service": situation.observed.services.get(version.name),
+    }
+    for action in children:
+        fact = facts.get(action.body["kind"]) if isinstance(action, Apply) else None
+        if isinstance(action, Apply) and fact:
+            yield action, fact
 
 
 def _service(version: Version, situation: Situation) -> Action:
@@ -241,20 +290,24 @@ def _clearance(name: str, situation: Situation) -> list[Action]:
 # ------------------------------------------------------------------------------------------------------------------------- status
 
 
-def _statuses(situation: Situation, moves: Sequence[Move]) -> tuple[dict[str, Object], list[tuple[str, Event]]]:
+def _statuses(
+    situation: Situation, moves: Sequence[Move], children: Mapping[str, Sequence[Action]]
+) -> tuple[dict[str, Object], list[tuple[str, Event]]]:
     by_name = {move.version: move for move in moves}
     statuses: dict[str, Object] = {}
     events: list[tuple[str, Event]] = []
-    for version in sorted(situation.versions, key=lambda version: version.place.stage == Stage.PRODUCTION):
+    written = [version for version in situation.versions if not version.is_unread]
+    for version in sorted(written, key=lambda version: version.place.stage == Stage.PRODUCTION):
         version = version.at(replace(version.place, idle_since=situation.idle_since(version)))
-        conditions = conditions_of(version, _outlook(version, situation))
+        outlook = _outlook(version, situation, children[version.name])
+        conditions = conditions_of(version, outlook)
         statuses[version.name] = _status(version, situation, conditions, by_name.get(version.name))
-        events += _told(version, situation)
+        events += [(version.name, Event("Warning", reason, words)) for reason, words in outlook.put_right]
         events += [(version.name, event) for event in _events(version, by_name.get(version.name), newly_stalled(version, conditions))]
     return statuses, events
 
 
-def _outlook(version: Version, situation: Situation) -> Outlook:
+def _outlook(version: Version, situation: Situation, children: Sequence[Action]) -> Outlook:
     keeps = situation.obstacle_of(version) if version.next_index is not None else None
     return Outlook(
         versions=situation.versions,
@@ -263,15 +316,10 @@ def _outlook(version: Version, situation: Situation) -> Outlook:
         obstacle=keeps,
         pods_wanted=situation.pods_wanted(version),
         weight=situation.weights[version.name],
-        edited=situation.edited_under(version),
+        put_right=tuple(_put_right(version, situation, children)),
+        added=tuple(_added(version, situation, children)),
         lingering=situation.lingering,
     )
-
-
-def _told(version: Version, situation: Situation) -> list[tuple[str, Event]]:
-    """What a person did to the route is answered once, on the version that the route follows."""
-    edited = situation.edited_under(version)
-    return [(version.name, Event("Warning", Reason.ROUTE_PUT_RIGHT, put_right(version, edited)))] if edited else []
 
 
 def _status(version: Version, situation: Situation, conditions: Sequence[Condition], move: Move | None) -> Object:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
-from finetune_api.sections.rollout import GatewayAPI, GatewayRef
+from finetune_api.sections.rollout import GatewayAPI
 
 from finetune_operator.core.names import Object
 from finetune_operator.core.settings import Settings
@@ -16,7 +16,14 @@ from finetune_operator.modelversion.observed import Observed, RivalRoute, our_pa
 from finetune_operator.modelversion.policies import keep
 from finetune_operator.modelversion.policies.hold import counted
 from finetune_operator.modelversion.policies.steps import Gate, Obstacle, obstacle
-from finetune_operator.modelversion.policies.traffic import followed_traffic, followed_version, grants, shares, wanted_backends
+from finetune_operator.modelversion.policies.traffic import (
+    followed_traffic,
+    followed_version,
+    grants,
+    shares,
+    wanted_backends,
+    written_settings,
+)
 from finetune_operator.modelversion.resources.http_route import KIND as ROUTE_KIND
 from finetune_operator.modelversion.resources.http_route import make_http_route, route_mark
 from finetune_operator.modelversion.versions import Hold, Version, may_follow
@@ -108,14 +115,10 @@ class Situation:
 
     def _route_settings(self) -> GatewayAPI | None:
         """What the followed version asks for; while its host names are another model's, those that the route has already."""
-        wanted, route = followed_traffic(self.versions).gateway_api, self.observed.route
+        wanted = followed_traffic(self.versions).gateway_api
         if wanted is None or self.taken_by is None:
             return wanted
-        parent = next(iter(route.ours["parentRefs"]), None) if route else None
-        if route is None or parent is None:
-            return None
-        gateway = GatewayRef(name=parent["name"], namespace=parent.get("namespace", self.versions[0].namespace))
-        return GatewayAPI(gateway=gateway, hostnames=route.ours["hostnames"])
+        return written_settings(self.observed.route, self.versions[0].namespace)
 
     @cached_property
     def route_differs(self) -> tuple[str, ...]:

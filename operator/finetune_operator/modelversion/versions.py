@@ -77,6 +77,8 @@ class Version:
     spec: ModelVersionSpec
     status: ModelVersionStatus
     place: Place
+    is_unread: bool = False
+    """Something of it cannot be read: it stays where it is."""
 
     @property
     def name(self) -> str:
@@ -178,7 +180,11 @@ def read_versions(objects: Iterable[Object]) -> tuple[list[Version], list[Unread
             unreadable.append(version)
         else:
             read.append(version)
-    return sorted(read, key=lambda version: (version.spec.version, version.name)), unreadable
+    return by_number(read), unreadable
+
+
+def by_number(versions: Iterable[Version]) -> list[Version]:
+    return sorted(versions, key=lambda version: (version.spec.version, version.name))
 
 
 def is_live(item: Unreadable) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -54,6 +55,29 @@ def is_spelt(argument: ast.expr) -> bool:
     if isinstance(argument, ast.BoolOp):
         return any(map(is_spelt, argument.values))
     return isinstance(argument, ast.JoinedStr) or (isinstance(argument, ast.Constant) and bool(argument.value))
+
+
+_PROMISE = re.compile(r"(tried|try|retried) again|again later|another attempt|next (attempt|start|try)|retries|goes on by itself")
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.ends_a_stage])
+def test_the_row_of_a_stages_end_promises_no_attempt(reason: Reason) -> None:
+    """It is read of the last one as well."""
+    assert not _PROMISE.search(f"{reason.sentence} {reason.cure}")
+
+
+def test_no_stage_says_that_it_is_tried_again() -> None:
+    """It does not know which attempt it is: what follows is the operator's word."""
+    errors = [(where, node) for where, node in nodes(TRAINER) if isinstance(node, ast.Call) and ast.unparse(node.func) in _ENDS]
+    assert len(errors) > 100
+    assert [where for where, node in errors for text in _texts(node) if _PROMISE.search(text)] == []
+
+
+_ENDS = ("StageError", "terminated", "Interruption")
+
+
+def _texts(call: ast.Call) -> list[str]:
+    return [node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -176,7 +176,7 @@ def test_the_log_of_a_crash_has_its_frames_and_words_only_where_no_text_is_read(
     [
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free space on the job's storage or enlarge it"),
         (PermissionError(errno.EACCES, "Permission denied", "/storage/jobs/a"), "Permission denied at /storage/jobs/a; let the pod's user"),
-        (OSError(errno.EIO, "Input/output error", "/storage/x"), "Input/output error at /storage/x; tried again"),
+        (OSError(errno.EIO, "Input/output error", "/storage/x"), "Input/output error at /storage/x; look at the claim"),
     ],
     ids=["full", "not ours", "failing"],
 )

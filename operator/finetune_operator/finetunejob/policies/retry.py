@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_api.answer import StageResult, read_answer
+from finetune_api.finetunejob import AttemptRecord
 from finetune_api.outcome import SIGNALLED, ExitCode, Reason, Retry, retry_of
 
 from finetune_operator.finetunejob.observed import JobFact, PodFact
@@ -110,6 +112,23 @@ def _by_the_cluster(job: JobFact, pod: PodFact, known: dict[str, Any]) -> Outcom
 
 def _reason(exit_code: int) -> Reason:
     return _UNSAID.get(exit_code, Reason.KILLED if exit_code >= SIGNALLED else Reason.STAGE_FAILED)
+
+
+def next_number(stage: str, jobs: Iterable[JobFact], records: Iterable[AttemptRecord]) -> int:
+    """Of a stage's next attempt: 1, unless it was begun before. One that was suspended goes on under its number."""
+    used = [job.attempt for job in jobs if job.stage == stage]
+    used += [record.number for record in records if record.stage == stage and record.reason != Reason.SUSPENDED]
+    return max(used, default=0) + 1
+
+
+def failures(stage: str, records: Iterable[AttemptRecord]) -> int:
+    """Attempts of a stage that count, of those that status tells of."""
+    return sum(record.counted for record in records if record.stage == stage)
+
+
+def was_made_anew(stage: str, records: Iterable[AttemptRecord]) -> bool:
+    """Whether a report found nothing of a finished stage before."""
+    return any(record.stage == stage and record.reason == Reason.STAGE_MISSING and not record.counted for record in records)
 
 
 def interruptions(before: int, outcome: Outcome, job: JobFact, now: datetime) -> int:

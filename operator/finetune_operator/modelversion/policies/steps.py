@@ -44,8 +44,10 @@ def obstacle(version: Version, versions: Sequence[Version], finding: Finding | N
     """None: it may take the next step now."""
     rollout, ready = version.spec.rollout, gate.pods_ready(version)
     starting = version.place.stage == Stage.REGISTERED
-    if finding:
-        return Obstacle(Reason.WAITING, finding.message)
+    unread = next((other.name for other in versions if other.is_unread), "")
+    if finding or unread:
+        words = f"{describe(version)}; {unread} cannot be read: no version takes a step until it is mended or deleted"
+        return Obstacle(Reason.WAITING, finding.message if finding else words)
     if starting and not ready:
         return Obstacle(Reason.STARTING, "its pods must be ready before the first step")
     if rollout.paused:

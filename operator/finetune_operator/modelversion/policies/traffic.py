@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from finetune_api.modelversion import Stage
-from finetune_api.sections.rollout import Traffic
+from finetune_api.sections.rollout import GatewayAPI, GatewayRef, Traffic
 
-from finetune_operator.modelversion.observed import Observed
+from finetune_operator.modelversion.observed import Observed, RouteFact
 from finetune_operator.modelversion.versions import Version, production_of
 
 
@@ -22,6 +22,15 @@ def differs(version: Version, versions: Sequence[Version]) -> bool:
     """Whether the version asks for other traffic settings than the route follows."""
     followed = followed_version(versions)
     return followed is not None and version.spec.rollout.traffic != followed.spec.rollout.traffic
+
+
+def written_settings(route: RouteFact | None, namespace: str) -> GatewayAPI | None:
+    """The settings that the route has already. `namespace`: its own."""
+    parent = next(iter(route.ours["parentRefs"]), None) if route else None
+    if route is None or parent is None:
+        return None
+    gateway = GatewayRef(name=parent["name"], namespace=parent.get("namespace", namespace))
+    return GatewayAPI(gateway=gateway, hostnames=route.ours["hostnames"])
 
 
 def followed_traffic(versions: Sequence[Version]) -> Traffic:

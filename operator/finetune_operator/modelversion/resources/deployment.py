@@ -20,7 +20,7 @@ from finetune_operator.core import names
 from finetune_operator.core.names import Object
 from finetune_operator.core.restricted import restricted_container, restricted_pod
 from finetune_operator.core.settings import Settings
-from finetune_operator.modelversion.observed import TEMPLATE_ANNOTATION, NotedTemplate
+from finetune_operator.modelversion.observed import SERVER, TEMPLATE_ANNOTATION, NotedTemplate
 from finetune_operator.modelversion.versions import Version
 
 PORT = 8080
@@ -112,7 +112,7 @@ def _pod(version: Version, artifact: PublishedArtifact, container: Object) -> Ob
 def _container(version: Version, artifact: PublishedArtifact, image: str, settings: Settings) -> Object:
     health = {"httpGet": {"path": "/health", "port": "http"}}
     return {
-        "name": "server",
+        "name": SERVER,
         "image": image,
         "imagePullPolicy": settings.image_pull_policy,
         "args": _arguments(version),

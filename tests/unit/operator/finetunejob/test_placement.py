@@ -233,6 +233,12 @@ def test_a_claim_that_was_lost_in_mid_run_is_told_and_not_replaced(claim: ClaimF
     assert made.recheck_at is not None
     world.observed = replace(world.observed, claims={**world.observed.claims, name: ClaimFact(name, "u", "1", phase="Bound")})
     world.step()
+    world.step()
+    assert world.live() == ["job-prepare-2"], "on a CPU it is looked whether its files came back with it"
+    world.end("job-prepare-2", ANSWERS["prepare"])
+    world.step()
+    world.now += timedelta(seconds=10)
+    world.step()
     assert world.live() == ["job-train-2"]
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api.status import timestamp
-from finetune_operator.core.containment import contains
+from finetune_operator.core.containment import DESIRED_ANNOTATION, contains, desired_mark
 from finetune_operator.core.names import Object
 from finetune_operator.core.plan import Action, ActionProblem, Apply, Delete, SetOwners
 from finetune_operator.core.settings import Settings
@@ -82,6 +82,8 @@ class World:
     gateway_api: bool = True
     watched_since: datetime | None = None
     uids: int = 0
+    applied: dict[tuple[str, str], Object] = field(default_factory=dict)
+    """Spec of each child as it was applied last."""
     pods_seen: set[str] = field(default_factory=set)
     after_write: Callable[[World], None] = lambda world: None
 
@@ -185,6 +187,7 @@ class World:
             autoscalers=_apart(self.autoscalers),
             other_routes=_apart(self.other_routes),
             uids=self.uids,
+            applied={key: _apart(spec) for key, spec in self.applied.items()},
         )
 
     def observed(self) -> Observed:
@@ -270,19 +273,22 @@ class World:
 
     def _yielding(self, action: Apply, live: Object) -> Object:
         theirs = {member: live["spec"][member] for member in action.yields if member in live["spec"]}
-        return {**action.body, "spec": {**action.body["spec"], **theirs}}
+        return {**_marked(action.body), "spec": {**action.body["spec"], **theirs}}
 
     def _apply(self, action: Apply) -> None:
         live = self.children.get(_key(action))
-        body = _apart(self._yielding(action, live) if live else action.body)
+        body = _apart(self._yielding(action, live) if live else _marked(action.body))
+        before = self.applied.get(_key(action), {})
+        self.applied[_key(action)] = _apart(body["spec"])
         if live is None:
             self.uids += 1
             body["metadata"] |= {"uid": f"child-{self.uids}", "generation": 1}
             self.children[_key(action)] = body
             return
-        if not contains(live["spec"], body["spec"]):
+        made = server_side(live["spec"], before, body["spec"])
+        if made != live["spec"]:
             live["metadata"]["generation"] += 1
-        live["spec"] |= body["spec"]  # server-side apply leaves members that others set
+        live["spec"] = made
         live["metadata"] |= body["metadata"]
 
     # ---------------------------------------------------------------------------------------------------- what a test asks
@@ -306,6 +312,24 @@ class World:
     def condition(self, name: str, type: str) -> tuple[str, str] | None:
         found = [c for c in self.status(name)["conditions"] if c["type"] == type]
         return (found[0]["status"], found[0]["reason"]) if found else None
+
+
+_MERGED = {"containers": "name", "volumes": "name", "env": "name", "volumeMounts": "mountPath", "ports": "name"}
+
+
+def server_side(live: Any, before: Any, wanted: Any, member: str = "") -> Any:
+    """What server-side apply makes of it: members that others set stay, and those that were applied and no longer are go."""
+    if isinstance(live, dict) and isinstance(wanted, dict) and member != "selector":
+        known = before if isinstance(before, dict) else {}
+        kept = {name: value for name, value in live.items() if name in wanted or name not in known}
+        return kept | {name: server_side(live.get(name), known.get(name), value, name) for name, value in wanted.items()}
+    key = _MERGED.get(member)
+    if key is None or not isinstance(live, list) or not isinstance(wanted, list):
+        return wanted
+    here, known, asked = ({item[key]: item for item in items or []} for items in (live, before, wanted))
+    kept = {name: item for name, item in here.items() if name in asked or name not in known}
+    made = {name: server_side(here.get(name), known.get(name), item) for name, item in asked.items()}
+    return list((kept | made).values())
 
 
 def server_pod(version: str, *, ready: bool = True, **status: Any) -> Object:
@@ -344,6 +368,11 @@ def canary() -> World:
 
 def _key(action: Apply) -> tuple[str, str]:
     return action.body["kind"], action.body["metadata"]["name"]
+
+
+def _marked(body: Object) -> Object:
+    annotations = {**body["metadata"].get("annotations", {}), DESIRED_ANNOTATION: desired_mark(body)}
+    return {**body, "metadata": {**body["metadata"], "annotations": annotations}}
 
 
 def _apart(data: Any) -> Any:

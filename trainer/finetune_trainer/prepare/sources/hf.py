@@ -88,7 +88,10 @@ class Hub:
             return StageError(refusals.not_found, f"{name} is no name of a repository; expected hf://org/name")
         if isinstance(error, OSError) and getattr(error, "errno", None):
             return StageError(Reason.STORAGE_ERROR, f"{name} cannot be stored: {error.strerror}")
-        return StageError(Reason.HUB_UNREACHABLE, f"the hub does not answer for {name} ({type(error).__name__}); tried again later")
+        return StageError(
+            Reason.HUB_UNREACHABLE,
+            f"the hub does not answer for {name} ({type(error).__name__}); where that stays, let the prepare pod reach it, or use a pvc:// source",
+        )
 
 
 @dataclass(frozen=True)
