@@ -29,6 +29,8 @@ printf '%s\\n%s\\n' '{good}' '{{"messages": [' > /claim/bad/broken/train.jsonl
 
 
 LATE_SECRET = "hub-token-late"
+SMALL = {"prepare": {"cpu": "100m"}}
+"""For jobs that stand beside others: one pod of the usual size fills the node that has the base model."""
 TOO_MANY_GPUS = {"gpusPerNode": 8, "memory": "2Gi", "cpu": "1"}
 
 
@@ -38,7 +40,10 @@ def waiting(base: str, namespace: str) -> Iterator[None]:
     cluster.delete("secret", LATE_SECRET, namespace)
     model = {"source": "hf://org/nothing", "tokenSecretRef": {"name": LATE_SECRET, "key": "token"}}
     training = {"maxSteps": 3, "globalBatchSize": 8, "maxLength": 128}
-    cluster.apply(quick_job("late-secret", model=model), quick_job("too-many-gpus", resources=TOO_MANY_GPUS, training=training))
+    cluster.apply(
+        quick_job("late-secret", model=model, stages=SMALL),
+        quick_job("too-many-gpus", resources=TOO_MANY_GPUS, training=training, stages=SMALL),
+    )
     yield
     kubectl("delete", "finetunejob", "late-secret", "too-many-gpus", "-n", namespace, "--ignore-not-found", "--wait=false")
 
@@ -58,7 +63,7 @@ BAD_DATA = {
 @pytest.fixture(scope="module")
 def bad_data(planted: str, namespace: str) -> Iterator[None]:
     """A job for each folder, all at once."""
-    jobs = [quick_job(f"bad-{folder}", datasets=[{"name": "faq", "source": f"{planted}/{folder}"}]) for folder in BAD_DATA]
+    jobs = [quick_job(f"bad-{folder}", datasets=[{"name": "faq", "source": f"{planted}/{folder}"}], stages=SMALL) for folder in BAD_DATA]
     cluster.apply(*jobs)
     yield
     kubectl("delete", "finetunejob", *(job["metadata"]["name"] for job in jobs), "-n", namespace, "--ignore-not-found", "--wait=false")
