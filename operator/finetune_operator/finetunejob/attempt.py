@@ -196,7 +196,7 @@ def _failed(draft: Draft, spec: FineTuneJobSpec, attempt: CurrentAttempt, fact: 
     return True
 
 
-_LAST_CURES = {
+_LAST_CURES: dict[str, str] = {
     Reason.STAGE_MISSING: "; does the storage keep what pods write to it, and show it to the next pod? Another job runs all stages",
 }
 """What a person does who reads that no attempt follows, where the stage itself cannot say it."""
