@@ -224,7 +224,7 @@ def test_sigterm_ends_any_stage_at_once_without_a_manifest(
     finally:
         signal.signal(signal.SIGTERM, former)
     assert (code, message["reason"]) == (ExitCode.TERMINATED, "Terminated")
-    assert "begins stage prepare anew" in message["message"]
+    assert "nothing of what stage prepare did is kept" in message["message"]
     assert not list(tmp_path.rglob("manifest.json"))
 
 
