@@ -234,6 +234,15 @@ transformers.PreTrainedModel.activation_checkpointing_enable, TRL's SFTTrainer (
 _OF_WORKERS = frozenset({"dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"})
 """Arguments that torch's loader refuses without workers. Source: torch.utils.data.DataLoader."""
 
+_NEEDS_GPU: dict[str, Any] = {
+    "activation_offloading": True,
+    "tf32": True,
+    "torch_compile_backend": "cudagraphs",
+    "use_liger_kernel": True,
+}
+"""Values that a CPU cannot serve. Source: transformers.TrainingArguments (tf32), TRL's OffloadActivations, torch._dynamo's cudagraphs
+(passed over on a CPU), Liger's Triton kernels."""
+
 _SCHEDULER_MEMBERS: dict[Scheduler, dict[str, str]] = {
     Scheduler.COSINE: {"num_cycles": "number"},
     Scheduler.POLYNOMIAL: {"lr_end": "number", "power": "number"},
@@ -274,13 +283,22 @@ def argument_findings(args: Mapping[str, Any]) -> list[tuple[str, str]]:
     return findings
 
 
-def training_findings(training: Training) -> list[tuple[str, str]]:
-    """What is wrong with the `args` of a `training` section: as `argument_findings`, and what its other fields would not read."""
+def training_findings(training: Training, gpus: int | None = None) -> list[tuple[str, str]]:
+    """What is wrong with the `args` of a `training` section: as `argument_findings`, and what its other fields would not read.
+
+    `gpus`: of each node, where that is known; 0 trains on the CPU.
+    """
     return argument_findings(training.args) + [
         (name, finding)
         for name, value in training.args.items()
-        if value is not None and (finding := _finding_beside(name, value, training))
+        if value is not None and (finding := _finding_beside(name, value, training) or _finding_of_device(name, value, gpus))
     ]
+
+
+def _finding_of_device(name: str, value: Any, gpus: int | None) -> str | None:
+    if gpus != 0 or name not in _NEEDS_GPU or value != _NEEDS_GPU[name]:
+        return None
+    return f"{json.dumps(value)} needs a GPU, and resources.gpusPerNode is 0: remove it, or train on one"
 
 
 def _finding_beside(name: str, value: Any, training: Training) -> str | None:

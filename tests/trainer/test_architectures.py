@@ -64,9 +64,19 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "GptOssForCausalLM": SIZES | EXPERTS,
     "GraniteMoeForCausalLM": SIZES | EXPERTS,
     "Mamba2ForCausalLM": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "MambaForCausalLM": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4},
+    "FalconMambaForCausalLM": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4},
+    "JambaForCausalLM": SIZES | {"num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8},
     "FalconH1ForCausalLM": SIZES | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
 }
-BARRED = {"Mamba2ForCausalLM": ["mixer.out_proj"], "FalconH1ForCausalLM": ["mamba.out_proj"]}
+BARRED = {
+    "Mamba2ForCausalLM": ["mixer.out_proj"],
+    "MambaForCausalLM": ["mixer.out_proj"],
+    "FalconMambaForCausalLM": ["mixer.out_proj"],
+    "FalconH1ForCausalLM": ["mamba.out_proj"],
+}
+UNCALLED = {name: {"dt_proj"} for name in ("MambaForCausalLM", "FalconMambaForCausalLM", "JambaForCausalLM")}
+"""Their weight is read past the layer, so an update beside it gets no gradient."""
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -77,6 +87,7 @@ def test_what_is_recorded_is_what_peft_trains_and_what_merges(name: str, tmp_pat
     assert built.total == sum(parameter.numel() for parameter in model.parameters())
     assert [name for name in built.passed_over() if name.endswith("out_proj")] == BARRED.get(name, [])
     assert any(layer.barred for layer in built.layers) == (name in BARRED)
+    assert {layer.path.rpartition(".")[2] for layer in built.layers if layer.uncalled} == UNCALLED.get(name, set())
     for saved in ([], ["lm_head"]):
         lora = LoRAAdapter(LoRA(rank=4, modules_to_save=saved))
         lora.refuse_unmergeable(built)

@@ -46,6 +46,9 @@ class Layer(Answer):
     beside: bool = False
     """It is no part of the decoder: a vision tower, which rows of text never reach."""
 
+    uncalled: bool = False
+    """The model never calls it on rows of text: it reads the weight itself, past an update that stands beside it."""
+
     @property
     def weight(self) -> str:
         return f"{self.path}.weight"
@@ -97,6 +100,11 @@ class Architecture(Answer):
         linear = [layer for layer in self.layers if layer.kind != "Embedding" and layer.path != self.head and not self._is_plain(layer)]
         return sorted({*map(_pattern, stacked), *(_branch(layer.path) if layer.beside else _pattern(layer.path) for layer in linear)})
 
+    def passed_over_of(self, names: Iterable[str]) -> list[str]:
+        """Layers that are named and get no update, because the model never calls them."""
+        uncalled = (layer for layer in self.layers if layer.uncalled and any(_matches(layer.path, name) for name in names))
+        return sorted({_pattern(layer.path) for layer in uncalled})
+
     def saved(self, names: Iterable[str]) -> list[Parameter]:
         """Parameters of the modules that are trained in full.
 
@@ -138,12 +146,12 @@ class Architecture(Answer):
         if names is None:
             return [layer for layer in self.layers if self._is_plain(layer)]
         self._refuse_names(names)
-        return [layer for layer in self.layers if any(_matches(layer.path, name) for name in names)]
+        return [layer for layer in self.layers if not layer.uncalled and any(_matches(layer.path, name) for name in names)]
 
     def _is_plain(self, layer: Layer) -> bool:
         return (
             layer.kind != "Embedding"
-            and not (layer.reserved or layer.barred or layer.beside)
+            and not (layer.reserved or layer.barred or layer.beside or layer.uncalled)
             and layer.path != self.head
             and self.tensor_of(layer.weight) is not None
         )
@@ -166,7 +174,12 @@ class Architecture(Answer):
     def _refuse_names(self, names: Iterable[str]) -> None:
         field, layers = "adapter.lora.targetModules.names", {layer.path: layer for layer in self.layers}
         for name in names:
-            for path in self._matching(name, field, _matches):
+            paths = sorted(self._matching(name, field, _matches))
+            if all(path in layers and layers[path].uncalled for path in paths):
+                raise _unsupported(
+                    field, f"the model reads the weight of {name} ({paths[0]}) past LoRA, which would learn nothing; take it out"
+                )
+            for path in paths:
                 layer = layers.get(path)
                 if layer is None:
                     raise _unsupported(field, f"{name} is no linear layer or embedding ({path}){self._inside(path)}")

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +28,7 @@ from finetune_trainer.weight_files import stored_tensors
 log = logging.getLogger(__name__)
 
 _REFUSED = "refused"
+_TRIED_TOKENS = 8
 
 
 class Inspection:
@@ -90,6 +91,7 @@ def describe(model: Any, stored: Iterable[str]) -> Architecture:
     embedding, head = _path_of(model, model.get_input_embeddings()), _path_of(model, model.get_output_embeddings())
     decoder = _path_of(model, _decoder(model))
     layers = list(_layers(model))
+    uncalled = _uncalled(model, [layer.path for layer in layers])
     barred = _barred(model, {layer.path.rpartition(".")[2] for layer in layers})
     return Architecture(
         parameters=[
@@ -103,6 +105,7 @@ def describe(model: Any, stored: Iterable[str]) -> Architecture:
                     "reserved": _is_reserved(model, layer.path),
                     "barred": layer.path.rpartition(".")[2] in barred,
                     "beside": _is_beside(layer.path, decoder, head),
+                    "uncalled": layer.path in uncalled and not _is_beside(layer.path, decoder, head),
                 }
             )
             for layer in layers
@@ -185,6 +188,32 @@ def _barred(model: Any, names: Iterable[str]) -> set[str]:
         return False
 
     return {name for name in names if is_barred(name)}
+
+
+def _uncalled(model: Any, paths: Iterable[str]) -> set[str]:
+    """Those of the layers that a pass over a row of text does not call: an update beside such a weight gets no gradient. Empty where the
+    pass cannot be made without values."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    called: set[str] = set()
+
+    def noting(path: str) -> Callable[..., None]:
+        return lambda *_: called.add(path)
+
+    wanted = set(paths)
+    hooks = [model.get_submodule(path).register_forward_pre_hook(noting(path)) for path in wanted]
+    try:
+        # As while tracing, where transformers asks for no values of its own: those on the meta device alone end such a question.
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            model(input_ids=torch.zeros((1, _TRIED_TOKENS), dtype=torch.long, device=model.device), use_cache=False)
+    except Exception as error:  # whatever a model of somebody's says of tensors without values
+        log.info("no pass over the architecture (%s)", type(error).__name__)
+        return set()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return wanted - called
 
 
 def _containers(model: Any) -> list[str]:

@@ -33,7 +33,7 @@ def read_optional_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder, empty where the file is not there. Errors: StageError(InvalidModel | InvalidTokenizer |
     InvalidTemplate)."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes().decode())  # UTF-8 without a mark before it, as transformers reads it
         json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         return {}
@@ -42,7 +42,7 @@ def read_optional_json(path: Path) -> dict[str, Any]:
     except UnicodeEncodeError as error:
         raise refused(path.name, " holds half a surrogate pair (\\ud800 and the like), which is no text") from error
     except (ValueError, RecursionError) as error:
-        raise refused(path.name, " is not JSON") from error
+        raise refused(path.name, " is not JSON in UTF-8 (without a byte order mark)") from error
     if not isinstance(value, dict):
         raise refused(path.name, " must hold a JSON object")
     return value

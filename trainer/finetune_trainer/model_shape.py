@@ -58,18 +58,26 @@ def linear_layers(shape: ModelShape) -> dict[str, tuple[int, int, int]]:
     }
 
 
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "emb_dim", "dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_LISTED_LAYERS = "layers_block_type"
+"""Where a configuration has each layer's kind instead of their number (Nemotron-H)."""
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "decoder_attention_heads")
+"""What else configurations call a size. Source: `attribute_map` of transformers' configurations."""
+
+
 def read_shape(config: Mapping[str, Any], total_parameters: int, dtype: str) -> ModelShape:
     """The shape that a config.json states. Errors: StageError(InvalidModel) for one that lacks a size or has an odd one."""
     whole = JsonMembers("config.json", config)
     sizes = _Sizes(whole.object("text_config"), whole)
-    hidden = sizes.needed("hidden_size", "n_embd", "d_model")
-    heads = sizes.needed("num_attention_heads", "n_head")
+    hidden = sizes.needed(*_HIDDEN)
+    heads = sizes.first(*_HEADS) or 1  # state-space models have none: what is then counted as attention's is a projection of their width
     return ModelShape(
         hidden_size=hidden,
-        intermediate_size=sizes.first("intermediate_size", "n_inner", "ffn_dim") or 4 * hidden,
-        num_hidden_layers=sizes.needed("num_hidden_layers", "n_layer"),
+        intermediate_size=sizes.largest("intermediate_size", "n_inner", "ffn_dim") or 4 * hidden,
+        num_hidden_layers=len(sizes.of(_LISTED_LAYERS).texts(_LISTED_LAYERS)) or sizes.needed(*_LAYERS),
         num_attention_heads=heads,
-        num_key_value_heads=sizes.first("num_key_value_heads") or heads,
+        num_key_value_heads=sizes.largest("num_key_value_heads") or heads,
         head_dim=sizes.first("head_dim") or hidden // heads,
         vocab_size=sizes.needed("vocab_size"),
         num_experts=sizes.first("num_local_experts", "num_experts", "n_routed_experts", least=0) or 1,
@@ -94,6 +102,11 @@ class _Sizes:
         """The first of `names` that is there."""
         found = (self.of(name).whole(name, least) for name in names)
         return next((value for value in found if value is not None), None)
+
+    def largest(self, *names: str) -> int | None:
+        """The first of `names` that is there; the largest where layers differ."""
+        found = (self.of(name).numbers(name) for name in names)
+        return next((max(values) for values in found if values is not None), None)
 
     def needed(self, *names: str) -> int:
         value = self.first(*names)

@@ -8,21 +8,37 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
+from operator import mul
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
+from finetune_trainer.model_json import read_members
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000
 """Source: safetensors' own limit of a header."""
+_LARGEST_COUNT = 2**64 - 1
+BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(("U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+"""Bits of an element of each type that safetensors has, by its names. Source: safetensors::Dtype."""
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Types that weights may have, by safetensors' names: what can be trained on, merged into and exported."""
 
@@ -50,7 +66,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Errors: ValueError, in words, for what is no safetensors file or not whole; OSError."""
+    """As strict as safetensors itself, which every later stage reads the file by.
+
+    Errors: ValueError, in words that name the tensor, for what is no safetensors file or not whole; OSError.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         try:
@@ -60,23 +79,73 @@ def read_header(path: Path) -> Header:
         if length > min(_MAX_HEADER_BYTES, size - 8):
             raise ValueError("it is cut short or no safetensors file")
         text = file.read(length)
+    header = _json_object(text)
+    metadata = _metadata(header.pop("__metadata__", None))
+    return Header(metadata, _laid_out(header, 8 + length, size))
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
     try:
-        return _parsed(json.loads(text), 8 + length, size)
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError("its header is not that of a safetensors file") from error
+        header = json.loads(text.decode())
+        json.dumps(header, ensure_ascii=False, allow_nan=False).encode()  # neither NaN nor half a surrogate pair is JSON's
+    except (ValueError, RecursionError) as error:
+        raise ValueError("its header is no JSON") from error
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
 
 
-def _parsed(header: dict[str, Any], start: int, size: int) -> Header:
-    metadata = header.pop("__metadata__", {})
-    tensors, end = {}, start
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        begin, stop = (start + offset for offset in entry["data_offsets"])
-        if begin != end:
-            raise ValueError(f"the bytes of {name} do not follow those before it")
-        tensors[name], end = StoredTensor(entry["dtype"], tuple(entry["shape"]), begin, stop), stop
+def _metadata(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("__metadata__ of its header must be an object of texts")
+    return value
+
+
+def _laid_out(header: dict[str, Any], start: int, size: int) -> dict[str, StoredTensor]:
+    """The tensors, each of which begins where the one before it ends, from `start` to the file's end."""
+    found = sorted(((name, _tensor(name, entry, start)) for name, entry in header.items()), key=lambda item: (item[1].begin, item[1].end))
+    end = start
+    for name, tensor in found:
+        if tensor.begin != end:
+            raise ValueError(f"the bytes of {shown(name)} do not follow those before it")
+        end = tensor.end
     if end != size:
         raise ValueError(f"it has {size} bytes where its header says {end}")
-    return Header(metadata, tensors)
+    return dict(found)
+
+
+def _tensor(name: str, entry: Any, start: int) -> StoredTensor:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{shown(name)} must be an object with dtype, shape and data_offsets")
+    dtype, shape, offsets = (entry.get(member) for member in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ValueError(f"dtype of {shown(name)} must be one of safetensors' types, such as {', '.join(FLOATS)}")
+    if not _are_counts(shape):
+        raise ValueError(f"shape of {shown(name)} must be a list of whole numbers from 0")
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"data_offsets of {shown(name)} must be two whole numbers from 0")
+    if (offsets[1] - offsets[0]) * 8 != _bits(shape, dtype):
+        raise ValueError(f"the bytes of {shown(name)} do not fit its dtype and shape")
+    return StoredTensor(dtype, tuple(shape), start + offsets[0], start + offsets[1])
+
+
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(
+        isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= _LARGEST_COUNT for number in value
+    )
+
+
+def _bits(shape: list[int], dtype: str) -> int | None:
+    """Of a tensor's elements; None for a shape that no machine counts, be it of no elements in the end."""
+    counts = list(accumulate(shape, mul, initial=1))
+    return counts[-1] * BITS[dtype] if max(counts) <= _LARGEST_COUNT else None
+
+
+def shown(name: str) -> str:
+    """How a message calls a tensor, whose name may be of any length and hold anything."""
+    return name if re.fullmatch(r"[!-~]{1,200}", name) else ascii(name)[:200]
 
 
 @dataclass(frozen=True)
@@ -117,7 +186,7 @@ def weight_files(folder: Path) -> WeightFiles:
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a model's weights, from the files' headers alone.
 
-    Errors: StageError(InvalidModel) for a file that is not whole, a tensor in two files, or one that the index lists and no file has.
+    Errors: StageError(InvalidModel) for a file that is not whole, a tensor in two files, one that the index lists and no file has, or none.
     """
     files = weight_files(folder)
     found: dict[str, StoredTensor] = {}
@@ -127,12 +196,25 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         except ValueError as error:
             raise _invalid(f"{name} is not a whole safetensors file ({error})") from error
         if twice := found.keys() & tensors.keys():
-            raise _invalid(f"{name} holds {min(twice)}, which another file of the model holds too")
+            raise _invalid(f"{name} holds {shown(min(twice))}, which another file of the model holds too")
         found |= tensors
-    absent = set(_weight_map(folder)) - found.keys() if files.indexed else set()
-    if absent:
-        raise _invalid(f"{INDEX_FILE} lists {min(absent)}, which is in none of the model's files")
+    if files.indexed:
+        _refuse_unfit_index(folder, found)
+    if not found:
+        raise _invalid(f"{files.names[0]} holds no tensor")
     return found
+
+
+def _refuse_unfit_index(folder: Path, found: Collection[str]) -> None:
+    """Errors: StageError(InvalidModel) for an index of tensors that are not there, or one that transformers does not load."""
+    if absent := set(_weight_map(folder)).difference(found):
+        raise _invalid(f"{INDEX_FILE} lists {shown(min(absent))}, which is in none of the model's files")
+    index = read_members(folder, INDEX_FILE)
+    if index.values.get("metadata") is None:
+        raise _invalid(
+            f"{INDEX_FILE} has no metadata, without which transformers loads nothing", "add an object of that name, {} is enough"
+        )
+    index.object("metadata")
 
 
 def link_weights(model: Path, target: Path) -> None:
@@ -142,15 +224,22 @@ def link_weights(model: Path, target: Path) -> None:
         (target / name).symlink_to(os.path.realpath(model / name))
 
 
+_SHARD = re.compile(r"model[ -.0-\[\]-~]{0,200}\.safetensors")
+"""Names of files beside the index that are a model's weights: others are neither fetched nor recorded."""
+
+
 def _weight_map(folder: Path) -> dict[str, str]:
-    try:
-        index: dict[str, str] = dict(json.loads((folder / INDEX_FILE).read_bytes())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _invalid(f"{INDEX_FILE} is not an index of weights") from error
-    strange = [name for name in index.values() if not (isinstance(name, str) and name.endswith(".safetensors") and "/" not in name)]
-    if strange or not index:
-        raise _invalid(f"{INDEX_FILE} lists something else than safetensors files beside it")
-    return index
+    """The file of each tensor. Errors: StageError(InvalidModel)."""
+    listed = read_members(folder, INDEX_FILE).object("weight_map").values
+    if not listed:
+        raise _invalid(f"{INDEX_FILE} is not an index of weights: it lists nothing in weight_map")
+    for tensor, name in listed.items():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise _invalid(
+                f"{INDEX_FILE} lists something else than a file model*.safetensors beside it ({shown(tensor)})",
+                "call the files so, there and in the index, or fetch the model again",
+            )
+    return dict(listed)
 
 
 def _found(names: Collection[str]) -> str:
@@ -161,5 +250,5 @@ def _more(names: Collection[str], shown: int) -> str:
     return f" and {len(names) - shown} more" if len(names) > shown else ""
 
 
-def _invalid(problem: str) -> StageError:
-    return StageError(Reason.INVALID_MODEL, f"{problem}; fetch the model again")
+def _invalid(problem: str, cure: str = "fetch the model again") -> StageError:
+    return StageError(Reason.INVALID_MODEL, f"{problem}; {cure}")

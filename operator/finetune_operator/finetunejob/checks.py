@@ -55,7 +55,7 @@ def parse(spec: Any) -> FineTuneJobSpec | Finding:
 
 
 def training_arguments_are_known(subject: Subject) -> Iterator[Finding]:
-    for key, problem in training_findings(subject.spec.training):
+    for key, problem in training_findings(subject.spec.training, subject.spec.resources.gpus_per_node):
         yield Finding(Reason.INVALID_ARGUMENT, f"spec.training.args.{key}: {problem}")
 
 

@@ -132,6 +132,24 @@ def test_what_the_other_fields_would_not_read_is_refused(training: dict[str, Any
     assert said.startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("args", "on_cpu_alone"),
+    [
+        ({"tf32": True}, True),
+        ({"use_liger_kernel": True}, True),
+        ({"activation_offloading": True}, True),
+        ({"torch_compile_backend": "cudagraphs"}, True),
+        ({"tf32": False, "use_liger_kernel": False, "torch_compile_backend": "inductor", "torch_compile": True}, False),
+    ],
+)
+def test_what_a_cpu_cannot_serve_is_refused_where_no_gpu_is_asked_for(args: dict[str, Any], on_cpu_alone: bool) -> None:
+    training = Training(args=args)
+    assert training_findings(training, gpus=1) == training_findings(training) == []
+    said = training_findings(training, gpus=0)
+    assert [name for name, _ in said] == (list(args) if on_cpu_alone else [])
+    assert all("needs a GPU, and resources.gpusPerNode is 0" in words for _, words in said)
+
+
 def test_what_is_suggested_for_an_exponent_is_a_number_in_yaml() -> None:
     import yaml
 

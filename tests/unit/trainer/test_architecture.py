@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from finetune_api.outcome import ExitCode
 from finetune_api.sections.adapter import LoRA
+from finetune_trainer.adapters.lora import LoRAAdapter
 from finetune_trainer.architecture import Architecture, Layer, Parameter
 from finetune_trainer.errors import StageError
 
@@ -96,6 +97,35 @@ def test_layers_that_peft_refuses_are_left_out_of_all_linear_and_refused_by_name
     with pytest.raises(StageError, match=r"adapter.lora.targetModules.names: PEFT puts no LoRA on out_proj") as error:
         built.refuse_unmergeable(lora(["q_proj", "out_proj"]))
     assert (error.value.reason, error.value.exit_code) == ("UnsupportedModules", ExitCode.INVALID_INPUT)
+
+
+UNCALLED = {
+    "parameters": [parameter("model.layers.0.mixer.dt_proj.weight", 8, 8), parameter("model.layers.0.cross.q_proj.weight", 8, 8)],
+    "layers": [
+        Layer(path="model.layers.0.mixer.dt_proj", kind="Linear", inputs=8, outputs=8, uncalled=True),
+        Layer(path="model.layers.0.cross.q_proj", kind="Linear", inputs=8, outputs=8, uncalled=True),
+    ],
+}
+
+
+def test_layers_whose_weight_is_read_past_an_update_are_left_out_told_and_refused_by_name() -> None:
+    built = made(**UNCALLED)
+    built.refuse_unmergeable(lora())
+    assert (built.count(lora()), built.passed_over()) == (made().count(lora()), ["cross.q_proj", "mixer.dt_proj"])
+    with pytest.raises(
+        StageError, match=r"targetModules.names: the model reads the weight of dt_proj \(model.layers.0.mixer.dt_proj\)"
+    ) as error:
+        built.refuse_unmergeable(lora(["q_proj", "dt_proj"]))
+    assert (error.value.reason, error.value.exit_code) == ("UnsupportedModules", ExitCode.INVALID_INPUT)
+
+
+def test_a_name_that_fits_called_layers_too_trains_those_alone() -> None:
+    built, asked = made(**UNCALLED), lora(["q_proj"])
+    built.refuse_unmergeable(asked)
+    assert [layer.path for layer in built.targets(asked)] == ["model.layers.0.self_attn.q_proj"]
+    assert built.names_of(built.targets(asked)) == ["model.layers.0.self_attn.q_proj"]
+    assert LoRAAdapter(asked).passed_over(built) == ["cross.q_proj"]
+    assert LoRAAdapter(lora(["o_proj"])).passed_over(built) == []
 
 
 def test_a_layer_inside_a_module_that_is_trained_in_full_gets_no_update() -> None:

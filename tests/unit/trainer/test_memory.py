@@ -194,6 +194,30 @@ def test_a_device_not_seen_yet_is_assumed_small_and_said() -> None:
     assert plan(None, gpusPerNode=0).training_seconds is None
 
 
+VOCABULARY = {"vocab_size": 100}
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        ({"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "state_size": 16}, (64, 128, 2, 1)),  # Mamba
+        ({"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16}, (64, 256, 2, 8)),  # Mamba 2
+        ({"hidden_size": 64, "num_attention_heads": 4, "layers_block_type": ["mamba", "moe", "attention"]}, (64, 256, 3, 4)),  # Nemotron-H
+        (
+            {"hidden_size": 64, "intermediate_size": [96, 128], "num_hidden_layers": 2, "num_attention_heads": 4},
+            (64, 128, 2, 4),
+        ),  # Gemma 3n
+        ({"d_model": 64, "n_heads": 4, "n_layers": 2}, (64, 256, 2, 4)),  # MPT
+        ({"d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96}, (64, 96, 2, 4)),  # XGLM
+        ({"emb_dim": 64, "n_heads": 4, "n_layers": 2}, (64, 256, 2, 4)),  # XLM
+    ],
+)
+def test_sizes_are_read_by_the_names_that_families_give_them(config: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    shape = read_shape(VOCABULARY | config, 1, "float32")
+    assert (shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, shape.num_attention_heads) == sizes
+    assert shape.head_dim >= 1
+
+
 def test_shapes_are_read_from_configs_of_several_families() -> None:
     gpt2 = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}
     shape = read_shape(gpt2, 124_439_808, "float32")

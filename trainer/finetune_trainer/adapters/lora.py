@@ -41,7 +41,8 @@ class LoRAAdapter(OnPeft):
         built.refuse_unmergeable(self.settings)
 
     def passed_over(self, built: Architecture) -> list[str]:
-        return [] if self.settings.target_modules.names else built.passed_over()
+        names = self.settings.target_modules.names
+        return built.passed_over() if names is None else built.passed_over_of(names)
 
     def make(self, model: Any, base_name: str, built: Architecture) -> peft.PeftConfig:
         """Errors: StageError(UnknownModules | UnsupportedModules)."""

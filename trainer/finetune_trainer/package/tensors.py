@@ -19,7 +19,7 @@ import numpy.typing as npt
 from finetune_api.outcome import Reason
 
 from finetune_trainer.errors import StageError
-from finetune_trainer.weight_files import StoredTensor, read_header
+from finetune_trainer.weight_files import BITS, read_header
 
 Raw = npt.NDArray[Any]
 """Elements as they lie in the file: float32, float16, or uint16 for the bits of a bfloat16."""
@@ -27,21 +27,6 @@ Float32 = npt.NDArray[np.float32]
 
 RAW_TYPES: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """Types that weights may have; a quantized or integer base is refused."""
-ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "U16": 2,
-    "U32": 4,
-    "U64": 8,
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +44,7 @@ class TensorInfo:
 
     @property
     def bytes(self) -> int:
-        return self.elements * ITEM_BYTES[self.dtype]
+        return self.elements * BITS[self.dtype] // 8
 
     @property
     def rows_and_columns(self) -> tuple[int, int]:
@@ -79,9 +64,9 @@ class TensorReader:
         self.path = path
         try:
             header = read_header(path)
-            self.tensors = {name: _info(name, stored) for name, stored in header.tensors.items()}
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise _corrupt(path, str(error)) from error
+        self.tensors = {name: TensorInfo(name, stored.dtype, stored.shape, stored.begin) for name, stored in header.tensors.items()}
         self.metadata = header.metadata
         self._descriptor = os.open(path, os.O_RDONLY)
 
@@ -168,13 +153,6 @@ class TensorWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _info(name: str, stored: StoredTensor) -> TensorInfo:
-    info = TensorInfo(name, stored.dtype, stored.shape, stored.begin)
-    if stored.end - stored.begin != info.bytes:
-        raise ValueError(f"the bytes of {name} do not fit its shape")
-    return info
 
 
 def _corrupt(path: Path, problem: str) -> StageError:

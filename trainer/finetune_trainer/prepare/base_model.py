@@ -116,6 +116,7 @@ def _record(folder: Path, source: str, commit: str | None, cached: str | None) -
     config = read_members(folder, "config.json")
     architecture = _check_config(config)
     weights = weight_files(folder)
+    _refuse_other_weights(config, weights)
     total, dtype = count_parameters(folder)
     if dtype not in FLOATS.values():
         raise StageError(
@@ -137,6 +138,17 @@ def _record(folder: Path, source: str, commit: str | None, cached: str | None) -
         model_type=config.text("model_type") or "",
         shape=read_shape(config.values, total, dtype),
     )
+
+
+def _refuse_other_weights(config: JsonMembers, weights: WeightFiles) -> None:
+    """Errors: StageError(InvalidModel) where config.json has transformers load another file than every other stage reads."""
+    read = INDEX_FILE if weights.indexed else SINGLE_FILE
+    named = config.text("transformers_weights")
+    if named not in (None, read):
+        raise StageError(
+            Reason.INVALID_MODEL,
+            f"config.json: transformers_weights names another file than {read}, which is what is read; call the weights so, and remove it",
+        )
 
 
 def _is_read(name: str, weights: WeightFiles) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from finetune_trainer.prepare.json_text import MAX_DEPTH
 from finetune_trainer.prepare.records import Location
 
 WANTED_DROPS = frozenset({"Duplicate", "InTestSplit"})
@@ -14,7 +15,8 @@ _CURES = {
     "SystemRefusedByTemplate": "the chat template takes no system message: set model.chatTemplate to one that does, remove the system messages "
     "(systemMessage where the job adds them), or write their text before the first user message",
     "ControlTokens": "control tokens in these texts cannot be written as text with this tokenizer",
-    "InvalidToolCall": "a call needs a name and its arguments as a JSON object, which names each member once and whose numbers are finite",
+    "InvalidToolCall": "a call needs a name and its arguments as a JSON object, which names each member once, whose numbers are finite and "
+    f"which is nested at most {MAX_DEPTH} levels deep",
     "NotText": "content in parts needs parts of type text, each with its text; take other parts out",
 }
 

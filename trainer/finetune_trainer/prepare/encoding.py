@@ -113,6 +113,12 @@ class Encoder:
         if any(self._framing.fullmatch(text) for text in texts):
             raise RowDropped("EmptyField")
 
+    def is_silent(self, rendered: Rendered) -> bool:
+        """Whether an answer is nothing but the tokens that end one. Those that the data quotes are text."""
+        spans = [span for span in rendered.answers if not any(span[0] <= begin < span[1] for begin, _ in rendered.quoted)]
+        answers = (rendered.text[start:end] for start, end in spans)
+        return any(not answer.strip() or self._framing.fullmatch(answer) for answer in answers)
+
     def _without_bos(self, text: str) -> str:
         """The text without the bos that the tokenizer puts before it: one is enough."""
         bos = self.tokenizer.named.get("bos_token")

@@ -6,13 +6,30 @@ import json
 import math
 from typing import Any
 
+MAX_DEPTH = 256
+"""Lists and objects within each other. Whatever walks a row calls itself twice for each level, and Python allows a thousand calls."""
+
 
 def parse(text: str) -> Any:
-    """The value that a text holds. Errors: ValueError for what is no JSON: a member named twice, NaN, a number that no float holds."""
+    """The value that a text holds. Errors: ValueError for what is no JSON: a member named twice, NaN, a number that no float holds; and for
+    what is nested deeper than `MAX_DEPTH`."""
     try:
-        return _DECODER.decode(text)
+        value = _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    if is_too_deep(value):
+        raise ValueError("nested too deep")
+    return value
+
+
+def is_too_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        members = (member for value in level for member in (value.values() if isinstance(value, dict) else value))
+        level = [member for member in members if isinstance(member, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def can_hold(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Members of conversations that a chat template does not print: nothing of them is asked or learnt, which must not go unsaid."""
+"""Members of conversations that a chat template does not print, or not as they are: what is not asked or learnt must not go unsaid."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_trainer.prepare.chat_template import ChatTemplate, TemplateRefusedRow
+from finetune_trainer.prepare.contents import AsWritten
 from finetune_trainer.prepare.records import Location
 from finetune_trainer.prepare.rows import Conversation
 
@@ -20,6 +21,7 @@ NEEDED = (
     "content of tool messages",
 )
 """Without these an answer would be learnt that is empty, or that nothing led to."""
+_ANSWERS = "content of assistant messages"
 _ARGUMENTS = "arguments in tool_calls"
 _OTHER_CALL: dict[str, dict[str, Any]] = {"tool_calls": {"name": _OTHER_TEXT}, _ARGUMENTS: {"arguments": {_OTHER_TEXT: _OTHER_TEXT}}}
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -76,15 +78,28 @@ class PrintedMembers:
         self._template = template
         self._members: dict[_Shape, list[_Member]] = {}
         self._met: dict[str, Printed] = {}
+        self._as_written = AsWritten()
+        self.altered: dict[str, Printed] = {}
+        """By role: rows of which the template prints some content, and not all of it as it is."""
 
-    def look(self, example: Conversation, ends: Sequence[int], location: Location) -> None:
-        """`ends`: positions of the messages that the row's texts end with."""
+    def look(
+        self, example: Conversation, ends: Sequence[int], location: Location, texts: Sequence[str] = (), is_silent: bool = False
+    ) -> None:
+        """`ends`: positions of the messages that the row's texts end with; `texts`: these, in the same order; `is_silent`: one of its
+        answers is nothing but an end."""
         row = _Row(self._template, example, ends)
         found: dict[str, list[bool]] = {}
         for shape, positions in _by_shape(example).items():
             members = self._members.get(shape) or self._met_first(shape, example, positions)
             for member in members:
                 found.setdefault(member.words, []).append(member.is_printed(row, positions))
+        if is_silent and _ANSWERS in found:
+            found[_ANSWERS] = [False]  # others of its shape may be printed, this one is not
+        for role in self._as_written.altered(example, texts, ends) if texts else ():
+            if all(found.get(_content_of(role), ())):
+                altered = self.altered.setdefault(role, Printed())
+                altered.rows += 1
+                altered.first = altered.first or location
         for words, printed in found.items():
             met = self._met[words]
             met.rows += 1
@@ -114,6 +129,10 @@ class PrintedMembers:
     def lost(self) -> Mapping[str, Printed]:
         """Members that some row has and the template does not print there."""
         return {name: met for name, met in self._met.items() if met.lost}
+
+
+def _content_of(role: str) -> str:
+    return f"content of {role} messages"
 
 
 class _Row:

@@ -32,7 +32,10 @@ def refuse_adapter(run: RunSpec, model: PreparedModel) -> list[str]:
     trained.refuse_unmergeable(built)
     left_out = trained.passed_over(built)
     return (
-        [f"not trained, because PEFT refuses it, an update of it could not be merged, or no text reaches it: {', '.join(left_out)}"]
+        [
+            "not trained, because PEFT refuses it, an update of it could not be merged, no text reaches it, or the model reads its weight past "
+            f"the update: {', '.join(left_out)}"
+        ]
         if left_out
         else []
     )

@@ -194,8 +194,7 @@ class Pipeline:
             try:
                 texts = self._encoder.render(candidate.example)
                 if isinstance(candidate.example, Conversation):
-                    ends = [len(text.prompt_messages) for text in texts]
-                    self.members[part.dataset.name].look(candidate.example, ends, candidate.location)
+                    self._look(candidate, texts)
             except RowDropped as error:
                 self._refuse_own_system_message(part.dataset, candidate, error)
                 counts.drop(error.reason, candidate.location, error.words)
@@ -212,6 +211,17 @@ class Pipeline:
             # Of a test row only the last answer is asked for.
             for text in texts[-1:] if name.endswith("test") else texts:
                 yield _Placed(candidate, name, text, last=text is texts[-1])
+
+    def _look(self, candidate: Candidate, texts: list[Rendered]) -> None:
+        """What of a conversation its texts do not say."""
+        assert isinstance(candidate.example, Conversation)
+        self.members[candidate.location.dataset].look(
+            candidate.example,
+            [len(text.prompt_messages) for text in texts],
+            candidate.location,
+            [text.text for text in texts],
+            any(self._encoder.is_silent(text) for text in texts),
+        )
 
     def _refuse_unprinted(self, dataset: Dataset, is_over: bool) -> None:
         """Errors: StageError(NotRendered) where the template printed of no row what a row cannot be without."""

@@ -17,7 +17,7 @@ from finetune_api.section import digest_of
 
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.json_shapes import other_shape
-from finetune_trainer.prepare.json_text import RepeatedMember, members_once
+from finetune_trainer.prepare.json_text import MAX_DEPTH, RepeatedMember, is_too_deep, members_once
 from finetune_trainer.storage import hash_file
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ _MAX_ROW_BYTES = 64 << 20
 _CHUNK_CHARS = 1 << 20
 _PARQUET_BATCH_ROWS = 256
 _PARQUET_BATCH_BYTES = 16 << 20
-_MAX_DEPTH = 256
-"""Lists and objects within each other. Whatever walks a row calls itself twice for each level, and Python allows a thousand calls."""
-_DEPTH_WORDS = f"an object that is not nested so deep (more than {_MAX_DEPTH} levels)"
+_DEPTH_WORDS = f"an object that is not nested so deep (more than {MAX_DEPTH} levels)"
 _NUMBER_WORDS = f"numbers of at most {sys.get_int_max_str_digits()} digits; write longer ones as text"
 
 
@@ -83,7 +81,7 @@ class SplitFiles:
                 location = Location(self.dataset, path.name, row, line)
                 if not isinstance(record, dict):
                     raise invalid(location, "a JSON object")
-                if _is_too_deep(record):
+                if is_too_deep(record):
                     raise invalid(location, _DEPTH_WORDS)
                 yield Located(location, record, read_before + position)
             read_before += path.stat().st_size
@@ -95,16 +93,6 @@ class SplitFiles:
 
 def invalid(location: Location, expected: str) -> StageError:
     return StageError(Reason.INVALID_DATASET, f"{location}: expected {expected}")
-
-
-def _is_too_deep(record: dict[str, Any]) -> bool:
-    level: list[Any] = [record]
-    for _ in range(_MAX_DEPTH):
-        members = (member for value in level for member in (value.values() if isinstance(value, dict) else value))
-        level = [member for member in members if isinstance(member, dict | list)]
-        if not level:
-            return False
-    return True
 
 
 _Numbered = Iterator[tuple[int | None, Any, int]]

@@ -547,7 +547,10 @@ def read_tools(value: Any) -> tuple[list[dict[str, Any]] | None, set[str]]:
         written = [json_text.parse(tool) if isinstance(tool, str) else tool for tool in listed]
         return [_tool(tool) for tool in written] or None, {name for tool in written for name in _lost_of_tool(tool)}
     except (ValueError, TypeError) as error:
-        raise RowInvalid("a list of functions, each with a name and a JSON schema of its parameters, in 'tools'") from error
+        raise RowInvalid(
+            "a list of functions, each with a name and a JSON schema of its parameters, in 'tools', "
+            f"nested at most {json_text.MAX_DEPTH} levels deep"
+        ) from error
 
 
 _TOOL_MEMBERS: dict[str, Any] = {"name": "", "description": "", "parameters": {}}

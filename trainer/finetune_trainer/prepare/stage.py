@@ -25,7 +25,7 @@ from finetune_trainer.prepare.stopping import StopRule, choose_stop_rule
 from finetune_trainer.prepare.tokenizer import TextTokenizer, tokenizer_file_of
 from finetune_trainer.prepare.warnings import warnings_of
 from finetune_trainer.prepared import PREPARED_FILE, TEMPLATE_FILE, TOKENIZER_FILE, PreparedFile, PreparedModel
-from finetune_trainer.settings import refuse_findings
+from finetune_trainer.settings import refuse_unserved
 from finetune_trainer.stages import Workspace
 from finetune_trainer.storage import JobStorage, write_atomically
 from finetune_trainer.weight_files import weight_files
@@ -43,7 +43,7 @@ def run(run: RunSpec, workspace: Workspace) -> StageResult:
     """
     storage, folder, progress = workspace.storage, workspace.folder, workspace.progress
     progress.report(0.0)
-    refuse_findings(run.training)
+    refuse_unserved(run)
     _refuse_blind_gates(run)
     model_folder, recorded = resolve_model(run, storage)
     log.info("base model %s, %s parameters; next: its tokenizer", recorded.architecture, f"{recorded.shape.total_parameters:,}")

@@ -36,6 +36,7 @@ def _of_dataset(name: str, counts: DatasetCounts, pipeline: Pipeline) -> Iterato
         yield f"{counts.useless} of {counts.rows_in} rows were dropped ({counts.dropped_words()})"
     if name in pipeline.members:
         yield from _of_members(pipeline.members[name].lost())
+        yield from _of_altered(pipeline.members[name].altered)
     if counts.texts > counts.conversations:
         factor = counts.text_tokens / max(1, counts.last_text_tokens)
         yield (
@@ -76,6 +77,16 @@ def _of_members(lost: Mapping[str, Printed]) -> Iterator[str]:
             f"nothing reads {', '.join(switches)}: answers that have it are trained as all others; "
             "weight: 0 or train: false on an assistant's message is what keeps it from being trained"
         )
+
+
+def _of_altered(altered: Mapping[str, Printed]) -> Iterator[str]:
+    for role, met in sorted(altered.items()):
+        if met.first:
+            yield (
+                f"in {met.rows} rows, the first of them {met.first.place}, the chat template cuts or changes a part of the content of {role} "
+                "messages (thoughts between tags, for instance): the model does not learn it as it is written; set model.chatTemplate to one "
+                "that prints content as it is, or write thoughts as reasoning_content where it prints those"
+            )
 
 
 def _of_unread(unread: set[str], notes: Mapping[str, int]) -> Iterator[str]:

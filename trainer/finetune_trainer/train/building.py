@@ -44,7 +44,8 @@ def made_ready(trainer: Any, job: TrainingJob) -> Any:
     """
     trainer.remove_callback(transformers.PrinterCallback)
     job.controls.trained.refuse_unmergeable_tensors(trainer.model, stored_tensors(job.prepared.model_folder), job.built)
-    log.info("%s of %s parameters are trained", make_trainable_fp32(trainer.model), job.prepared.model.shape.total_parameters)
+    trained, total = make_trainable_fp32(trainer.model), job.prepared.model.shape.total_parameters
+    log.info("%s of %s parameters are trained", f"{trained:,}", f"{total:,}")
     return trainer
 
 

@@ -282,6 +282,11 @@ REFUSALS = {
         "InvalidArgument", "spec.training.args.learning_rat", {"training": {"args": {"learning_rat": 1}}}
     ),
     "an owned training argument": Refusal("InvalidArgument", "output_dir", {"training": {"args": {"output_dir": "/x"}}}),
+    "an argument that a CPU cannot serve": Refusal(
+        "InvalidArgument",
+        "spec.training.args.tf32: true needs a GPU",
+        {"training": {"args": {"tf32": True}}, "resources": {"gpusPerNode": 0}},
+    ),
     "a claim that is missing": Refusal("ClaimNotFound", "base", observed={"claims": {}}, rechecks=True),
     "a template that is missing": Refusal(
         "ConfigMapNotFound",

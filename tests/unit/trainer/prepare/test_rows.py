@@ -10,6 +10,7 @@ from finetune_api.run import LocalDataset
 from finetune_api.sections.data import DatasetFormat
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare.chat_template import CHATML, ChatTemplate
+from finetune_trainer.prepare.quoting import Quoting
 from finetune_trainer.prepare.rows import Conversation, Pair, RowDropped, RowInvalid, RowReader, Text, clean, content_hash
 
 ASKED = {"role": "user", "content": "ask"}
@@ -278,6 +279,11 @@ def test_a_named_column_that_no_row_has_is_known_at_the_end() -> None:
     assert one.never_found() is None
 
 
+def nested(depth: int) -> str:
+    """A JSON object of so many levels."""
+    return '{"a": ' * depth + "0" + "}" * depth
+
+
 DROPPED: dict[str, tuple[dict[str, Any], str]] = {
     "empty answer": ({"messages": [ASKED, {"role": "assistant", "content": " "}]}, "EmptyField"),
     "null answer": ({"prompt": "ask", "completion": None}, "EmptyField"),
@@ -304,6 +310,26 @@ DROPPED: dict[str, tuple[dict[str, Any], str]] = {
         )
         for text in ('{"a": 1, "a": 2}', '{"a": {"b": 1, "b": 1}}', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e400}')
     },
+    **{
+        f"arguments that nest {depth} levels deep": (
+            {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": nested(depth)}}]}]},
+            "InvalidToolCall",
+        )
+        for depth in (257, 500, 900, 100_000)
+    },
+    "calls that nest too deep, as text": (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": f'[{{"function": {{"name": "f", "arguments": {nested(300)}}}}}]'}]},
+        "InvalidToolCall",
+    ),
+    "a ShareGPT call that nests too deep": (
+        {
+            "conversations": [
+                {"from": "human", "value": "a"},
+                {"from": "function_call", "value": f'{{"name": "f", "arguments": {nested(300)}}}'},
+            ]
+        },
+        "InvalidToolCall",
+    ),
     "arguments that no JSON holds": (
         {"messages": [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": [float("nan")]}}}]}]},
         "InvalidToolCall",
@@ -318,6 +344,28 @@ DROPPED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "half a surrogate pair": ({"text": "a\ud800"}, "InvalidUnicode"),
 }
+
+
+@pytest.mark.parametrize("depth", [257, 500, 900, 100_000])
+def test_tools_that_nest_too_deep_are_refused_with_the_bound(depth: int) -> None:
+    tool = f'{{"name": "f", "parameters": {nested(depth)}}}'
+    for tools in (f"[{tool}]", [tool]):
+        with pytest.raises(RowInvalid) as refused:
+            reader().read({"messages": [ASKED, ANSWERED], "tools": tools})
+        assert "nested at most 256 levels deep" in refused.value.expected
+
+
+def test_text_that_nests_as_deep_as_rows_may_is_read() -> None:
+    call = {"function": {"name": "f", "arguments": nested(256)}}
+    tool = f'{{"name": "f", "parameters": {nested(255)}}}'
+    read = reader().read({"messages": [ASKED, {"role": "assistant", "tool_calls": [call]}], "tools": [tool]})
+    assert isinstance(read, Conversation)
+    assert json.dumps(read.messages[1]["tool_calls"][0]["function"]["arguments"]) == nested(256)
+    content_hash(read)
+    Quoting(["<|im_end|>"]).marked(read)
+    assert nested(256) in ChatTemplate("{% for m in messages %}{{ (m.tool_calls or []) | tojson }}{% endfor %}", {}).render(
+        read.messages, read.tools
+    )
 
 
 @pytest.mark.parametrize("name", DROPPED)

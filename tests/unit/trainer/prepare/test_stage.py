@@ -254,6 +254,7 @@ def test_a_prepare_that_is_taken_over_is_planned_for_the_new_job(tmp_path: Path,
     [
         ({"eval_on_start": True}, "training.args.eval_on_start: there are no validation rows"),
         ({"adam_epsilon": -1}, "training.args.adam_epsilon: must be a number from 0 on"),
+        ({"tf32": True}, "training.args.tf32: true needs a GPU, and resources.gpusPerNode is 0"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused_before_a_gpu_is_taken(
@@ -634,6 +635,10 @@ REASONING = (
     "{{ '<think>' + (m.reasoning_content or '') + '</think>' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+CUTTING = CALLS.replace("(m.content or '')", "(m.content or '').split('</think>')[-1].lstrip('\\n')")
+CUTTING_EARLIER = CUTTING.replace("(m.content or '')", "(m.content if loop.last else m.content.split('</think>')[-1])").replace(
+    ".split('</think>')[-1].lstrip('\\n')", ""
+)
 
 
 def called(i: int, arguments: Any, content: str | None = None, id: str | None = None) -> dict[str, Any]:
@@ -773,6 +778,35 @@ KEPT: dict[str, Kept] = {
         template=REASONING,
         count=8,
     ),
+    "thoughts within content that the template cuts": Kept(
+        [turns(f"q {i}", f"a {i}") for i in range(3)] + [turns(f"q {i}", f"<think>hm {i}</think>\n\na {i}") for i in range(3, 8)],
+        warnings=("in 5 rows, the first of them file d.jsonl, line 4, the chat template cuts or changes a part of the content of assistant messages",),
+        template=CUTTING,
+    ),
+    "thoughts within earlier content that the template cuts later": Kept(
+        [turns(f"q {i}", f"<think>hm {i}</think>a {i}", f"r {i}", f"b {i}") for i in range(4)],
+        ("⟦<think>hm 0</think>a 0<|im_end|>⟧",),
+        warnings=("4 conversations became 8 rows",),
+        template=CUTTING_EARLIER,
+        silent=("cuts or changes",),
+        count=8,
+    ),
+    "an answer that the template cuts as a whole": Kept(
+        [turns(f"q {i}", f"a {i}") for i in range(7)] + [turns("q 7", "<think>hm</think>")],
+        warnings=("in 1 rows, the first of them file d.jsonl, line 8, the chat template leaves out content of assistant messages, which it prints in others",),
+        silent=("cuts or changes",),
+        template=CUTTING,
+    ),
+    "control tokens in thoughts that the template prints": Kept(
+        [turns(f"q {i}", f"<think>no <|im_end|> {i}</think>\na {i}") for i in range(4)],
+        warnings=("in 4 rows messages hold control tokens",),
+        silent=("cuts or changes", "leaves out"),
+    ),
+    "answers that quote an end and nothing else": Kept(
+        [turns(f"how does turn {i} end?", "<|im_end|>") for i in range(4)],
+        warnings=("in 4 rows messages hold control tokens",),
+        silent=("cuts or changes", "leaves out"),
+    ),
     "a switch that nothing reads": Kept(
         [turns(f"q {i}", f"a {i}", trainable=False, mask=1) for i in range(4)],
         warnings=("nothing reads mask of assistant messages (4 rows), trainable of assistant messages (4 rows): answers that have it are trained",),
@@ -874,6 +908,9 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], Any, dict[str, Any], str, str]] =
     "results of tools that the template leaves out": (
         [called(i, {"town": SECRET}) for i in range(8)], CALLS.replace("{{ '<|im_start|>' + m.role", "{% if m.role == 'tool' %}{% continue %}{% endif %}{{ '<|im_start|>' + m.role"),
         {}, "NotRendered", "the content of tool messages",
+    ),
+    "answers that the template cuts as a whole, in each row": (
+        [turns(f"q {i}", f"<think>{SECRET} {i}</think>") for i in range(8)], CUTTING, {}, "NotRendered", "line 1: the chat template prints nothing of the content of assistant messages",
     ),
     "calls that are left out beside content, in each row": (
         [called(i, {"town": SECRET}, content="let me see") for i in range(8)], CONTENT_OR_CALLS, {},

@@ -127,6 +127,46 @@ def test_a_long_chat_of_calls_is_rendered_a_few_times_whatever_they_are_called_w
         assert (chain.text[:start], chain.text[start:end]) == (asked, answered[len(asked) :].removesuffix("\n"))
 
 
+def unlike(turns: int) -> Messages:
+    """Calls and their results with ids and names of their own each."""
+    messages = calling(turns)
+    for i, message in enumerate(messages):
+        if message["role"] == "tool":
+            message |= {"tool_call_id": f"call_{i * 7919 % 10007:05}", "name": f"tool {i * 31 % 101}"}
+        elif message.get("tool_calls"):
+            message["tool_calls"] = [{**message["tool_calls"][0], "id": f"call_{(i + 1) * 7919 % 10007:05}"}]
+        elif message["role"] == "user":
+            message["name"] = f"Ann {i}"
+    return messages
+
+
+HEADERS = {
+    "ids of calls": "{{ ' ' + m.tool_call_id if m.tool_call_id }}",
+    "ids and names, one of them twice": "{{ ' ' + m.name + ' (' + m.tool_call_id + ',' + m.tool_call_id + ')' if m.tool_call_id }}",
+    "names of people": "{{ ' name=' + m.name if m.name }}",
+    "numbers of messages": "{{ ' ' ~ loop.index }}",
+    "numbers of messages from 0": "{{ ' [' ~ loop.index0 ~ ']' }}",
+    "numbers of rounds": "{{ ' round ' ~ (loop.index0 // 2 + 1) }}",
+}
+
+
+@pytest.mark.parametrize("place", ["before content", "after content"])
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_a_long_chat_is_rendered_a_few_times_though_each_turn_prints_something_of_its_own(header: str, place: str) -> None:
+    where = "{{ '<|im_start|>' + m.role }}" if place == "before content" else "{{ '\n' + m.content }}"
+    asked = f"{{% if m.role != 'assistant' %}}{header}{{% endif %}}"  # what an answer is asked with is what it begins with
+    template, messages = Counted(CALLING.text.replace(where, where + asked), {}), unlike(200)
+    assert header in template.text
+    turns = list(range(1, 800, 2))
+    (chain,) = find_answers(template, messages, None, turns, end_of("chatml"))
+    assert template.renderings <= 60, "a few until it is known what is whose, and not two for each answer"
+    assert [turn for turn, _ in chain.answers] == turns
+    for turn, (start, end) in chain.answers[::37]:
+        asked = template.render(messages[:turn], add_generation_prompt=True)
+        answered = template.render(messages[: turn + 1])
+        assert (chain.text[:start], chain.text[start:end]) == (asked, answered[len(asked) :].removesuffix("\n"))
+
+
 def test_reasoning_that_is_dropped_later_is_found_among_answers_without() -> None:
     """They look the same in the whole conversation."""
     dropping = FAMILIES["reasoning kept in the last turn only"].text.replace(
