@@ -58,7 +58,7 @@ class SetWriter:
             if len(self._answers) < ANSWER_CHOICES:
                 self._answers.add(tuple(row.answer_ids))
         # Not sorted: templates print the members of tools and arguments in the data's order.
-        self._lines.write(json.dumps(row.wire(), ensure_ascii=False, separators=(",", ":")) + "\n")
+        self._lines.write(json.dumps(_plain(row), ensure_ascii=False, separators=(",", ":"), default=str) + "\n")
 
     @property
     def different_answers(self) -> int:
@@ -91,3 +91,11 @@ def _lists(rows: list[list[int]]) -> pa.ListArray:
 
 def _int32(values: npt.NDArray[np.int32]) -> pa.Array:
     return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(values)])
+
+
+def _plain(row: HeldOutRow) -> dict[str, Any]:
+    """The row as JSON data. pydantic's own way there ends at 255 levels, and what a row holds may nest as deep by itself."""
+    try:
+        return row.wire()
+    except ValueError:
+        return row.model_dump(by_alias=True, exclude_none=True)

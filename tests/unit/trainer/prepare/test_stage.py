@@ -690,6 +690,15 @@ def test_tools_are_with_the_rows_that_are_held_out(tmp_path: Path, model: Path) 
         assert row.prompt.startswith(json.dumps(row.tools))
 
 
+def test_rows_that_nest_as_deep_as_they_may_are_held_out_too(tmp_path: Path, model: Path) -> None:
+    deep = '{"a": ' * 256 + "0" + "}" * 256
+    source = write_rows(tmp_path / "d.jsonl", [called(i, deep) for i in range(40)])
+    job = Job(tmp_path, with_template(model, tmp_path, CALLS), {"name": "d", "source": source}, training={"maxLength": 8192})
+    rows = list(job.prepare()[1].held_out_rows("test"))
+    assert rows
+    assert all(f"<call>weather {deep}" in row.prompt and deep in json.dumps(row.messages) for row in rows)
+
+
 def test_the_template_for_tools_stands_in_where_there_are_tools(tmp_path: Path, model: Path) -> None:
     plain = json.loads((model / "tokenizer_config.json").read_text())["chat_template"]
     named = [{"name": "default", "template": plain}, {"name": "tool_use", "template": CALLS}]
