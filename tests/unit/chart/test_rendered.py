@@ -142,6 +142,9 @@ def test_false_is_kept(default: str) -> None:
         ("watchNamespaces={}", "/watchNamespaces/0"),
         ("policies.team-a.image={a}", "/policies/team-a"),
         ("policies.team-a.images={}", "/policies/team-a/images/0"),
+        ("policies.team_a.images={a}", "invalid propertyName 'team_a'"),
+        ("policies.Team-a.images={a}", "invalid propertyName 'Team-a'"),
+        ("policies.team-*.images={a}", "invalid propertyName 'team-*'"),
         ("resources.limit.memory=1Gi", "/resources"),
         ("resources.limits.memory=1GB", "/resources/limits/memory"),
         ("tolerations[0].kee=gpu", "/tolerations/0"),
@@ -153,6 +156,11 @@ def test_a_typo_or_a_wrong_type_is_refused_with_its_path(value: str, path: str) 
     refused = template(value)
     assert refused.returncode != 0
     assert path in refused.stderr
+
+
+@pytest.mark.parametrize("namespace", ["*", "team-a", "0"])
+def test_a_policy_of_a_namespace_or_of_all_is_taken(namespace: str) -> None:
+    assert template(f"policies.{namespace}.images={{a/}}").returncode == 0
 
 
 def test_what_a_pod_takes_for_resources_is_taken() -> None:
