@@ -198,9 +198,7 @@ def packages_beside(engine: Engine, image: Image) -> Iterator[None]:
 
 def log_of(build: str) -> Path:
     """Where a build's output goes."""
-    folder = cache_folder(os.environ) / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{build}.log"
+    return cache_folder(os.environ) / "images" / f"{build}.log"
 
 
 def build_command(image: Image) -> list[str]:
@@ -234,6 +232,7 @@ def build(engine: Engine, image: Image, *, again: bool = False) -> None:
 
 def run_logged(command: list[str], environment: Mapping[str, str], log: Path) -> None:
     """Runs a program with its output in a new `log`; shows the last line now and then, the end of it on failure."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
