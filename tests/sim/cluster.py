@@ -65,9 +65,13 @@ class Cluster:
     dry_runs: list[str] = field(default_factory=list)
     events: list[Object] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    """Every request of the operator to change something, whether or not it did; no dry runs and no Events."""
     admit: Callable[[Object], None] = lambda body: None
     before: Callable[[Request], None] = lambda request: None
     after: Callable[[Request, int], None] = lambda request, writes: None
+    meanwhile: Callable[[], None] = lambda: None
+    """What goes on in the world while an answer is on its way to the operator."""
     watch: Callable[[str, Object], None] = lambda type, live: None
     revision: int = 100
     _uids: int = 0
@@ -84,6 +88,7 @@ class Cluster:
             status = {"kind": "Status", "status": "Failure", "reason": refusal.reason, "message": refusal.message, "code": refusal.status}
             response = Response(refusal.status, json.dumps(status).encode())
         self.after(request, len(self.writes) - writes)
+        self.meanwhile()
         return response
 
     def _serve(self, request: Request) -> Object:
@@ -96,6 +101,8 @@ class Cluster:
         if plural == "newevents":
             self.events.append(request.body or {})
             return request.body or {}
+        if request.method != "GET" and "dryRun" not in query:
+            self.asked.append(f"{request.method} {request.path}")
         body = _copied(request.body or {})
         if request.method == "GET":
             return self._get(plural, namespace, name, query, "PartialObjectMetadata" in request.accept)
