@@ -70,6 +70,8 @@ class Cluster:
     admit: Callable[[Object], None] = lambda body: None
     before: Callable[[Request], None] = lambda request: None
     after: Callable[[Request, int], None] = lambda request, writes: None
+    closed: set[str] = field(default_factory=set)
+    """Kinds, by plural, of which the operator may list nothing."""
     meanwhile: Callable[[], None] = lambda: None
     """What goes on in the world while an answer is on its way to the operator."""
     watch: Callable[[str, Object], None] = lambda type, live: None
@@ -119,6 +121,8 @@ class Cluster:
         group = request.path.split("/")[2] if request.path.startswith("/apis/") else ""
         resource = {"newevents": "events"}.get(plural, plural) + (f"/{subresource}" if subresource else "")
         rules = (permissions.TENANTS, permissions.CLUSTER, permissions.OWN_NAMESPACE)
+        if verb == "list" and plural in self.closed:
+            raise Refusal(403, "Forbidden", f"may not list {resource}")
         if not any(permissions.allows(rule, group, resource, verb) for rule in rules):
             raise Refusal(403, "Forbidden", f"may not {verb} {resource}")
 

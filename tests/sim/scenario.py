@@ -54,7 +54,8 @@ class Life:
 
     `late`: how often watch events are held up. `slow`: how often the world goes on while an answer is on its way. `faults`: how often a
     request is lost, or its answer is. `resyncs`: how often the operator compares all it knows. `meddling` is done in its order. With
-    `rival` a second operator works on after another took over from it, as one does whose Lease ran out while it was paused.
+    `rival` a second operator works on after another took over from it, as one does whose Lease ran out while it was paused. `closed`
+    are kinds that may not be listed at first, until nothing else is left to do.
     """
 
     seed: int = 0
@@ -65,6 +66,7 @@ class Life:
     slow: float = 0.0
     faults: float = 0.0
     resyncs: float = 0.0
+    closed: frozenset[str] = frozenset()
     meddling: list[Meddling] = field(default_factory=list)
     haste: float = 0.1
     """The chance in each turn that the next meddling is done, once it can be."""
@@ -78,6 +80,7 @@ class Life:
         self.rng = random.Random(self.seed)
         self._rival: OperatorProcess | None = None
         self.kubelet = Kubelet(self.cluster, self.rng, {stage: list(endings) for stage, endings in self.script.items()})
+        self.cluster.closed = set(self.closed)
         self._processes: list[OperatorProcess] = []
         self._is_comparing = False
         self.cluster.before, self.cluster.after, self.cluster.meanwhile = self._lose_request, self._lose_answer, self._go_on
@@ -188,6 +191,9 @@ class Life:
 
     async def _advance(self, operator: OperatorProcess) -> bool:
         """Time goes on to the next thing that is due, losses are found by the resync. False where nothing is due within a day."""
+        if self.cluster.closed:
+            await self._open()
+            return True
         if self.lose:
             await self._compare(operator.resync)
             if operator.queue.is_ready():
@@ -199,6 +205,12 @@ class Life:
             return False
         self.cluster.now = max(due, self.cluster.now + timedelta(seconds=1))
         return True
+
+    async def _open(self) -> None:
+        assert not self.cluster.asked, f"{self.cluster.asked} without having seen {self.cluster.closed}"
+        self.cluster.closed.clear()
+        for process in self._processes:
+            await self._compare(process.resync)
 
     def status(self, id: tuple[str, str, str] = JOB) -> Object:
         status: Object = self.cluster.objects[id].get("status") or {}

@@ -17,6 +17,8 @@ from tests.sim.test_faults import idle_writes
 from tests.sim.test_histories import annotate, delete, strip_label, undisturbed
 
 MAX_ATTEMPTS = 3
+NEEDED_OF_A_JOB = ("pods", "jobs", "persistentvolumeclaims", "modelversions")
+"""What is decided without having seen them would be made a second time."""
 ENDINGS: tuple[Ending, ...] = ("ok", "crash", "crash", "crash", "preempted", "node-lost", "vanished", "invalid")
 
 
@@ -59,7 +61,8 @@ HANDS: tuple[Callable[[], Meddling], ...] = (
 
 
 def disturbed(seed: int, **rest: Any) -> Life:
-    """A life in which news and answers are late or lost, requests fail, others write, and the operator is killed: what, the seed says."""
+    """A life in which news and answers are late or lost, requests fail, kinds cannot be listed, others write, and the operator is killed:
+    what of it, the seed says."""
     draw = random.Random(seed)
     rival = draw.random() < 0.2
     return Life(
@@ -71,6 +74,7 @@ def disturbed(seed: int, **rest: Any) -> Life:
         slow=draw.choice([0.0, 0.5, 0.9]),
         faults=draw.choice([0.0, 0.0, 0.1]),
         resyncs=draw.choice([0.0, 0.05]),
+        closed=draw.choice([frozenset(), frozenset(), *(frozenset({kind}) for kind in NEEDED_OF_A_JOB)]),
         rival=rival,
         haste=draw.choice([0.1, 0.5]),
         **rest,
