@@ -37,7 +37,12 @@ MUTANTS = (
     # ---------------------------------------------------------------------------------------------------------------- engine
     Mutant("older news replaces newer", "engine/store.py", "before.resource_version >= version and", "False and"),
     Mutant("what was deleted comes back", "engine/store.py", "if gone_at >= version and not", "if False and not"),
-    Mutant("a late DELETED takes the successor of the name", "engine/store.py", "before.uid != uid or before", "before"),
+    Mutant(
+        "a late DELETED takes what stands by now",
+        "engine/store.py",
+        "if before is None or before.uid != uid or before.resource_version > last:",
+        "if before is None:",
+    ),
     Mutant(
         "an Event without an object ends the first LIST",
         "engine/store.py",
