@@ -108,7 +108,8 @@ async def world() -> AsyncIterator[World]:
     made = World()
     yield made
     for runtime in made.runtimes.values():
-        await runtime.stop()
+        async with asyncio.timeout(30):
+            await runtime.stop()
 
 
 async def test_a_process_leads_serves_and_brings_a_job_to_its_end(world: World) -> None:

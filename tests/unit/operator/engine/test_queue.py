@@ -86,8 +86,7 @@ async def test_passes_that_write_for_ever_are_slowed(queue: Queue, clock: Clock)
 
 
 async def is_empty_now(queue: Queue) -> bool:
-    queue._wake()
-    return not queue._ready
+    return not queue.is_ready()
 
 
 async def test_failures_back_off_longer_and_longer_up_to_a_bound(queue: Queue, clock: Clock) -> None:
@@ -97,6 +96,7 @@ async def test_failures_back_off_longer_and_longer_up_to_a_bound(queue: Queue, c
         taken_at = clock.now
         while await is_empty_now(queue):
             clock.now += 0.05
+            assert clock.now - taken_at < 2 * LONGEST_BACKOFF_S, "it never comes back"
         waits.append(clock.now - taken_at)
         await queue.take()
         queue.done(A, Outcome(failed=True))
