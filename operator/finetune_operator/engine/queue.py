@@ -139,8 +139,10 @@ class Queue:
             self._changed.clear()
             due = self.next_due()
             timeout = None if due is None else max(0.0, due - self._monotonic())
+            # not wait_for: in Python 3.11 it swallows a cancellation that comes with what was waited for, and the group of workers never ends
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
         key = next(iter(self._ready))
         del self._ready[key]
         self._asked.pop(key, None)

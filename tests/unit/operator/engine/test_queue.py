@@ -239,3 +239,18 @@ async def test_no_recheck_is_lost_when_the_trail_is_cleared(queue: Queue, clock:
             queue.add_after(key, 10_000 - passed)
     clock.now += 10_000
     assert {await queue.take() for _ in keys} == set(keys)
+
+
+async def test_a_pass_that_may_not_write_ends_all_workers_though_news_comes_at_that_moment(queue: Queue) -> None:
+    async def lose(key: Key) -> Outcome:
+        await asyncio.sleep(0.001)
+        queue.add(B)
+        raise PermissionError
+
+    queue.add_after(Key("FineTuneJob", "team", "due later"), 100)
+    running = asyncio.create_task(queue.run(lose, 8))
+    await asyncio.sleep(0.01)
+    queue.add(A)
+    done, _ = await asyncio.wait({running}, timeout=2)
+    assert done, "a worker outlives the group"
+    assert isinstance(running.exception(), ExceptionGroup)
