@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = {"unit": ("tests/unit/operator",), "sim": ("tests/sim",)}
+SUITES = {"unit": ("tests/unit/operator",), "sim": ("tests/sim/test_random_lives.py", "tests/sim")}
+"""By name, what sees most faults soonest first."""
 LIMIT_S = 900.0
 """Of one suite; one that takes longer has not come to rest, which is a fault seen."""
 _COPIED = ("api", "operator", "tests")
@@ -176,7 +177,8 @@ def main(words: list[str]) -> int:
             f" {mutant.breaks} ({mutant.file})",
             flush=True,
         )
-    print(", ".join(f"{suite}: {count} of {len(chosen)}" for suite, count in seen.items()), f"seen by neither: {missed}", sep="; ")
+    seen["one of them"] = len(chosen) - missed
+    print("caught by", ", ".join(f"{suite}: {count} of {len(chosen)}" for suite, count in seen.items()))
     return 1 if missed else 0
 
 
