@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = {"unit": ("tests/unit/operator",), "sim": ("tests/sim",)}
+SUITES = {"unit": ("tests/unit/operator",), "sim": ("tests/sim/test_random_lives.py", "tests/sim")}
+"""By name, what sees most faults soonest first."""
 LIMIT_S = 900.0
 """Of one suite; one that takes longer has not come to rest, which is a fault seen."""
 _COPIED = ("api", "operator", "tests")
@@ -38,7 +39,10 @@ MUTANTS = (
     Mutant("older news replaces newer", "engine/store.py", "before.resource_version >= version and", "False and"),
     Mutant("what was deleted comes back", "engine/store.py", "if gone_at >= version and not", "if False and not"),
     Mutant(
-        "a late DELETED takes the successor of the name", "engine/store.py", "if before is None or before.uid != uid:", "if before is None:"
+        "a late DELETED takes what stands by now",
+        "engine/store.py",
+        "if before is None or before.uid != uid or before.resource_version > last:",
+        "if before is None:",
     ),
     Mutant(
         "an Event without an object ends the first LIST",
@@ -77,12 +81,6 @@ MUTANTS = (
         "            except Stale:\n                return Outcome()",
     ),
     Mutant(
-        "a decision is acted upon before it is durable",
-        "engine/reconcile.py",
-        "if work.status_first and self._differing(work):",
-        "if False:",
-    ),
-    Mutant(
         "a status is written though it is the same",
         "engine/reconcile.py",
         "return {name: patch for name, patch in patches.items() if patch}",
@@ -112,10 +110,13 @@ MUTANTS = (
     ),
     Mutant("a final error is tried again", "finetunejob/policies/retry.py", "return self.retry is Retry.NEVER", "return False"),
     Mutant(
-        "an attempt is begun before its number is durable",
-        "finetunejob/attempt.py",
-        "    draft.status_first = True\n",
-        "    draft.status_first = False\n",
+        "a version is made before its number is durable",
+        "finetunejob/publish.py",
+        "        return _reserve(draft, spec.publish)\n",
+        "        _reserve(draft, spec.publish)\n"
+        "        draft.status_first = False\n"
+        "        draft.actions.append(Create(make_model_version(spec, draft.job, draft.status)))\n"
+        "        return True\n",
     ),
     Mutant("a version's number is taken twice", "finetunejob/publish.py", "max(taken, default=0) + 1", "1"),
     Mutant("the claim goes with its job", "finetunejob/publish.py", "if claim and _owned_by_job(draft, claim):", "if False:"),
@@ -131,6 +132,12 @@ MUTANTS = (
         "modelversion/versions.py",
         "return timedelta(seconds=sum(int(number) * _UNITS_S[unit]",
         "return timedelta(seconds=0 * sum(int(number) * _UNITS_S[unit]",
+    ),
+    Mutant(
+        "a move is acted upon before it is durable",
+        "modelversion/plan.py",
+        "actions=() if moves else tuple(_actions(after))",
+        "actions=tuple(_actions(after))",
     ),
     Mutant("a version starts before its pods are ready", "modelversion/policies/steps.py", "if starting and not ready:", "if False:"),
     Mutant(
@@ -170,7 +177,8 @@ def main(words: list[str]) -> int:
             f" {mutant.breaks} ({mutant.file})",
             flush=True,
         )
-    print(", ".join(f"{suite}: {count} of {len(chosen)}" for suite, count in seen.items()), f"seen by neither: {missed}", sep="; ")
+    seen["one of them"] = len(chosen) - missed
+    print("caught by", ", ".join(f"{suite}: {count} of {len(chosen)}" for suite, count in seen.items()))
     return 1 if missed else 0
 
 

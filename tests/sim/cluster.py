@@ -65,9 +65,15 @@ class Cluster:
     dry_runs: list[str] = field(default_factory=list)
     events: list[Object] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    """Every request of the operator to change something, whether or not it did; no dry runs and no Events."""
     admit: Callable[[Object], None] = lambda body: None
     before: Callable[[Request], None] = lambda request: None
     after: Callable[[Request, int], None] = lambda request, writes: None
+    closed: set[str] = field(default_factory=set)
+    """Kinds, by plural, of which the operator may list nothing."""
+    meanwhile: Callable[[], None] = lambda: None
+    """What goes on in the world while an answer is on its way to the operator."""
     watch: Callable[[str, Object], None] = lambda type, live: None
     revision: int = 100
     _uids: int = 0
@@ -84,6 +90,7 @@ class Cluster:
             status = {"kind": "Status", "status": "Failure", "reason": refusal.reason, "message": refusal.message, "code": refusal.status}
             response = Response(refusal.status, json.dumps(status).encode())
         self.after(request, len(self.writes) - writes)
+        self.meanwhile()
         return response
 
     def _serve(self, request: Request) -> Object:
@@ -96,6 +103,8 @@ class Cluster:
         if plural == "newevents":
             self.events.append(request.body or {})
             return request.body or {}
+        if request.method != "GET" and "dryRun" not in query:
+            self.asked.append(f"{request.method} {request.path}")
         body = _copied(request.body or {})
         if request.method == "GET":
             return self._get(plural, namespace, name, query, "PartialObjectMetadata" in request.accept)
@@ -112,6 +121,8 @@ class Cluster:
         group = request.path.split("/")[2] if request.path.startswith("/apis/") else ""
         resource = {"newevents": "events"}.get(plural, plural) + (f"/{subresource}" if subresource else "")
         rules = (permissions.TENANTS, permissions.CLUSTER, permissions.OWN_NAMESPACE)
+        if verb == "list" and plural in self.closed:
+            raise Refusal(403, "Forbidden", f"may not list {resource}")
         if not any(permissions.allows(rule, group, resource, verb) for rule in rules):
             raise Refusal(403, "Forbidden", f"may not {verb} {resource}")
 

@@ -17,6 +17,7 @@ SCRIPTS: dict[str, dict[Stage, list[Ending]]] = {
     "train fails once, then is preempted": {Stage.TRAIN: ["crash", "preempted"]},
     "an answer vanishes with its node": {Stage.PACKAGE: ["vanished"]},
     "a final error": {Stage.PREPARE: ["invalid"]},
+    "errors without end": {Stage.TRAIN: ["crash"] * 9},
 }
 
 

@@ -22,17 +22,17 @@ def undisturbed() -> object:
 
 
 def idle_writes(cluster: Cluster) -> int:
-    """Writes of an operator that starts anew and looks at everything, then again after a resync."""
+    """Requests to change something of an operator that starts anew and looks at everything, then again after a resync."""
 
     async def look() -> int:
-        before = len(cluster.writes)
+        before = len(cluster.asked)
         operator = OperatorProcess(cluster, random.Random(0))
         await operator.start()
         await operator.settle()
-        operator.dirty |= operator.store.all_keys()
+        operator.mark_all()
         await operator.resync()
         await operator.settle()
-        return len(cluster.writes) - before
+        return len(cluster.asked) - before
 
     return asyncio.run(look())
 

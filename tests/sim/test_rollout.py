@@ -102,11 +102,11 @@ def test_a_settled_rollout_writes_nothing() -> None:
 
     async def settle() -> int:
         await life.run_both()
-        before = len(life.cluster.writes)
+        before = len(life.cluster.asked)
         operator = OperatorProcess(life.cluster, life.rng)
         await operator.start()
         await operator.settle()
-        return len(life.cluster.writes) - before
+        return len(life.cluster.asked) - before
 
     assert asyncio.run(settle()) == 0
 

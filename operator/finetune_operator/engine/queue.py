@@ -69,9 +69,16 @@ class _Waiting:
 class Queue:
     """Dirty keys with timers. Lives in one event loop. A key is at most one of: ready, running, backing off."""
 
-    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
         self._monotonic = monotonic
         self._wall = wall
+        self._jitter = jitter
         self._ready: dict[Key, float] = {}
         self._running: dict[Key, float] = {}
         self._touched: set[Key] = set()
@@ -128,20 +135,29 @@ class Queue:
 
     async def take(self) -> Key:
         """The key that has waited for longest, once there is one."""
-        while True:
-            self._wake()
-            if self._ready:
-                key = next(iter(self._ready))
-                del self._ready[key]
-                self._asked.pop(key, None)
-                self._rechecks.clear(key)
-                self._running[key] = self._monotonic()
-                return key
+        while not self.is_ready():
             self._changed.clear()
-            moments = [moment for moment in (self._rechecks.next(), self._backoffs.next()) if moment is not None]
-            timeout = max(0.0, min(moments) - self._monotonic()) if moments else None
+            due = self.next_due()
+            timeout = None if due is None else max(0.0, due - self._monotonic())
+            # not wait_for: in Python 3.11 it swallows a cancellation that comes with what was waited for, and the group of workers never ends
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._changed.wait()
+        key = next(iter(self._ready))
+        del self._ready[key]
+        self._asked.pop(key, None)
+        self._rechecks.clear(key)
+        self._running[key] = self._monotonic()
+        return key
+
+    def is_ready(self) -> bool:
+        """Whether `take` would return at once."""
+        self._wake()
+        return bool(self._ready)
+
+    def next_due(self) -> float | None:
+        """The monotonic moment at which the next key that waits for one gets ready."""
+        return min((moment for moment in (self._rechecks.next(), self._backoffs.next()) if moment is not None), default=None)
 
     def done(self, key: Key, outcome: Outcome) -> None:
         """A key taken is free again, and comes back as its pass asked."""
@@ -167,7 +183,7 @@ class Queue:
         self._changed.set()
 
     def _back_off(self, key: Key, count: int, at_least_s: float | None) -> None:
-        delay = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(count - 1, 16)) * random.uniform(0.8, 1.0)
+        delay = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(count - 1, 16)) * self._jitter(0.8, 1.0)
         asked_s = min(at_least_s or 0.0, LONGEST_RETRY_AFTER_S)
         if asked_s:
             self._asked[key] = self._monotonic() + asked_s

@@ -103,7 +103,10 @@ class Store:
         return set(record.keys) | (set(before.keys) if before else set())
 
     def forget(self, name: Name, uid: str, version: int | None = None) -> set[Key]:
-        """Keys concerned by an object that is gone; a later object of the same name stays. `version` is that of its deletion."""
+        """Keys concerned by an object that is gone; a later object of the same name stays. `version` is that of its deletion.
+
+        A watch calls an object deleted that lost the label it is watched by; one that has it again since then, at a later version, stays.
+        """
         before = self._records.get(name)
         last = version if version is not None else (before.resource_version if before and before.uid == uid else 0)
         self.moment += 1
@@ -111,7 +114,7 @@ class Store:
         self._newest[name.kind] = max(last, self._newest.get(name.kind, 0))
         if len(self._gone) > _TOMBSTONES:
             self._gone.popitem(last=False)
-        if before is None or before.uid != uid:
+        if before is None or before.uid != uid or before.resource_version > last:
             return set()
         self._remove(name)
         return set(before.keys)

@@ -62,8 +62,11 @@ def answer(job: JobFact) -> StageResult | None:
 
 
 def last_words_by(job: JobFact) -> datetime | None:
-    """Until when the pod of a Job that ended may still be seen to end: two watches bring the news, in any order. None: it has."""
-    ended = all(pod.phase in ("Succeeded", "Failed") for pod in job.pods)
+    """Until when the pod of a Job that ended may still be seen to end: two watches bring the news, in any order. None: it has.
+
+    One that was never seen may have vanished, or be news that is on its way.
+    """
+    ended = bool(job.pods) and all(pod.phase in ("Succeeded", "Failed") for pod in job.pods)
     return None if ended or job.state == "Active" or job.finished_at is None else job.finished_at + _WATCH_LAG
 
 

@@ -118,7 +118,7 @@ async def test_a_leader_that_wakes_up_after_a_takeover_stops_at_once() -> None:
     clock.now += 16
     assert await second._try()
     with pytest.raises(LeadershipLost):
-        await first.keep()
+        await asyncio.wait_for(first.keep(), 10)
     assert server.holder == "b"
 
 
@@ -130,7 +130,7 @@ async def test_a_leader_that_sees_another_holder_stops_though_its_own_time_is_no
     server.lease["spec"]["holderIdentity"] = "b"
     server.lease["metadata"]["resourceVersion"] = "99"
     with pytest.raises(LeadershipLost, match="b leads"):
-        await first.keep()
+        await asyncio.wait_for(first.keep(), 10)
 
 
 @pytest.mark.parametrize("trouble", ["down", "slow"])
@@ -145,7 +145,7 @@ async def test_a_leader_without_answers_gives_up_before_another_may_lead(trouble
     clock.now += 1.1
     assert not leader.may_write
     with pytest.raises(LeadershipLost):
-        await leader.keep()
+        await asyncio.wait_for(leader.keep(), 10)
 
 
 async def test_a_short_outage_is_survived() -> None:

@@ -86,8 +86,7 @@ async def test_passes_that_write_for_ever_are_slowed(queue: Queue, clock: Clock)
 
 
 async def is_empty_now(queue: Queue) -> bool:
-    queue._wake()
-    return not queue._ready
+    return not queue.is_ready()
 
 
 async def test_failures_back_off_longer_and_longer_up_to_a_bound(queue: Queue, clock: Clock) -> None:
@@ -97,6 +96,7 @@ async def test_failures_back_off_longer_and_longer_up_to_a_bound(queue: Queue, c
         taken_at = clock.now
         while await is_empty_now(queue):
             clock.now += 0.05
+            assert clock.now - taken_at < 2 * LONGEST_BACKOFF_S, "it never comes back"
         waits.append(clock.now - taken_at)
         await queue.take()
         queue.done(A, Outcome(failed=True))
@@ -239,3 +239,18 @@ async def test_no_recheck_is_lost_when_the_trail_is_cleared(queue: Queue, clock:
             queue.add_after(key, 10_000 - passed)
     clock.now += 10_000
     assert {await queue.take() for _ in keys} == set(keys)
+
+
+async def test_a_pass_that_may_not_write_ends_all_workers_though_news_comes_at_that_moment(queue: Queue) -> None:
+    async def lose(key: Key) -> Outcome:
+        await asyncio.sleep(0.001)
+        queue.add(B)
+        raise PermissionError
+
+    queue.add_after(Key("FineTuneJob", "team", "due later"), 100)
+    running = asyncio.create_task(queue.run(lose, 8))
+    await asyncio.sleep(0.01)
+    queue.add(A)
+    done, _ = await asyncio.wait({running}, timeout=2)
+    assert done, "a worker outlives the group"
+    assert isinstance(running.exception(), ExceptionGroup)

@@ -92,6 +92,15 @@ def test_what_left_the_watch_by_its_label_is_back_once_it_was_read() -> None:
     assert store.put(make(version=6), read_after=store.moment) == {JOB_KEY}
 
 
+def test_late_news_that_a_label_was_lost_does_not_take_what_has_it_again() -> None:
+    store = Store()
+    store.put(make(version=5))
+    store.put(make(version=7))
+    assert store.deleted(make(version=6)) == set()
+    assert version_of(store) == "7"
+    assert store.deleted(make(version=8)) == {JOB_KEY}
+
+
 def test_a_deletion_that_came_while_it_was_read_stands() -> None:
     store = Store()
     store.put(make(version=5))

@@ -426,11 +426,12 @@ def test_an_answer_that_vanished_is_read_again_without_a_gpu() -> None:
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
 
 
+@pytest.mark.parametrize("pods", [(PodFact("p", "u", "Running"),), ()], ids=["not seen to end", "never seen"])
 @pytest.mark.parametrize(("state", "code"), [("Complete", 0), ("Failed", 11)])
-def test_a_job_that_ends_before_its_pod_was_seen_to_is_waited_for(state: str, code: int) -> None:
+def test_a_job_that_ends_before_its_pod_was_seen_to_is_waited_for(state: str, code: int, pods: tuple[PodFact, ...]) -> None:
     """Two watches: the news of the Job may come first, and the pod's last words decide what follows."""
     world = run_to("train")
-    world.set_job("job-train-1", state=state, finished_at=world.now, pods=(PodFact("p", "u", "Running"),))
+    world.set_job("job-train-1", state=state, finished_at=world.now, pods=pods)
     made = world.step()
     assert world.job["status"]["attempt"]["number"] == 1
     assert made.recheck_at is not None
