@@ -32,6 +32,8 @@ from finetune_trainer.storage import JobStorage, folder_digest, hash_folder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 torch.set_num_threads(1)
+# A look at an architecture (FakeTensorMode) lets torch's autograd start threads for a GPU that is not there; then no child may be forked.
+torch._C._ensureCUDADeviceGuardSet = lambda: None
 
 
 def _keep_to_own_cpus() -> None:

@@ -331,7 +331,8 @@ def test_a_full_disk_is_a_storage_error_and_leaves_no_torso(make_interrupted: Jo
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    assert answer.read_text().startswith("StorageError 15 the checkpoint of step 2: ")
+    assert answer.read_text().startswith("StorageError 15 the checkpoint of step 2 cannot be written: ")
+    assert answer.read_text().rstrip().endswith("free space on the job's storage or enlarge it")
     assert job.checkpoints == []
     job.train("pod-1")
     assert_same_run(job, undisturbed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import shutil
@@ -26,7 +25,7 @@ from finetune_trainer.memory import plan_memory
 from finetune_trainer.prepared import PREPARED_FILE, PreparedFile
 from finetune_trainer.progress import Progress
 from finetune_trainer.stages import STAGES, Workspace, inputs_digest
-from finetune_trainer.storage import JobStorage, copy_published
+from finetune_trainer.storage import JobStorage, copy_published, cure_of
 
 log = logging.getLogger("finetune_trainer")
 
@@ -150,17 +149,9 @@ def _frames(error: BaseException) -> str:
     return f"{_frames(cause)}\n\n{own}" if cause else own
 
 
-_CURES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space on the job's storage or enlarge it"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "let the pod's user read and write there"),
-    errno.EROFS: "let the pod's user write there",
-}
-
-
 def _storage_message(error: OSError) -> str:
     where = f" at {error.filename}" if isinstance(error.filename, str) else ""
-    cure = _CURES.get(error.errno or 0, "look at the claim and its node")
-    return f"{error.strerror}{where}; {cure}. The pod's log has the traceback"
+    return f"{error.strerror}{where}; {cure_of(error)}. The pod's log has the traceback"
 
 
 def _crashed(error: Exception) -> StageError:

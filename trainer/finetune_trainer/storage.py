@@ -12,6 +12,7 @@ See docs/decisions/0003-storage-layout-and-atomic-publish.md.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -168,6 +169,33 @@ def is_whole(folder: Path, recorded: bool = False) -> bool:
 _PROBE_BYTES = 1 << 20
 
 
+_NO_ROOM = "free space on the job's storage or enlarge it"
+_CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _NO_ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "let the pod's user read and write there"),
+    errno.EROFS: "let the pod's user write there",
+}
+
+
+def cure_of(error: Exception) -> str:
+    """What to do about a file that cannot be read or written. Libraries' own errors, which have no number, are those of a full disk."""
+    return _CURES.get(error.errno or 0, "look at the claim and its node") if isinstance(error, OSError) else _NO_ROOM
+
+
+def not_written(what: str, error: Exception) -> str:
+    """What a person reads where something could not be written."""
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{what} cannot be written: {words[:_WORDS]}; {cure_of(error)}"
+
+
+_WORDS = 300
+
+
+def told_bytes(count: int) -> str:
+    """`12.3 GB`, or `4.2 MB` where that says more."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def refuse_full(folder: Path, program: str) -> None:
     """Tells a full disk from a program's own verdict, after it failed while it wrote below `folder`; what it left half done is still there.
 
@@ -181,9 +209,7 @@ def refuse_full(folder: Path, program: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise StageError(
-            Reason.STORAGE_ERROR, f"{program} could not write on: {error.strerror}; free space on the job's storage or enlarge it"
-        ) from error
+        raise StageError(Reason.STORAGE_ERROR, f"{program} could not write on: {error.strerror}; {_NO_ROOM}") from error
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()

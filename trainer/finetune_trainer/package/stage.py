@@ -50,7 +50,7 @@ from finetune_trainer.package.rounding import GGUFRounding
 from finetune_trainer.package.tensors import TensorReader
 from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.stages import Workspace
-from finetune_trainer.storage import FileRecord, folder_digest, hash_file
+from finetune_trainer.storage import FileRecord, folder_digest, hash_file, told_bytes
 from finetune_trainer.trained import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS, MODEL_FOLDER
 from finetune_trainer.weight_files import link_weights
 
@@ -164,8 +164,8 @@ def refuse_full_disk(package: Package, plan: Planned) -> None:
     if wanted > free:
         raise StageError(
             Reason.STORAGE_ERROR,
-            f"package writes about {wanted / 1e9:.1f} GB, {plan.elements / 1e9:.2f} billion weights as merge, float32 and each GGUF, "
-            f"and {free / 1e9:.1f} GB are free on the job's storage; free space there or enlarge it",
+            f"package writes about {told_bytes(wanted)}, {plan.elements:,} weights as merge, float32 and each GGUF, "
+            f"and {told_bytes(free)} are free on the job's storage; free space there or enlarge it",
         )
 
 

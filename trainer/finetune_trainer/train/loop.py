@@ -25,6 +25,7 @@ from finetune_trainer.adapters import Trainable
 from finetune_trainer.errors import StageError
 from finetune_trainer.interruption import Interruption, terminated
 from finetune_trainer.prepared import IGNORED_LABEL
+from finetune_trainer.storage import not_written
 from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.guard import StepGuard, any_rank
@@ -129,7 +130,7 @@ class GuardedLoop:
                 self.controls.store.publish(step, folder)
         except _WRITE_ERRORS as error:
             self.controls.store.discard(folder)
-            raise StageError(Reason.STORAGE_ERROR, f"the checkpoint of step {step}: {error}"[:400], self._so_far()) from error
+            raise StageError(Reason.STORAGE_ERROR, not_written(f"the checkpoint of step {step}", error), self._so_far()) from error
         self.controls.cadence.saved(step, time.monotonic() - began)
 
     def _write_files(self, folder: Path) -> None:

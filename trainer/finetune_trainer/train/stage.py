@@ -26,6 +26,7 @@ from finetune_trainer.precision import choose_dtypes
 from finetune_trainer.prepared import Prepared, load_prepared
 from finetune_trainer.quiet import quiet_libraries
 from finetune_trainer.stages import Workspace, inputs_digest
+from finetune_trainer.storage import not_written
 from finetune_trainer.train.cadence import Cadence
 from finetune_trainer.train.checkpoint import CheckpointStore
 from finetune_trainer.train.hf_arguments import Surroundings
@@ -209,6 +210,6 @@ def _leave_weights(job: TrainingJob, trained: Trained, folder: Path) -> None:
     except SafetensorError as error:  # safetensors' own word for what the system says of its file
         raise StageError(
             Reason.STORAGE_ERROR,
-            f"the trained weights cannot be written: {error}; free space on the job's storage or enlarge it"[:400],
+            not_written("trained weights", error),
             StageResult(stage=Stage.TRAIN, checkpoint=job.controls.store.report()),
         ) from error
