@@ -136,8 +136,8 @@ MUTANTS = (
     Mutant(
         "a move is acted upon before it is durable",
         "modelversion/plan.py",
-        "actions=() if moves else tuple(_actions(after))",
-        "actions=tuple(_actions(after))",
+        "actions=() if moves else tuple(_actions(after, children))",
+        "actions=tuple(_actions(after, children))",
     ),
     Mutant("a version starts before its pods are ready", "modelversion/policies/steps.py", "if starting and not ready:", "if False:"),
     Mutant(

@@ -13,6 +13,7 @@ from finetune_operator.finetunejob import plan as finetunejob_plan
 from finetune_operator.finetunejob.observe import observe as observe_job
 from finetune_operator.modelversion import plan as modelversion_plan
 from finetune_operator.modelversion.observe import observe as observe_model
+from finetune_operator.modelversion.observe import with_successors
 
 
 async def plan_job(key: Key, world: World, now: datetime) -> Work | None:
@@ -31,10 +32,11 @@ async def plan_job(key: Key, world: World, now: datetime) -> Work | None:
 
 
 async def plan_model(key: Key, world: World, now: datetime) -> Work | None:
-    versions = world.store.of(key, names.MODELVERSION)
-    if not versions:
+    seen = world.store.of(key, names.MODELVERSION)
+    if not seen:
         world.planned_since.pop(key, None)
         return None
+    versions = await with_successors(key, seen, world)
     world.planned_since.setdefault(key, now.replace(microsecond=0))
     plan = modelversion_plan.plan_model(versions, await observe_model(key, versions, world), world.settings, now)
     return Work(

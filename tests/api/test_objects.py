@@ -54,7 +54,7 @@ def where(body: Object) -> str:
 def with_numbers() -> Object:
     """Quantities without quotation marks, as in any Pod."""
     return job(
-        resources={"cpu": 2, "memory": 4294967296, "sharedMemory": 0},
+        resources={"cpu": 2, "memory": 4294967296, "sharedMemory": 67108864},
         stages={"prepare": {"cpu": 1}},
         storage={"persistentVolumeClaim": {"size": 1073741824}},
     )

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from finetune_api.modelversion import Stage
 from finetune_api.uri import claim_of
 
 from finetune_operator.core.names import Object
 from finetune_operator.engine.store import Key
 from finetune_operator.engine.world import World
-from finetune_operator.kube.resources import AUTOSCALER, CLAIM, DEPLOYMENT, DISRUPTION_BUDGET, HTTPROUTE, POD, SERVICE
+from finetune_operator.kube.resources import AUTOSCALER, CLAIM, DEPLOYMENT, DISRUPTION_BUDGET, HTTPROUTE, MODELVERSION, POD, SERVICE
 from finetune_operator.modelversion.observed import Observed, observed_of, rival_route
 
 _CHILDREN = (DEPLOYMENT, SERVICE, DISRUPTION_BUDGET, POD, HTTPROUTE, AUTOSCALER)
+
+
+async def with_successors(key: Key, versions: Sequence[Object], world: World) -> list[Object]:
+    """The versions, and where none of them is in production those that took over from one and are not known yet.
+
+    What is written of one version may be read before the watch tells of another: that one is not gone.
+    """
+    statuses = [version.get("status") or {} for version in versions]
+    if any(status.get("stage") == Stage.PRODUCTION for status in statuses):
+        return list(versions)
+    known = {version["metadata"]["name"] for version in versions}
+    named = {name for status in statuses if isinstance(name := status.get("replacedBy"), str)}
+    found = [await world.lookups.find(MODELVERSION, key.namespace, name) for name in sorted(named - known)]
+    return [*versions, *(live for live in found if live and live["spec"].get("model") == key.name)]
 
 
 async def observe(key: Key, versions: Iterable[Object], world: World) -> Observed:

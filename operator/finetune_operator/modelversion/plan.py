@@ -39,7 +39,7 @@ from finetune_operator.modelversion.observed import ChildFact, DeploymentFact, N
 from finetune_operator.modelversion.policies import edits, keep
 from finetune_operator.modelversion.policies.restore import restored_moves
 from finetune_operator.modelversion.policies.steps import next_step, too_much
-from finetune_operator.modelversion.policies.succession import after_departures, departure, displacements, surplus
+from finetune_operator.modelversion.policies.succession import after_departures, departure, displacements, interrupted_at, surplus
 from finetune_operator.modelversion.policies.traffic import followed_traffic
 from finetune_operator.modelversion.resources.deployment import asked_of, make_deployment, make_template, owners_of_server
 from finetune_operator.modelversion.resources.disruption_budget import API_VERSION as BUDGET_API_VERSION
@@ -387,6 +387,7 @@ def _recheck_at(situation: Situation) -> datetime | None:
         moments += [
             keeps.until if keeps else None,
             keep.kept_until(version, situation.versions),
+            interrupted_at(version, situation.versions, situation.now),
             idle + keep.DRAIN if idle else None,
             situation.now + timedelta(seconds=situation.settings.missing_recheck_s) if _awaits_claim(version, situation) else None,
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from finetune_api.modelversion import Stage
 
@@ -15,6 +15,11 @@ REFUSED_EXIT_CODE = 78
 
 RESTARTS_BEFORE_REJECTION = 2
 """A volume can fail to be read once; a wrong digest comes back at every start."""
+
+
+UNDER_WAY = timedelta(seconds=15)
+"""Of the two writes by which production changes hands: how long the second may be under way, be it of an operator that has lost its Lease.
+Meanwhile whoever is in charge goes forward only: one that went back would leave two in production. Source: a request ends within 10 s."""
 
 
 def departure(version: Version, versions: Sequence[Version], observed: Observed, now: datetime) -> Move | None:
@@ -75,22 +80,33 @@ def homecoming(versions: Sequence[Version], now: datetime) -> Move | None:
         return None
     for version in reversed(versions):
         if version.place.stage == Stage.ARCHIVED and version.place.successor and version.stands:
-            why = _successor_gone(version.place.successor, versions)
+            why = _successor_gone(version, version.place.successor, versions, now)
             if why:
                 return Move(version.name, Place(Stage.PRODUCTION, len(version.steps) - 1, now), "Operator", why)
     return None
 
 
-def _successor_gone(successor: Successor, versions: Sequence[Version]) -> str:
+def _successor_gone(former: Version, successor: Successor, versions: Sequence[Version], now: datetime) -> str:
     """Why a successor does not count any more; empty where it does. A live one never got to production: we were interrupted."""
     name, version = successor.name, find_version(versions, successor.name)
     if version is None or not successor.is_(version):
         return f"{name}, which had taken over, is gone"
     if version.spec.rollout.abort or version.place.stage == Stage.ROLLED_BACK:
         return f"{name}, which had taken over, was aborted"
-    if version.in_service:
+    if version.in_service and now >= _interrupted_at(former, now):
         return f"{name} has not taken over"
     return ""
+
+
+def _interrupted_at(former: Version, now: datetime) -> datetime:
+    return (former.place.since or now - UNDER_WAY) + UNDER_WAY
+
+
+def interrupted_at(version: Version, versions: Sequence[Version], now: datetime) -> datetime | None:
+    """From when on a version that gave production up has it back, its successor having it not; None where that is not to be expected."""
+    if production_of(versions) or version.place.stage != Stage.ARCHIVED or version.place.successor is None:
+        return None
+    return _interrupted_at(version, now)
 
 
 def comeback(versions: Sequence[Version], now: datetime) -> Move | None:

@@ -50,7 +50,7 @@ def shares(versions: Sequence[Version], observed: Observed, left_behind: Sequenc
     if not live:
         awaited = any(version.in_service for version in versions)
         return weights | (_kept(left_behind, 100, observed) if awaited else {})
-    taker = production_of(versions) or live[0]
+    taker = _taker(versions, live)
     if followed_traffic(versions).type != "None":
         granted = grants(versions)
         weights |= {version.name: granted[version.name] for version in live if version.name in granted and answers(version, observed)}
@@ -59,6 +59,16 @@ def shares(versions: Sequence[Version], observed: Observed, left_behind: Sequenc
             weights |= _kept(left_behind, 100 - sum(weights.values()), observed)
     weights[taker.name] += 100 - sum(weights.values())
     return weights
+
+
+def _taker(versions: Sequence[Version], live: Sequence[Version]) -> Version:
+    """Who gets what is left: production; while it changes hands, the one that gave it up; else the oldest live version."""
+    handing_over = (version for version in versions if version.place.stage == Stage.ARCHIVED and _successor_in(version, live))
+    return production_of(versions) or next(handing_over, live[0])
+
+
+def _successor_in(former: Version, live: Sequence[Version]) -> bool:
+    return former.stands and any(former.place.successor is not None and former.place.successor.is_(version) for version in live)
 
 
 def _kept(left_behind: Sequence[str], left: int, observed: Observed) -> dict[str, int]:
@@ -77,7 +87,7 @@ def grants(versions: Sequence[Version]) -> dict[str, int]:
     One alone may ask for all. The one that takes what is left, and those that take no part, are not among them.
     """
     live = [version for version in versions if version.live and not differs(version, versions)]
-    taker = production_of(versions) or (live[0] if live else None)
+    taker = _taker(versions, live) if live else None
     granted: dict[str, int] = {}
     for version in live:
         if taker and version.name != taker.name:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from finetune_operator.core.plan import Apply, Delete, SetOwners
+from finetune_operator.modelversion.policies.succession import UNDER_WAY
 
 from tests.unit.operator.modelversion.world import GATEWAY, STEPS, World, canary, in_production, model_version, refused_pod
 
@@ -702,6 +703,23 @@ def test_promotion_killed_between_its_two_writes_is_made_up_for() -> None:
     assert world.stages() == {"bot-v1": "Archived", "bot-v2": "Staging"}
     world.thrive()
     assert (world.stages(), world.routed()) == ({"bot-v1": "Archived", "bot-v2": "Production"}, {"bot-v2": 100})
+
+
+def test_one_that_gave_production_up_has_it_back_only_when_no_write_can_be_under_way() -> None:
+    """Another operator, that lost its Lease, may have sent the successor's promotion: two would be in production."""
+    world = canary()
+    world.tick(minutes=10)
+    world.thrive()
+    world.tick(minutes=10)
+    world.run_pass(writes=1)
+    world.edit("bot-v2", paused=True)
+    world.thrive()
+    assert world.stages() == {"bot-v1": "Archived", "bot-v2": "Staging"}
+    assert world.routed() == {"bot-v1": 90, "bot-v2": 10}, "nobody gets more meanwhile"
+    assert world.plan().recheck_at == world.now + UNDER_WAY
+    world.tick(seconds=UNDER_WAY.total_seconds())
+    world.thrive()
+    assert world.stages() == {"bot-v1": "Production", "bot-v2": "Staging"}
 
 
 def test_long_words_of_a_server_fit_the_history() -> None:
