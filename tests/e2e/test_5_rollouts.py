@@ -61,10 +61,9 @@ def versions(example: Object, namespace: str) -> Iterator[None]:
         version("both", 2, gateway("both") | {"steps": STEPS}),
         version("back", 1, gateway("back")),
         version("gone", 1, gateway("gone"), keepPrevious="0s"),
-        version("gone", 2, gateway("gone"), keepPrevious="0s"),
         version("unset", 1, NO_TRAFFIC, **ANYWHERE),
     ]
-    names = [item["metadata"]["name"] for item in everything]
+    names = [*(item["metadata"]["name"] for item in everything), "gone-v2"]
     scale_operator(0)
     try:
         cluster.apply(*everything)
@@ -188,6 +187,10 @@ def evict(pod: str, namespace: str) -> bool:
 
 
 def test_a_version_deleted_in_production_fails_no_request_while_the_former_one_starts(versions: None, namespace: str) -> None:
+    first = in_stage("gone-v1", namespace, "Production")
+    lineage = first["spec"]["lineage"] | {"runDigest": "2" * 64}
+    second = {"metadata": {"name": "gone-v2", "namespace": namespace}, "spec": first["spec"] | {"version": 2, "lineage": lineage}}
+    cluster.apply({key: first[key] for key in ("apiVersion", "kind")} | second)
     in_stage("gone-v2", namespace, "Production")
     wait(lambda: cluster.find("deployment", "gone-v1", namespace) is None, "the former one's pods are gone", 120)
     with Load("gone.example.com") as load:

@@ -17,17 +17,17 @@ _CHILDREN = (DEPLOYMENT, SERVICE, DISRUPTION_BUDGET, POD, HTTPROUTE, AUTOSCALER)
 
 
 async def with_successors(key: Key, versions: Sequence[Object], world: World) -> list[Object]:
-    """The versions, and where none of them is in production those that took over from one and are not known yet.
+    """The versions; where none of them is in production, those that took over from one as they are now.
 
-    What is written of one version may be read before the watch tells of another: that one is not gone.
+    Of two versions that were written one after the other the watch may tell late: the one that took over is not gone, nor where it was.
     """
     statuses = [version.get("status") or {} for version in versions]
     if any(status.get("stage") == Stage.PRODUCTION for status in statuses):
         return list(versions)
-    known = {version["metadata"]["name"] for version in versions}
     named = {name for status in statuses if isinstance(name := status.get("replacedBy"), str)}
-    found = [await world.lookups.find(MODELVERSION, key.namespace, name) for name in sorted(named - known)]
-    return [*versions, *(live for live in found if live and live["spec"].get("model") == key.name)]
+    found = [await world.lookups.read(MODELVERSION, key.namespace, name) for name in sorted(named)]
+    now = {live["metadata"]["name"]: live for live in found if live and live["spec"].get("model") == key.name}
+    return list(({version["metadata"]["name"]: version for version in versions} | now).values())
 
 
 async def observe(key: Key, versions: Iterable[Object], world: World) -> Observed:
