@@ -290,6 +290,19 @@ def test_children_are_accepted_and_then_as_wanted(api: Api, one_node: bool, reso
         assert contains(answer.body, body)
 
 
+def test_a_port_that_people_gave_another_number_is_put_back(api: Api) -> None:
+    """What Apply.replaces is for: server-side apply alone adds ours beside theirs, and is refused for the name that both have."""
+    item = read_versions([api.create(VERSIONS, version()).body])[0][0]
+    body, path = make_service(item, owners_of_server(item, None)), f"/api/v1/namespaces/{NAMESPACE}/services/{item.name}"
+    merge = "application/merge-patch+json"
+    assert api.apply(path, body).ok
+    (port,) = body["spec"]["ports"]
+    assert api.call("PATCH", path, {"spec": {"ports": [port | {"port": 8080}]}}, type=merge).ok
+    assert "Duplicate value" in api.apply(path, body, force="true").message
+    assert api.call("PATCH", path, {"spec": {"ports": body["spec"]["ports"]}}, type=merge).ok
+    assert [port["port"] for port in api.apply(path, body, force="true").body["spec"]["ports"]] == [80]
+
+
 ROUTE = f"/apis/gateway.networking.k8s.io/v1/namespaces/{NAMESPACE}/httproutes/bot"
 ROUTE_SETTINGS = GatewayAPI.model_validate(GATEWAY["gatewayAPI"])
 

@@ -32,13 +32,15 @@ class Apply:
     """Server-side apply with our field manager, skipped where the live object already contains `body`.
 
     `exactly`: not skipped then either, because a list that is replaced as a whole holds more than is wanted. `yields`: members of spec
-    that somebody else sets once the object is there; they are applied as they are found.
+    that somebody else sets once the object is there; they are applied as they are found. `replaces`: lists of spec that are put in place
+    as a whole before, because an item of others under a key of its own would stand beside ours and be refused.
     """
 
     body: Object
     concern: str = ""
     exactly: bool = False
     yields: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

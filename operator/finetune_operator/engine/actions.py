@@ -130,12 +130,16 @@ class Actor:
         body = _marked(action.body)
         resource, metadata = resource_of(body["apiVersion"], body["kind"]), body["metadata"]
         live = self.store.get(body["kind"], metadata["namespace"], metadata["name"])
+        if live is not None and not is_ours(live, body):
+            # no watch tells of one that has not our label: it may be gone by now
+            live = await self.refresh(resource, metadata["namespace"], metadata["name"])
         if live is not None:
             if not is_ours(live, body):
                 return stranger_problem(live, body)
+            live = await self._replace(resource, live, body, action.replaces)
             body = _yielding(body, live, action.yields)
             if contains(live, body) and not action.exactly:
-                return False
+                return bool(action.replaces)
             body = _pinned(body, live, to_version=bool(action.yields))
         self._fence()
         try:
@@ -148,6 +152,26 @@ class Actor:
             raise Stale from error
         self._learn(answer)
         return live is None or answer["metadata"]["resourceVersion"] != live["metadata"]["resourceVersion"]
+
+    async def _replace(self, resource: Resource, live: Object, body: Object, members: tuple[str, ...]) -> Object:
+        """The live object with lists of its spec as they are wanted, which server-side apply would only have added to."""
+        if not members:
+            return live
+        metadata = live["metadata"]
+        held = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+        self._fence()
+        try:
+            answer = await self.client.merge_patch(
+                resource,
+                metadata["namespace"],
+                metadata["name"],
+                {"metadata": held, "spec": {name: body["spec"][name] for name in members}},
+            )
+        except (Conflict, NotFound) as error:
+            await self.refresh(resource, metadata["namespace"], metadata["name"])
+            raise Stale from error
+        self._learn(answer)
+        return answer
 
     async def _delete(self, action: Delete) -> Done:
         resource = resource_of(action.api_version, action.kind)

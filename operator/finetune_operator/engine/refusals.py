@@ -15,6 +15,8 @@ from finetune_operator.engine.store import Key
 _FIRST = timedelta(seconds=2)
 _LONGEST = timedelta(seconds=REFUSED_S)
 _LONGEST_ASKED_S = 120.0
+_ASKED_OF_A_PERSON = timedelta(seconds=15)
+"""Of a stranger's object: whoever took it away as asked waits for an answer, and no watch tells of it."""
 _SOON = PASSING_PROBLEMS | {Reason.QUOTA_EXCEEDED}
 """Reasons whose cause may be gone in a moment: tried again sooner at first."""
 
@@ -44,6 +46,7 @@ class Refusals:
         before = self._held.get(key, {}).get(_about(action))
         times = before.times + 1 if before and before.action == action else 0
         wait = min(_FIRST * 2 ** min(times, 10), _LONGEST) if problem.reason in _SOON else _LONGEST
+        wait = _ASKED_OF_A_PERSON if problem.reason == Reason.NOT_OWNED else wait
         wait = max(wait, timedelta(seconds=min(asked_s or 0.0, _LONGEST_ASKED_S)))
         self._held.setdefault(key, {})[_about(action)] = _Held(action, problem, self.now() + wait, times)
 

@@ -282,9 +282,19 @@ def _progressing(version: Version, outlook: Outlook, serving: Sequence[Condition
         return Condition(ConditionType.PROGRESSING, "False", Reason.COMPLETED, "in production")
     obstacle = outlook.obstacle
     if obstacle is None:
-        return Condition(ConditionType.PROGRESSING, "True", Reason.WAITING, f"{describe(version)}; the next one is due")
+        return Condition(
+            ConditionType.PROGRESSING, "True", Reason.WAITING, f"{describe(version)}; the next one is due{_more(version, outlook)}"
+        )
     held = obstacle.reason in (Reason.PAUSED, Reason.AWAITING_APPROVAL)
-    return Condition(ConditionType.PROGRESSING, "False" if held else "True", obstacle.reason, obstacle.message)
+    return Condition(ConditionType.PROGRESSING, "False" if held else "True", obstacle.reason, obstacle.message + _more(version, outlook))
+
+
+def _more(version: Version, outlook: Outlook) -> str:
+    """That it gets more than its step asks for; empty where it does not."""
+    asked = version.weight_asked
+    if not version.live or outlook.weight <= asked:
+        return ""
+    return f"; nothing is in production, so that it gets {outlook.weight} % instead of {asked}"
 
 
 def _out_of_service(version: Version) -> str:

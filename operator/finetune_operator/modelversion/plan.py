@@ -226,7 +226,14 @@ def _service(version: Version, situation: Situation) -> Action:
     """By itself: a route that names no Service for a share would send it to others. One more label in the selector ends all traffic."""
     wanted, there = make_service(version, _owners(version, situation)), situation.observed.services.get(version.name)
     differs = there is not None and there.selector != wanted["spec"]["selector"]
-    return Apply(wanted, f"Service {version.name}", exactly=differs)
+    name_taken = there is not None and _is_name_taken(there.spec.get("ports") or [], wanted["spec"]["ports"])
+    return Apply(wanted, f"Service {version.name}", exactly=differs, replaces=("ports",) if name_taken else ())
+
+
+def _is_name_taken(live: Sequence[Object], wanted: Sequence[Object]) -> bool:
+    """Whether a port of ours has another number or protocol now: server-side apply would add ours, under the same name, beside it."""
+    key = {port["name"]: (port["port"], port["protocol"]) for port in wanted}
+    return any(port.get("name") in key and key[port["name"]] != (port.get("port"), port.get("protocol", "TCP")) for port in live)
 
 
 def _owners(version: Version, situation: Situation) -> list[Object]:

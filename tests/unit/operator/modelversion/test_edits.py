@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from finetune_operator.core.names import Object
+from finetune_operator.core.plan import Apply
 from finetune_operator.modelversion.policies.edits import added, edited
 
 from tests.unit.operator.modelversion.world import World, canary, in_production
@@ -211,3 +212,11 @@ def test_what_the_api_server_fills_in_is_nobodys() -> None:
         "schedulerName": "default-scheduler",
     }
     assert list(edited(live, wanted)) == list(added(live, wanted)) == []
+
+
+@pytest.mark.parametrize(("port", "replaced"), [({"port": 8080}, ("ports",)), ({"protocol": "UDP"}, ("ports",)), ({"targetPort": 1}, ())])
+def test_a_port_of_another_number_is_replaced_and_not_added_to(port: Object, replaced: tuple[str, ...]) -> None:
+    world = in_production(1)
+    world.children["Service", "bot-v1"]["spec"]["ports"][0] |= port
+    (action,) = (action for action in world.plan().actions if isinstance(action, Apply) and action.body["kind"] == "Service")
+    assert action.replaces == replaced

@@ -864,3 +864,12 @@ def test_deletes_name_the_object_that_was_seen() -> None:
     uids = {key: child["metadata"]["uid"] for key, child in world.children.items()}
     deletes = [action for action in world.plan().actions if isinstance(action, Delete)]
     assert {(action.kind, action.name): action.uid for action in deletes} == uids
+
+
+def test_a_candidate_that_gets_more_than_its_step_asks_for_says_so() -> None:
+    world = canary()
+    assert "nothing is in production" not in world.message("bot-v2", "Progressing")
+    world.delete("bot-v1")
+    world.thrive()
+    assert world.routed() == {"bot-v2": 100}
+    assert "nothing is in production, so that it gets 100 % instead of 5" in world.message("bot-v2", "Progressing")
