@@ -23,6 +23,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLUSTER = (sys.executable, "-m", "hack.cluster")
@@ -185,9 +186,7 @@ def packages_beside(engine: Engine, image: Image) -> Iterator[None]:
     """Has the image's stage `packages` built while the block compiles: it downloads gigabytes. Should it fail, building the image will say so."""
     command = [*build_command(image), "--target", "packages"]
     with log_of(f"{image.name}-packages").open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=engine.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = start(command, engine.environment, output)
         try:
             yield
             process.wait()
@@ -230,13 +229,15 @@ def build(engine: Engine, image: Image, *, again: bool = False) -> None:
     say(f"{name}: {size / 1e6:,.0f} MB, {time.monotonic() - began:.1f} s")
 
 
+def start(command: list[str], environment: Mapping[str, str], output: IO[bytes]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+
 def run_logged(command: list[str], environment: Mapping[str, str], log: Path) -> None:
     """Runs a program with its output in a new `log`; shows the last line now and then, the end of it on failure."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = start(command, environment, output)
         try:
             while True:
                 try:

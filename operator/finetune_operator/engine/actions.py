@@ -63,14 +63,7 @@ class Actor:
         resource = resource_of(live["apiVersion"], live["kind"])
         metadata = live["metadata"]
         body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]}, "status": patch}
-        self._fence()
-        try:
-            answer = await self.client.merge_patch(resource, metadata["namespace"], metadata["name"], body, "status")
-        except (Conflict, NotFound) as error:
-            await self.refresh(resource, metadata["namespace"], metadata["name"])
-            raise Stale from error
-        self._learn(answer)
-        return answer
+        return await self._patch_seen(resource, metadata["namespace"], metadata["name"], body, "status")
 
     async def refresh(self, resource: Resource, namespace: str, name: str) -> Object | None:
         """The object as it is now, also put into the store: for where the store was seen to be stale."""
@@ -159,16 +152,16 @@ class Actor:
             return live
         metadata = live["metadata"]
         held = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+        patch = {"metadata": held, "spec": {name: body["spec"][name] for name in members}}
+        return await self._patch_seen(resource, metadata["namespace"], metadata["name"], patch)
+
+    async def _patch_seen(self, resource: Resource, namespace: str, name: str, patch: Object, subresource: str = "") -> Object:
+        """One write to an object as it was seen, by the uid and resourceVersion that `patch` names. Raises Stale where that is over."""
         self._fence()
         try:
-            answer = await self.client.merge_patch(
-                resource,
-                metadata["namespace"],
-                metadata["name"],
-                {"metadata": held, "spec": {name: body["spec"][name] for name in members}},
-            )
+            answer = await self.client.merge_patch(resource, namespace, name, patch, subresource)
         except (Conflict, NotFound) as error:
-            await self.refresh(resource, metadata["namespace"], metadata["name"])
+            await self.refresh(resource, namespace, name)
             raise Stale from error
         self._learn(answer)
         return answer
@@ -204,12 +197,7 @@ class Actor:
                 "ownerReferences": [dict(owner) for owner in action.owners] or None,
             }
         }
-        self._fence()
-        try:
-            self._learn(await self.client.merge_patch(resource, action.namespace, action.name, patch))
-        except (Conflict, NotFound) as error:
-            await self.refresh(resource, action.namespace, action.name)
-            raise Stale from error
+        await self._patch_seen(resource, action.namespace, action.name, patch)
         return True
 
     def _fence(self) -> None:

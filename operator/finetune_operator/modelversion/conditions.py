@@ -301,7 +301,7 @@ def _out_of_service(version: Version) -> str:
     place, words = version.place, f"{version.place.stage}: gets no traffic"
     if place.stage == Stage.ARCHIVED and version.spec.lifecycle == "Retired":
         return f"{words}; it goes on when spec.lifecycle is Active again"
-    if place.stage == Stage.ARCHIVED and place.successor and version.stands:
+    if version.may_return and place.successor:
         return f"{words}; returns if {place.successor.name} is aborted or deleted"
     return f"{words} any more; publish another version to serve it again"
 

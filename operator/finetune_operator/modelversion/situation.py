@@ -111,7 +111,7 @@ class Situation:
 
     def is_done_with(self, left_behind: str) -> bool:
         """Whether no request goes to a server whose version was deleted."""
-        return self.observed.route is not None and left_behind not in self.observed.route.weights and self.route_accepted
+        return keep.gets_nothing(left_behind, self.observed, self.route_accepted)
 
     def _route_settings(self) -> GatewayAPI | None:
         """What the followed version asks for; while its host names are another model's, those that the route has already."""

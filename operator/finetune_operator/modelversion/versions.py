@@ -123,6 +123,11 @@ class Version:
         return self.spec.lifecycle == "Active" and not self.spec.rollout.abort
 
     @property
+    def may_return(self) -> bool:
+        """It held production, and would again if the one that took over went."""
+        return self.place.stage == Stage.ARCHIVED and self.place.successor is not None and self.stands
+
+    @property
     def steps(self) -> Sequence[Step]:
         return self.spec.rollout.steps or STRAIGHT_TO_PRODUCTION
 
@@ -232,8 +237,7 @@ def production_of(versions: Sequence[Version]) -> Version | None:
 
 def may_follow(version: Version) -> bool:
     """Whether one that is not live may be next: its first step lies ahead, or it held production and returns when the present one goes."""
-    formerly = version.place.stage == Stage.ARCHIVED and version.place.successor is not None and version.stands
-    return not version.live and (version.in_service or formerly)
+    return not version.live and (version.in_service or version.may_return)
 
 
 def find_version(versions: Sequence[Version], name: str | None) -> Version | None:

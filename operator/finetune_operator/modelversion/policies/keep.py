@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from finetune_api.modelversion import Stage
-
 from finetune_operator.modelversion.observed import Observed
 from finetune_operator.modelversion.versions import Version, duration_of, find_version
 
@@ -16,7 +14,7 @@ DRAIN = timedelta(seconds=30)
 
 def kept_until(version: Version, versions: Sequence[Version]) -> datetime | None:
     """Until when a former production version stays ready, by keepPrevious of the one that took over."""
-    if version.place.stage != Stage.ARCHIVED or version.place.since is None or version.place.successor is None or not version.stands:
+    if not version.may_return or version.place.since is None or version.place.successor is None:
         return None
     successor = find_version(versions, version.place.successor.name) or version
     return version.place.since + duration_of(successor.spec.serving.keep_previous)
@@ -35,9 +33,12 @@ def idle_since(version: Version, observed: Observed, route_accepted: bool, now: 
     """Since when no accepted route sends the version anything; None while one may, and once its children are gone."""
     if not has_children(version, observed):
         return None
-    route = observed.route
-    quiet = route is None or (version.name not in route.weights and route_accepted)
-    return (version.place.idle_since or now) if quiet else None
+    return (version.place.idle_since or now) if gets_nothing(version.name, observed, route_accepted) else None
+
+
+def gets_nothing(name: str, observed: Observed, route_accepted: bool) -> bool:
+    """Whether no accepted route sends a server anything."""
+    return observed.route is None or (name not in observed.route.weights and route_accepted)
 
 
 def may_stop(idle: datetime | None, now: datetime) -> bool:

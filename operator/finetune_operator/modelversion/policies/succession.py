@@ -79,7 +79,7 @@ def homecoming(versions: Sequence[Version], now: datetime) -> Move | None:
     if production_of(versions):
         return None
     for version in reversed(versions):
-        if version.place.stage == Stage.ARCHIVED and version.place.successor and version.stands:
+        if version.may_return and version.place.successor:
             why = _successor_gone(version, version.place.successor, versions, now)
             if why:
                 return Move(version.name, Place(Stage.PRODUCTION, len(version.steps) - 1, now), "Operator", why)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from finetune_api.modelversion import Stage
 from finetune_api.sections.rollout import GatewayAPI, GatewayRef, Traffic
 
 from finetune_operator.modelversion.observed import Observed, RouteFact
@@ -63,12 +62,12 @@ def shares(versions: Sequence[Version], observed: Observed, left_behind: Sequenc
 
 def _taker(versions: Sequence[Version], live: Sequence[Version]) -> Version:
     """Who gets what is left: production; while it changes hands, the one that gave it up; else the oldest live version."""
-    handing_over = (version for version in versions if version.place.stage == Stage.ARCHIVED and _successor_in(version, live))
+    handing_over = (version for version in versions if version.may_return and _successor_in(version, live))
     return production_of(versions) or next(handing_over, live[0])
 
 
 def _successor_in(former: Version, live: Sequence[Version]) -> bool:
-    return former.stands and any(former.place.successor is not None and former.place.successor.is_(version) for version in live)
+    return any(former.place.successor is not None and former.place.successor.is_(version) for version in live)
 
 
 def _kept(left_behind: Sequence[str], left: int, observed: Observed) -> dict[str, int]:
@@ -101,7 +100,7 @@ def _stand_in(taker: Version, versions: Sequence[Version], observed: Observed) -
     sent = observed.route.weights if observed.route else {}
     ready = [version for version in versions if not version.in_service and answers(version, observed)]
     held = [version for version in ready if version.place.successor and version.place.successor.name == taker.name]
-    formers = [version for version in held if version.place.stage == Stage.ARCHIVED and version.stands]
+    formers = [version for version in held if version.may_return]
     leaving = [version for version in held if sent.get(version.name, 0) > 0]
     return next(iter([*formers, *leaving]), taker)
 

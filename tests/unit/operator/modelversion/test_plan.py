@@ -694,24 +694,26 @@ def test_new_version_beside_others_with_status_is_registered() -> None:
     assert world.stages() == {"bot-v1": "Production", "bot-v2": "Registered"}
 
 
-def test_promotion_killed_between_its_two_writes_is_made_up_for() -> None:
+def killed_in_a_promotion() -> World:
+    """Version 2 has stood its steps, and the operator ended after the first of the two writes by which it takes production over."""
     world = canary()
     world.tick(minutes=10)
     world.thrive()
     world.tick(minutes=10)
     world.run_pass(writes=1)
     assert world.stages() == {"bot-v1": "Archived", "bot-v2": "Staging"}
+    return world
+
+
+def test_promotion_killed_between_its_two_writes_is_made_up_for() -> None:
+    world = killed_in_a_promotion()
     world.thrive()
     assert (world.stages(), world.routed()) == ({"bot-v1": "Archived", "bot-v2": "Production"}, {"bot-v2": 100})
 
 
 def test_one_that_gave_production_up_has_it_back_only_when_no_write_can_be_under_way() -> None:
     """Another operator, that lost its Lease, may have sent the successor's promotion: two would be in production."""
-    world = canary()
-    world.tick(minutes=10)
-    world.thrive()
-    world.tick(minutes=10)
-    world.run_pass(writes=1)
+    world = killed_in_a_promotion()
     world.edit("bot-v2", paused=True)
     world.thrive()
     assert world.stages() == {"bot-v1": "Archived", "bot-v2": "Staging"}
